@@ -23,8 +23,9 @@ from migrator.errors.jobs import AbortElsewhere
 from migrator.errors.this_host import Busy, JournalBroken, StillUnderWay
 from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
-from migrator.record.journal import DEFAULT_PATH, HURRY, Journal, Migration, is_busy
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import Owner, Role, State
+from migrator.record.transactions import HURRY, is_busy
 from migrator.remote.destination import ConnectOptions
 from stages import rollback
 from stages.steps import arguments
@@ -132,8 +133,8 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
     if new is None:
         return Result(data, f"{stopped.command} was stopped before it had begun a migration of {name}.")
     if new.state is State.FINISHED:
-        raise AlreadyRuns(name=name, destination=next_commands.other_host(new.role, new.peer, new.detail),
+        raise AlreadyRuns(name=name, destination=next_commands.other_host(new),
                           next=next_commands.command("status", new))
-    there = "" if new.detail.get("abandoned") else (
+    there = "" if new.ending.abandoned else (
         f" {new.peer} could not be told. {after_crash.tell_later(new)}")
     return Result(data, f"{stopped.command} was stopped, and has rolled back. {after_crash.where(new)}{there}")

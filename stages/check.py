@@ -137,7 +137,7 @@ def moving(name: str, lxcpath: Path) -> Finding | None:
                 f"{said} {after_crash.note(migration)}".rstrip(),
                 f"Next: {next_} -- see too: {next_commands.command('status', migration)}")
         if migration.state is State.FINISHED and not came and _is_fenced(migration):
-            host = next_commands.other_host(migration.role, migration.peer, migration.detail)
+            host = next_commands.other_host(migration)
             gone = f"{name} has moved to {next_commands.moved_to(migration)} (migration {migration.id})"
             return place_checks.MOVED_AWAY.found(
                 f"{gone}, and its copy here is fenced.",

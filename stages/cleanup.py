@@ -102,10 +102,10 @@ def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> Non
     for migration in journal.all(name or None):
         if lxcpath and not names.same_path(migration.lxcpath, lxcpath):
             continue
-        keeps = bases.paths(migration) or migration.detail.get("last_copy") or _tells(migration)  # its disk may be away
+        keeps = bases.paths(migration) or migration.copy.last_copy or _tells(migration)  # its disk may be away
         if migration.ended and not keeps and not migration.may_be_asked_for:
             journal.forget(migration)
-        elif migration.ended and migration.role is Role.DESTINATION and not migration.detail.get("forgotten"):
+        elif migration.ended and migration.role is Role.DESTINATION and not migration.ending.forgotten:
             migration.note("forgotten", forgotten=True)  # nothing tells any more whether it has left since
 
 
@@ -149,9 +149,9 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         cleaner.remove(path, btrfs.delete)
     for each in found if not cleaner.dry_run else []:
         bases.drop(each)
-        last = each.detail.get("last_copy", [])
+        last = each.copy.last_copy
         left = [name for name in last if name not in {path.name for path in removed}]  # on a disk that is away
-        if left != last:
+        if left != list(last):
             each.note("last-copy-dropped", last_copy=left)
     if not keep_copy:
         _remove_copy(cleaner, journal, layout)
@@ -205,7 +205,7 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
     else:
         named = {each.role: each for each in recorded if each.name == layout.name and each.state is State.FINISHED}
         came = named.get(Role.DESTINATION)
-        if came and not came.detail.get("given_way") and Role.SOURCE not in named:
+        if came and not came.arrived.given_way and Role.SOURCE not in named:
             if not cleaner.dry_run:
                 container_config.unfence(layout.container, fence)
             return False
@@ -247,7 +247,7 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
         _when_ended(journal, id_, lambda id_=id_: _remove_table(cleaner, journal, id_))  # type: ignore[misc]
     root = lxcpath / FOLDER
     found = {path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else set()
-    found |= {each.name for each in journal.all() if each.ended and each.detail.get("kept")}
+    found |= {each.name for each in journal.all() if each.ended and each.copy.kept}
     for name in sorted(found - {""}):
         try:
             with locked(name, lxcpath=lxcpath):
@@ -265,7 +265,7 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     # By their names, which the id makes each one's own, as an LXC path has several spellings.
     given_up = {path.name for each in known if each.ended for path in bases.paths(each)
                 if each.role is Role.DESTINATION or layout.container.is_dir()}
-    last = {name for each in known for name in each.detail.get("last_copy", ())}
+    last = {name for each in known for name in each.copy.last_copy}
     tell = _that_tell(layout, alive | kept)
     for path in layout.snapshots():
         id_ = path.name.split(".")[0]

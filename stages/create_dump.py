@@ -118,7 +118,7 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
     if migration.state is State.OFFERED and not dry_run:
         with offer.undecided(migration):
             standing.require(migration, NAME, next_commands.anew(migration) if link else "")
-            migration.note("leave", **leave.given(migration.detail, leave.BY_HAND))
+            migration.note("leave", leave=leave.given(migration.handover.leave, leave.BY_HAND))
         offer.make(migration, there)
         next_ = next_commands.next_command(migration)
     if offer.settled(migration, state_there) is State.DUMPED:
@@ -126,7 +126,7 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
                       f"{name} has already been dumped and handed over. Next: {next_}")
     bases.refuse_another(migration, NAME)
     looked = check.before_stage(request, standstill.ignore, container, there, known_copy=True,
-                                bridges=migration.detail["bridges"], memory=migration.memory)
+                                bridges=migration.begun.bridges, memory=migration.memory)
     bases.refuse_another_disk(migration, NAME)
     _refuse_changed(migration, container)
     if migration.state is not State.DUMPING:  # --dry-run of what an earlier one has left frozen
@@ -165,10 +165,10 @@ def _require_running(container: lxc.Container) -> None:
 
 def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
     config = container_config.read(container.config_file, container.name)
-    if config.digest != migration.detail["config_digest"]:
+    if config.digest != migration.data.config_digest:
         next_ = next_commands.command("prepare-data", migration)
         raise ContainerChanged(name=container.name, reason="its configuration is another", next=next_)
-    base = Layout(container.lxcpath, container.name, migration.id).snapshot(len(migration.detail["rounds"]))
+    base = Layout(container.lxcpath, container.name, migration.id).snapshot(len(migration.data.rounds))
     if not btrfs.is_subvolume(base):
         next_ = next_commands.command("rollback", migration)
         raise ContainerChanged(name=container.name, reason=f"the snapshot {base} is gone", next=next_)
@@ -183,7 +183,7 @@ def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
     _must_receive_dump(migration, fields)
     migration.note("increment", anew=True, increment_uuid=str(fields["uuid"])[:36])
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    target = here.snapshot(len(migration.detail["rounds"]) + 1)
+    target = here.snapshot(len(migration.data.rounds) + 1)
     behind = service.import_behind(here.spool / INCREMENT, target) if fields.get("behind") else None
     return Place(here.spool, True, {INCREMENT}.__contains__, behind, service.disk_bounds(migration))
 

@@ -151,14 +151,14 @@ def stop_and_fence(migration: Migration) -> None:
             log.warning(f"{folder} is another container by now: it is left alone")
     with migration.step("stop"):
         _end_copy(migration)
-    if migration.detail.get("ports"):
+    if migration.still.ports:
         network.hear(migration.id)
     Layout(migration.lxcpath, migration.name, migration.id).drop_images()
 
 
 def _end_copy(migration: Migration) -> None:
     """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
-    cgroup = Path(migration.detail.get("cgroup", ""))
+    cgroup = Path(migration.still.cgroup)
     if after_crash.memory_is_here(migration):  # without its memory it has been stopped before
         if remains.is_shown(migration, origins.source_uuids(migration)):
             _unplug(migration)
@@ -173,10 +173,10 @@ def _end_copy(migration: Migration) -> None:
 
 def _unplug(migration: Migration) -> None:
     """Take the veths of the copy that is frozen here away. By their names alone they could be another container's."""
-    if not migration.detail.get("ports"):
+    if not migration.still.ports:
         return
     try:
-        found = network.ports(remains.recorded_init(migration)[0])
+        found = network.ports(migration.still.first[0])
         if after_crash.memory_is_here(migration):  # else its process may be another one by now
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
@@ -195,12 +195,12 @@ def _last_change(migration: Migration) -> dict[str, int]:
 def described(migration: Migration) -> Result:
     """For --dry-run."""
     here = next_commands.this_host()
-    if not migration.memory or "cgroup" not in migration.detail:  # of an older journal
+    if not migration.memory or not migration.still.cgroup:  # of an older journal
         return of_dry_run([])
     return of_dry_run([
-        *((here, ["ip", "link", "delete", port["outside"]]) for port in migration.detail["ports"]),
-        (here, ["tee", f"{migration.detail['cgroup']}/cgroup.kill"]),
-        *([(here, network.hear_command(migration.id))] if migration.detail["ports"] else []),
+        *((here, ["ip", "link", "delete", port.outside]) for port in migration.still.ports),
+        (here, ["tee", f"{migration.still.cgroup}/cgroup.kill"]),
+        *([(here, network.hear_command(migration.id))] if migration.still.ports else []),
     ])
 
 
@@ -229,7 +229,7 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if migration.state not in (State.RESTORED, State.FINISHED):
         unrecorded.refuse(migration)
         raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
-    if migration.detail.get("given_way"):
+    if migration.arrived.given_way:
         raise gave_way.never_finished(migration, NAME)
     if settling.is_gone(migration):
         raise settling.gone(migration)
@@ -255,13 +255,13 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
     """
     newest = migration.journal.latest(migration.name, migration.lxcpath)
     later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
-    if migration.state is State.FINISHED and (later or migration.detail.get("given_way")):
+    if migration.state is State.FINISHED and (later or migration.arrived.given_way):
         migration.move(Event.FINISHED, forced=alone)
         return ""
     after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     failed = ""
-    if migration.state is State.RESTORED and lxc_disk.has_ended(layout, migration.detail.get("disk")):
+    if migration.state is State.RESTORED and lxc_disk.has_ended(layout, migration.begun.disk):
         container_config.unfence(layout.container, migration.id)  # all else was done then
     else:
         with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():

@@ -100,12 +100,12 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
 
     What `behind` has received while it arrived is not received again.
     """
-    number = len(migration.detail["rounds"])
+    number = len(migration.data.rounds)
     migration.move(Event.IMPORT)
     log.info(f"Importing round {number} of {migration.name} (migration {migration.id})")
     file = layout.spool / f"disk-{number}"
     try:
-        made = receive(migration, layout, file, number, migration.detail["rounds"][-1]["uuid"], behind)
+        made = receive(migration, layout, file, number, migration.data.rounds[-1].uuid, behind)
     except (SegmentDamaged, ReceiveFailed):
         spool.drop(file)
         migration.move(Event.RECEIVE)  # it must be sent again
@@ -135,7 +135,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
                                     " another place")
             if not (behind and behind.brought(target, left())):
-                leave = room_bounds.for_caller(layout.lxcpath, migration.detail.get("caller"))
+                leave = room_bounds.for_caller(layout.lxcpath, migration.caller)
                 if migration.state is State.IMPORTING:  # else a container stands still, and waits for it
                     leave = max(leave, room_bounds.MARGIN)
                     room.regain(layout, number, leave)
@@ -158,20 +158,20 @@ def define(migration: Migration, layout: Layout) -> str:
     is not one that its sender may bring, and ConfigInvalid where LXC would not read it here as we do.
     """
     carried, bridges = kept_config(layout)
-    texts, mapped_root = (carried.text, *carried.includes.values()), migration.detail["mapped_root"]
+    texts, mapped_root = (carried.text, *carried.includes.values()), migration.begun.mapped_root
     allowed = grant.of_migration(migration)
     for text in texts:
         allowed.check_config(migration.name, text, mapped_root)
     text, copies = arriving_config.adopted(migration, layout, carried, bridges, trusted=allowed.hooks)
     renamed = migration.other_name != migration.name
-    origins.refuse_foreign(migration.journal, layout, str(migration.detail.get("origin", "")), renamed=renamed)
+    origins.refuse_foreign(migration.journal, layout, migration.begun.origin, renamed=renamed)
     folder = layout.container
     if origins.whose(layout) is Whose.NOBODYS:
         folder = layout.beside
         layout.drop_beside()
         folder.mkdir(mode=0o770)  # as lxc-create makes it: a mapped root must get through to its root file system
-        if migration.detail["mapped_root"]:
-            os.chown(folder, migration.detail["mapped_root"], 0)
+        if migration.begun.mapped_root:
+            os.chown(folder, migration.begun.mapped_root, 0)
     keep_old(layout)
     if not layout.is_own_rootfs():
         _require_room(layout)  # before anything is frozen
@@ -300,7 +300,7 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
 
     Raises DiskAway where something of it may lie on its disk, and that is not there.
     """
-    on_disk = bool(migration.detail.get("on_disk"))
+    on_disk = bool(migration.data.on_disk)
     with lxc_disk.held(layout) if on_disk else contextlib.nullcontext():
         layout.drop_images()
         received_snapshot.clear(layout.folder, layout.spool)
@@ -309,7 +309,7 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
             log.warning("An older version of migrator began this: what it has put aside of an earlier stay of"
                         f" {layout.name} is in {layout.former_old}")
         for path in layout.own_snapshots():
-            if path.name not in migration.detail.get("kept", []):
+            if path.name not in migration.copy.kept:
                 btrfs.delete(path)
     if on_disk:  # nothing but the spool is left, and this may be repeated
         migration.note("disk", on_disk=False)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import secrets
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from migrator.base import log, names
 from migrator.base.figures import size
@@ -26,6 +27,7 @@ from migrator.errors.containers import AlreadyMigrating, ContainerNotRunning, Ou
 from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk, next_commands
+from migrator.record.detail import DiskRound
 from migrator.record.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.next_commands import this_host
@@ -125,7 +127,7 @@ def carry_out(request: MoveRequest, journal: Journal, migration: Migration | Non
         same_host.require(request.destination, migration, there, ask_state.ask(there, migration.id))
         choose(request, migration)
     config = container_config.read(container.config_file, container.name)
-    wanted = migration.detail["destination_lxcpath"] if migration else request.target.lxcpath
+    wanted = migration.begun.destination_lxcpath if migration else request.target.lxcpath
     id_ = migration.id if migration else journal.unused_id()
     origin = origins.origin(journal, container.name, container.lxcpath) or id_
     layout = Layout(container.lxcpath, container.name, id_)
@@ -142,7 +144,7 @@ def carry_out(request: MoveRequest, journal: Journal, migration: Migration | Non
         "destination": request.destination,
         "config": config.text,
         "includes": config.includes,
-        "bridges": migration.detail["bridges"] if migration else dict(request.target.bridges),
+        "bridges": migration.begun.bridges if migration else dict(request.target.bridges),
         "disk_bytes": disk_bytes,
         "mapped_root": container.mapped_root,
         "one_shot": move is not None, "memory": with_memory(request, migration),
@@ -150,7 +152,7 @@ def carry_out(request: MoveRequest, journal: Journal, migration: Migration | Non
         "usable": bases.usable(journal, layout, origin, container.rootfs),
     }
     if dry_run:
-        done = sum("bytes" in round_ for round_ in migration.detail["rounds"]) if migration else 0
+        done = sum(each.bytes is not None for each in migration.data.rounds) if migration else 0
         return _dry_run(container, there, fields, done + 1)
     migration, reply = _begin(request, move, journal, migration, there, fields)
     return _send_round(migration, container, there, reply, fields["usable"], config.digest, one_shot=move is not None,
@@ -231,24 +233,24 @@ def _send_round(
 ) -> Result:
     layout = Layout(container.lxcpath, container.name, migration.id)
     layout.make_folder()
-    rounds = list(migration.detail["rounds"])
+    rounds = list(migration.data.rounds)
     ticket = str(reply.get("ticket", ""))
-    if rounds and "bytes" not in rounds[-1] and "uuid" in rounds[-1] and layout.snapshot(len(rounds)).is_dir():
+    if rounds and rounds[-1].bytes is None and rounds[-1].uuid and layout.snapshot(len(rounds)).is_dir():
         log.verbose(f"Going on with round {len(rounds)}, which had broken off")
         migration.move(Event.SEND, ticket=ticket)
     else:
-        rounds = [round_ for round_ in rounds if "bytes" in round_]
+        rounds = [each for each in rounds if each.bytes is not None]
         for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
             btrfs.delete(leftover)
         parent = bases.for_round(layout, reply["subvolumes"], usable)
-        rounds.append({"parent": str(parent.path) if parent else ""})
+        rounds.append(DiskRound(parent=str(parent.path) if parent else ""))
         migration.move(Event.SEND, rounds=rounds, config_digest=config_digest, ticket=ticket)
         with migration.step("snapshot"):
             made = btrfs.snapshot(container.rootfs, layout.snapshot(len(rounds)), read_only=True)
-        rounds[-1] |= {"uuid": made.uuid}
+        rounds[-1] = msgspec.structs.replace(rounds[-1], uuid=made.uuid)
         migration.note("snapshotted", rounds=rounds)
     number, round_, snapshot = len(rounds), rounds[-1], layout.snapshot(len(rounds))
-    parent_path = Path(round_["parent"]) if round_["parent"] else None
+    parent_path = Path(round_.parent) if round_.parent else None
     log.info(f"Sending {'what has changed' if parent_path else 'the disk'} of {container.name} to {there.peer_host}"
              f" (migration {migration.id}, round {number})")
     with migration.step("send") as outcome, btrfs.send(snapshot, parent_path) as stream, \
@@ -258,11 +260,11 @@ def _send_round(
             [sender.SourceFile(f"disk-{number}", stream, None)],
             progress=progress.update, bytes_per_second=bwlimit,
         )
-        outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
-                       seconds=round(sent.seconds, 3))
-    there.call("received", id=migration.id, round=number, uuid=round_["uuid"])
-    rounds[-1] = round_ | {"bytes": sent.raw_bytes, "full": parent_path is None, "seconds": round(sent.seconds, 3),
-                           "wire_bytes": sent.wire_bytes}
+        sent.tell(outcome)
+    there.call("received", id=migration.id, round=number, uuid=round_.uuid)
+    rounds[-1] = msgspec.structs.replace(
+        round_, bytes=sent.raw_bytes, full=parent_path is None, seconds=round(sent.seconds, 3),
+        wire_bytes=sent.wire_bytes)
     migration.move(Event.SENT, rounds=rounds)
     next_ = next_commands.next_command(migration)
     return Result(
@@ -348,7 +350,8 @@ def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_n
         room.require_disk(migration, layout)
         room.check(service, layout, fields, held, origin)
         service.note_consent(migration)
-        if room_bounds.announced(fields) > room_bounds.TIMES * migration.detail.get("announced", math.inf):
+        before = migration.data.announced
+        if before is not None and room_bounds.announced(fields) > room_bounds.TIMES * before:
             migration.note("announced", announced=room_bounds.announced(fields))  # it grows and grows
         return migration
     service.refuse_new()
@@ -400,7 +403,7 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     """Where a round's stream goes, and that it must be on disk before it is acknowledged."""
     migration = service.migration(fields)
     number = int(fields["round"])
-    rounds = migration.detail["rounds"]
+    rounds = migration.data.rounds
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
     service.refuse_data(migration)
@@ -422,7 +425,7 @@ def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if not spool.is_complete(layout.spool / f"disk-{number}"):
         raise UsageError(reason=f"round {number} is not complete")
-    rounds = [*migration.detail["rounds"][: number - 1], {"uuid": uuid}]
+    rounds = [*migration.data.rounds[: number - 1], DiskRound(uuid=uuid)]
     migration.move(Event.RECEIVED, rounds=rounds)
     return {"state": migration.state}
 

@@ -178,7 +178,7 @@ class Restore:
         self.checked = service is not None and service.images_of == migration.id
         self.layout = Layout(migration.lxcpath, migration.name, migration.id)
         self.images = self.layout.images()
-        self.number = len(migration.detail["rounds"]) + 1
+        self.number = len(migration.data.rounds) + 1
         self.container = lxc.Container(migration.name, migration.lxcpath)
         self.runs_since = 0.0  # by time.time(), where that was before the end of the last step
 
@@ -216,7 +216,7 @@ class Restore:
             self._undo(error)
         restored_at = self.runs_since or time.time()
         announcing = network.announce(pid)
-        network.bring_back_dad(pid, self.migration.detail["dad"])
+        network.bring_back_dad(pid, self.migration.still.dad)
         settling.record(self.migration, restored_at)
         container_config.unfence(self.layout.container, self.migration.id)
         if self.migration.memory:
@@ -265,25 +265,25 @@ class Restore:
         """Check the images and prepare the restore while the increment is received; then put the disk in place."""
         give_back_rootfs(self.layout)  # of a failed restore: known as ours by its increment, which is replaced now
         with Beside(self._left) as beside:
-            names = self.migration.detail["image_files"] if images and not self.checked else []
+            names = self.migration.handover.image_files if images and not self.checked else []
             verified = beside.begin(restore.verify, images, names) if images else lambda: None
             prepared = images and beside.begin(restore.prepare, self.container, self.layout, images, beside.making,
                                                grant.of_migration(self.migration).hooks)
             last = receive(self.migration, self.layout, self.layout.spool / INCREMENT, self.number,
-                           self.migration.detail["increment_uuid"], self.behind, self._left)
+                           self.migration.handover.increment_uuid, self.behind, self._left)
             verified()
             made = prepared() if prepared else None
         with self.migration.step("rootfs") as done:
             put_rootfs_aside(self.layout)
-            done["rootfs_uuid"] = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False).uuid
-            done["on_disk_uuid"] = last.uuid  # see `bases.on_disk`: nobody has waited for a sync of it
+            done.rootfs_uuid = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False).uuid
+            done.on_disk_uuid = last.uuid  # see `bases.on_disk`: nobody has waited for a sync of it
         return made
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:
         """CRIU and LXC do their part; then the container must be there, with its processes, and not frozen."""
         with self.migration.step("restore", end_must_be=False) as done:
             container = self.container
-            done |= {"reason": prepared.not_taken} if prepared.not_taken else {}
+            done.reason = prepared.not_taken or None
             restore.restore(container, self.layout, images, prepared, limit=self._left(), end=self.end)
             pid, cgroup = container.init_pid, container.cgroup
             lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
@@ -295,7 +295,7 @@ class Restore:
         """The disk is all that came: the container is started anew."""
         with self.migration.step("start", end_must_be=False) as done:
             container = self.container
-            done |= {"reason": restore.CONFINED} if consented.confine(self.migration) else {}
+            done.reason = restore.CONFINED if consented.confine(self.migration) else None
             own = container.config_file
             text = container_config.unfenced(container_config.text_of(own))
             container_config.require_rootfs(container.name, own, text, self.layout.rootfs)

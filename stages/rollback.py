@@ -38,10 +38,11 @@ from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, out
 from migrator.errors.this_host import CommandTimeout, JournalBroken
 from migrator.host import btrfs, network
 from migrator.record import container_lock, next_commands
-from migrator.record.journal import DEFAULT_PATH, Journal, Migration, is_busy
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.next_commands import this_host
 from migrator.record.states import FROZEN, Event, Owner, Role, State, Verdict, decide
+from migrator.record.transactions import is_busy
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
 from migrator.transfer.rpc import Connection
@@ -109,7 +110,7 @@ def run(options: RollbackOptions) -> Result:
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True},
                           f"{name} has already been rolled back.")
         if decision.verdict is Verdict.REFUSE:
-            host = next_commands.other_host(migration.role, migration.peer, migration.detail)
+            host = next_commands.other_host(migration)
             raise AlreadyRuns(name=name, destination=host,
                               next=next_commands.next_command(migration) or next_commands.command("status", migration))
         if options.dry_run:
@@ -143,13 +144,13 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
         held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
     answer = there.call_within(
         ABANDON_LIMIT, "abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
-        lxcpath=migration.detail["destination_lxcpath"], source_host=this_host(), held=held,
+        lxcpath=migration.begun.destination_lxcpath, source_host=this_host(), held=held,
         gone=gone or migration.state is State.ROLLED_BACK)
     if not resume_rules.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
                               answered=str(answer.get("ticket", ""))):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
         # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
-        unheard_of, same = answer.get("known") is False, there.peer_host == migration.detail.get("destination_host")
+        unheard_of, same = answer.get("known") is False, there.peer_host == migration.begun.destination_host
         error.forgotten, error.another = unheard_of and same, unheard_of and not same
         raise error
     return str(answer.get("kept", ""))
@@ -166,13 +167,13 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
     """
     name = migration.name
-    forced = tell is None or bool(migration.detail.get("forced"))
+    forced = tell is None or migration.ending.forced
     left_there = ""
     interrupted: Interrupted | None = None
-    kept = list(migration.detail.get("kept", []))
+    kept = list(migration.copy.kept)
     thawed, given_back = _give_back_first(migration)
     bases.require_last_copy(migration)
-    if tell and not forced and not migration.detail.get("abandoned"):
+    if tell and not forced and not migration.ending.abandoned:
         try:
             uuid = tell()
         except DocumentedError as error:  # the tunnel's too
@@ -228,7 +229,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
         migration.move(Event.ROLL_BACK, **record)
     if full:
         kept = record["kept"] = []  # room is what is missing
-    gone = (thawed or record["held"] or migration.detail.get("gone")) and not origins.is_there(migration)
+    gone = (thawed or record["held"] or migration.copy.gone) and not origins.is_there(migration)
     last = bases.last_copy(migration, runs=thawed) if gone else []
     bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
     if not thawed:
@@ -274,7 +275,9 @@ def _give_back_first(migration: Migration) -> tuple[bool, bool]:
 
 def _require_fence_seen(migration: Migration) -> None:
     """Raises DiskAway where its fence may stand on a disk that is not there: nobody would take it away any more."""
-    stood_still = {"boot", "init", "pid"} & set(migration.detail)  # of which older versions recorded the last alone
+    still = migration.still
+    # Of these older versions recorded the last alone.
+    stood_still = any(each is not None for each in (still.boot, still.init, still.pid))
     config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
     if stood_still and not after_crash.memory_is_here(migration) and not os.path.lexists(config):
         bases.require_seen(migration)
@@ -289,33 +292,33 @@ def thaw_source(migration: Migration) -> bool:
     """
     if not migration.memory:
         return _start_again(migration)
-    if "cgroup" not in migration.detail or not _may_be_frozen(migration):
+    if not migration.still.cgroup or not _may_be_frozen(migration):
         return False
     if not after_crash.memory_is_here(migration):
         remains.require_none(migration)
-        if migration.detail["ports"]:
+        if migration.still.ports:
             thawing.attempt(f"What kept {migration.name} silent stays", lambda: network.hear(migration.id))
         after_crash.start_from_disk(migration)
         return False
-    frozen = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
+    frozen = Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still)
     criu_dump.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         # Last: nothing but a look keeps another one from being started meanwhile.
-        second_start.refuse(frozen, its=str(migration.detail.get("rootfs_uuid", "")))
+        second_start.refuse(frozen, its=migration.copy.rootfs_uuid)
         thawing.thaw(frozen)
     return True
 
 
 def _may_be_frozen(migration: Migration) -> bool:
     """Whether it is this migration that keeps it frozen: once it was thawed, who has frozen it since meant that."""
-    return migration.state in FROZEN and migration.detail.get("held", True) is not False
+    return migration.state in FROZEN and migration.still.held is not False
 
 
 def _start_again(migration: Migration) -> bool:
     if migration.state is State.DUMPING and origins.is_there(migration):  # else that may be the last copy
         here = Layout(migration.lxcpath, migration.name, migration.id)
         with contextlib.suppress(MigratorError, OSError):  # its disk may be full; other rounds may be needed
-            btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))
+            btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))
     try:
         return no_memory.start_again(migration)
     except (StartFailed, CommandTimeout) as error:
@@ -338,12 +341,12 @@ def drop_attempt(migration: Migration, kept: list[str]) -> None:
 def described(migration: Migration) -> Result:
     """For --dry-run."""
     commands: list[tuple[str, list[str]]] = []
-    if not migration.memory and migration.detail.get("stopping"):
+    if not migration.memory and migration.still.stopping:
         commands.append((this_host(), no_memory.start_command(migration.name, migration.lxcpath, None)))
-    elif migration.memory and "cgroup" in migration.detail and _may_be_frozen(migration):
-        if migration.detail["ports"]:
+    elif migration.memory and migration.still.cgroup and _may_be_frozen(migration):
+        if migration.still.ports:
             commands.append((this_host(), network.hear_command(migration.id)))
-        commands.append((this_host(), ["tee", f"{migration.detail['cgroup']}/cgroup.freeze"]))
+        commands.append((this_host(), ["tee", f"{migration.still.cgroup}/cgroup.freeze"]))
     return of_dry_run([*commands, *abandon.deletions(migration, bases.acknowledged(migration)[-1:])])
 
 

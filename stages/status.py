@@ -58,21 +58,22 @@ def run(options: StatusOptions) -> Result:
             text = "\n\n".join([text, *filter(None, notes)])
         return Result({"migrations": described, "kept": [
             {"name": m.name, "lxcpath": str(m.lxcpath), "migration": m.id, "path": str(path),
-             "peer": next_commands.other_host(m.role, m.peer, m.detail)} for m, path in kept]}, text)
+             "peer": next_commands.other_host(m)} for m, path in kept]}, text)
 
 
 def describe(migration: Migration, *, events: bool, worker: Holder | None) -> dict[str, Any]:
     """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes. `worker` works on it now."""
     data: dict[str, Any] = {
         "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
-        "peer": next_commands.other_host(migration.role, migration.peer, migration.detail), "state": migration.state,
+        "peer": next_commands.other_host(migration), "state": migration.state,
         "peer_name": migration.other_name, "owner": migration.owner, "memory": migration.memory,
         "created": migration.created, "updated": migration.updated,
         "bytes": sizes(migration), "next": after_crash.next_command(migration), "note": after_crash.note(migration),
         "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
     }
-    times = ("frozen_at", "stopped_at", "restored_at")
-    data |= {key: migration.detail[key] for key in times if key in migration.detail}
+    times = {"frozen_at": migration.still.frozen_at, "stopped_at": migration.still.stopped_at,
+             "restored_at": migration.arrived.restored_at}
+    data |= {key: at for key, at in times.items() if at is not None}
     if events:
         data["events"] = [{"time": e.time, "step": e.step, "phase": e.phase, **e.detail} for e in migration.events()]
     return data
@@ -80,16 +81,16 @@ def describe(migration: Migration, *, events: bool, worker: Holder | None) -> di
 
 def sizes(migration: Migration) -> dict[str, int]:
     """What was sent, as far as this host knows, and what lies in its spool: bytes."""
-    rounds = migration.detail.get("rounds", [])
+    rounds = migration.data.rounds
     found = {
-        "full": sum(r.get("bytes", 0) for r in rounds if r.get("full")),
-        "increment": sum(r.get("bytes", 0) for r in rounds if not r.get("full")),
+        "full": sum(each.bytes or 0 for each in rounds if each.full),
+        "increment": sum(each.bytes or 0 for each in rounds if not each.full),
         "memory": 0,
         "spool": 0,
     }
-    figures = migration.detail.get("figures", {})
-    found["increment"] += figures.get("increment", 0)
-    found["memory"] = figures.get("memory", 0)
+    figures = migration.handover.figures
+    found["increment"] += figures.increment
+    found["memory"] = figures.memory
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     for folder in (layout.spool, layout.images()):
         if folder and folder.is_dir():
@@ -151,6 +152,6 @@ def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: 
             text += f"\n\n{migration.name} {migration.id}"
             for event in migration.events():
                 at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time))
-                reason = f"  {printable.line(str(event.detail['reason']))}" if "reason" in event.detail else ""
+                reason = "" if event.told.reason is None else f"  {printable.line(event.told.reason)}"
                 text += f"\n  {at}.{int(event.time % 1 * 1000):03d}  {event.phase:6}  {event.step}{reason}"
     return text

@@ -101,7 +101,7 @@ def _tell(migration: Migration, worker: Holder | None, line: str) -> None:
 
 def _outcome(migration: Migration) -> Result:
     """Of a migration that has ended."""
-    host = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    host = next_commands.other_host(migration)
     if migration.state is not State.FINISHED:
         raise RolledBack(name=migration.name, id=migration.id,
                          source=next_commands.this_host() if migration.role is Role.SOURCE else host,

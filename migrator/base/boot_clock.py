@@ -8,11 +8,20 @@ say in (see `leave.SLACK`).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # random(4): another one after each boot
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """When something is over, by `now` of one boot of this host."""
+
+    boot: str
+    until: float  # seconds since that boot
+    lasts: float  # seconds that it has lasted then
 
 
 def now() -> float:
@@ -20,13 +29,13 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def until(end: float, lasts: float) -> dict[str, Any]:
-    """The moment `end`, by `now`, as a record keeps it; what ends then `lasts` so many seconds."""
-    return {"boot": BOOT_ID.read_text().strip(), "until": end, "lasts": lasts}
+def until(end: float, lasts: float) -> Moment:
+    """The moment `end`, by `now`; what ends then `lasts` so many seconds."""
+    return Moment(BOOT_ID.read_text().strip(), end, lasts)
 
 
-def left(stamped: object) -> float | None:
-    """Seconds to the moment of an `until`, never less than 0; None where it is of another boot of this host."""
-    if not isinstance(stamped, dict) or stamped.get("boot") != BOOT_ID.read_text().strip():
+def left(moment: Moment | None) -> float | None:
+    """Seconds to a moment, never less than 0; None where it is of another boot of this host."""
+    if moment is None or moment.boot != BOOT_ID.read_text().strip():
         return None
-    return max(0.0, float(stamped["until"]) - now())
+    return max(0.0, moment.until - now())

@@ -32,7 +32,7 @@ def images_are_here(migration: Migration) -> bool:
     if not migration.memory:
         return True
     folder = Layout(migration.lxcpath, migration.name, migration.id).images()
-    wanted = migration.detail.get("image_files", [])
+    wanted = migration.handover.image_files
     return folder is not None and bool(wanted) and all((folder / name).is_file() for name in wanted)
 
 
@@ -56,7 +56,7 @@ def has_stopped(migration: Migration) -> bool:
     memory there is none to lose, and one that ran before a reboot goes on from its disk. That it had stopped is on
     record, with the boot; of an older version's migration, or one that stopped right after the record, the mark tells.
     """
-    boot = migration.detail.get("had_stopped")
+    boot = migration.arrived.had_stopped
     if boot is None:
         mark = ran_mark.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
         boot = ran_mark.boot(mark) if ran_mark.was(mark) else ""
@@ -79,7 +79,7 @@ def by_force(migration: Migration) -> str:
 def held(migration: Migration) -> bool:
     """On the source: whether it is this migration that keeps the container from running, and must let it run again."""
     if migration.state is State.ROLLING_BACK:
-        return bool(migration.detail.get("held"))
+        return bool(migration.still.held)
     return migration.state in FROZEN
 
 
@@ -133,7 +133,7 @@ def where(migration: Migration) -> str:
         return f"{name} runs on here."
     end = ""
     if remains.are_here(migration):
-        end = f"echo 1 >{migration.detail['cgroup']}/cgroup.kill"
+        end = f"echo 1 >{migration.still.cgroup}/cgroup.kill"
     elif state in ("", "STOPPED") and (lost := remains.on_disk(migration)) is not None:
         end = f"kill -9 {lost}{remains.doubt(migration, lost)}"
     if end:
@@ -167,7 +167,7 @@ def in_use_note(migration: Migration) -> str:
             _is(standing.is_in_use, migration) and origins.is_there(migration)):
         return ""
     does = "runs here" if _is(standing.started_anew, migration) else "can be started here"
-    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    there = next_commands.other_host(migration)
     return (f"{migration.name} {does}, though it has moved to {next_commands.moved_to(migration)}: its fence was taken"
             f" away, or keeps nobody from starting it. Two copies must not run: unless {there} is lost for good, stop"
             f" the one here, and see that nothing starts it again. If it is lost, forget the move:"
@@ -193,15 +193,15 @@ def aside_note(migration: Migration) -> str:
 
 def tell_later(migration: Migration) -> str:
     """On the source: what to do about a destination that could not be told of a rollback."""
-    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    there = next_commands.other_host(migration)
     return (f"Once {there} can be reached again, have it remove what it has received:"
             f" {next_commands.command('rollback', migration)}")
 
 
 def _on_source(migration: Migration) -> str:
-    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    there = next_commands.other_host(migration)
     if migration.state is State.ROLLED_BACK and migration.owes:
-        if not migration.detail.get("forced"):
+        if not migration.ending.forced:
             return f"{there} could not be told. {tell_later(migration)}"
         return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
                 f" type there, before anything else: {next_commands.typed('resume@destination', migration)}")
@@ -261,7 +261,7 @@ def _on_destination(migration: Migration) -> str:
         try:
             lxc_disk.require(here)
         except DiskAway as error:
-            if migration.state is State.RESTORED and lxc_disk.has_ended(here, migration.detail.get("disk")):
+            if migration.state is State.RESTORED and lxc_disk.has_ended(here, migration.begun.disk):
                 return (f"It has ended here, as it seems, and this journal is an older one: what was kept for it until"
                         f" then is gone. This asks {migration.peer}: {next_commands.command('resume', migration)}")
             return f"{error} {error.hint}"
@@ -279,7 +279,7 @@ def _on_destination(migration: Migration) -> str:
                     return ("It has run here, and processes of it live on, though LXC does not know of it any more: its"
                             " monitor has ended. Start no second one.")
                 fenced = origins.whose(layout).may_go
-                if has_stopped(migration) and (fenced or migration.detail.get("had_stopped")):
+                if has_stopped(migration) and (fenced or migration.arrived.had_stopped):
                     found = stopped(migration)
                     return f"{found} {found.hint}"
                 if fenced:

@@ -80,7 +80,7 @@ def on_disk(migration: Migration) -> set[str]:
     make a root file system of a snapshot writes out what that has (btrfs_mksnapshot in the kernel's fs/btrfs/ioctl.c).
     What is received once more gets another uuid.
     """
-    return {uuid for event in migration.events() if (uuid := event.detail.get("on_disk_uuid"))}
+    return {uuid for event in migration.events() if (uuid := event.told.on_disk_uuid)}
 
 
 def believed(journal: Journal, layout: Layout) -> list[Subvolume]:
@@ -91,7 +91,7 @@ def believed(journal: Journal, layout: Layout) -> list[Subvolume]:
     def is_left(path: Path) -> bool:
         came = journal.by_id(path.name.partition(".")[0], Role.DESTINATION)
         given_up = came is not None and came.state in (State.ABANDONING, State.ABANDONED)
-        return came is not None and given_up and path.name not in came.detail.get("kept", [])
+        return came is not None and given_up and path.name not in came.copy.kept
 
     return [base for base in layout.bases() if not is_left(base.path)]
 
@@ -105,7 +105,7 @@ def for_round(layout: Layout, there: Collection[str], its: Collection[str]) -> S
 def paths(migration: Migration) -> list[Path]:
     """What a migration that was given up has kept, and is still there."""
     folder = Layout(migration.lxcpath, migration.name, migration.id).folder
-    return [folder / name for name in migration.detail.get("kept", []) if (folder / name).is_dir()]
+    return [folder / name for name in migration.copy.kept if (folder / name).is_dir()]
 
 
 def named(migration: Migration, uuid: str) -> list[str]:
@@ -117,8 +117,8 @@ def named(migration: Migration, uuid: str) -> list[str]:
 def acknowledged(migration: Migration) -> list[str]:
     """The names of all rounds that the other host has acknowledged: what it may have, should it not be heard of."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    return [layout.snapshot(number).name for number, round_ in enumerate(migration.detail["rounds"], 1)
-            if "bytes" in round_]
+    return [layout.snapshot(number).name for number, round_ in enumerate(migration.data.rounds, 1)
+            if round_.bytes is not None]
 
 
 def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
@@ -140,7 +140,7 @@ def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
 
 def last_copies(journal: Journal) -> set[str]:
     """The names of all that are on record as such, of whatever migration: nothing but `cleanup NAME` removes these."""
-    return {name for each in journal.all() for name in each.detail.get("last_copy", ())}
+    return {name for each in journal.all() for name in each.copy.last_copy}
 
 
 def refuse_another(migration: Migration, stage: str) -> None:
@@ -148,7 +148,7 @@ def refuse_another(migration: Migration, stage: str) -> None:
 
     Whoever went on with that would take the last copy for what a round has left.
     """
-    if migration.detail.get("gone") and not origins.is_there(migration):
+    if migration.copy.gone and not origins.is_there(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("rollback", migration), missing=(
             f"{migration.name} was removed while it stood still, and whatever is called so by now is another one"))
 
@@ -170,7 +170,7 @@ def require_last_copy(migration: Migration) -> None:
 
     Whoever went on would not record that it may be the last copy.
     """
-    if migration.detail.get("gone"):
+    if migration.copy.gone:
         require_seen(migration)
 
 
@@ -191,7 +191,7 @@ def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
         if path not in but and path.name not in last:
             btrfs.delete(path)
     left = [path.name for path in found if path in but]
-    if left != migration.detail.get("kept", []):
+    if left != list(migration.copy.kept):
         migration.note("base-dropped", kept=left)
 
 
@@ -224,7 +224,7 @@ def _its_own(migration: Migration) -> Callable[[Path], bool]:
     layout, others = Layout(migration.lxcpath, migration.name, migration.id), migration.others()
     same = {each.id for each in others if origins.are_of_one(each, migration)} | {migration.id}
     his = {each.id for each in others if each.caller == migration.caller}
-    beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
+    beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.copy.rootfs_uuid}
 
     def is_its_own(path: Path) -> bool:
         id_, found = path.name.partition(".")[0], btrfs.info(path)
@@ -259,18 +259,18 @@ def settle(migration: Migration, there: Collection[str]) -> None:
 
 def _between_the_same(migration: Migration) -> Iterable[Migration]:
     """Earlier attempts to move this container, and no other one of its name, that have kept something."""
-    other, is_its_own = next_commands.other_host(migration.role, migration.peer, migration.detail), _its_own(migration)
+    other, is_its_own = next_commands.other_host(migration), _its_own(migration)
     for each in migration.others():
-        its = next_commands.other_host(each.role, each.peer, each.detail)
-        if each.ended and each.detail.get("kept") and its == other and _is_proved(migration, each) and all(
+        its = next_commands.other_host(each)
+        if each.ended and each.copy.kept and its == other and _is_proved(migration, each) and all(
                 map(is_its_own, paths(each))):
             yield each
 
 
 def _is_proved(migration: Migration, earlier: Migration) -> bool:
     """Whether both come from the same host, and not only by the name that a limited key gives its own."""
-    caller = str(migration.detail.get("caller", ROOT.caller))
-    return not caller.startswith(f"{ROOT.caller}:") or earlier.detail.get("caller") == caller
+    caller = migration.caller
+    return not caller.startswith(f"{ROOT.caller}:") or earlier.caller == caller
 
 
 def check_space(journal: Journal, layout: Layout, needed: int, there: Collection[str], *, what: str,
@@ -305,7 +305,7 @@ def _droppable(journal: Journal, layout: Layout, caller: str) -> list[Migration]
     found = [each for each in journal.all() if names.same_path(each.lxcpath, layout.lxcpath)]
     under_way = {each.name for each in found if not each.ended and each.id != layout.id}
     return [each for each in found if each.ended and each.name not in under_way
-            and caller in (ROOT.caller, each.detail.get("caller"))]
+            and caller in (ROOT.caller, each.caller)]
 
 
 def _unused(migration: Migration, layout: Layout, there: Collection[str]) -> list[Path]:
@@ -344,7 +344,7 @@ def note(migration: Migration) -> str:
     found = paths(migration) if migration.ended else []
     if not found:
         return ""
-    other = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    other = next_commands.other_host(migration)
     return (f"Kept, so that the next move between here and {other} sends only what has changed:"
             f" {', '.join(map(str, found))}. See how large it is, and free it, with:"
             f" {next_commands.command('cleanup', migration)} [--dry-run]")

@@ -64,5 +64,5 @@ def complete(migration: Migration, container: lxc.Container, layout: Layout) -> 
         log.warning(f"{migration.name} lives on here, though LXC does not know of it, or does not answer: it stays"
                     " fenced. Start no second one")
         return
-    network.bring_back_dad(container.init_pid, migration.detail["dad"])
+    network.bring_back_dad(container.init_pid, migration.still.dad)
     network.announce(container.init_pid).join()

@@ -30,7 +30,7 @@ def kill(migration: Migration) -> None:
     """
     if remains.are_left(migration):
         with contextlib.suppress(FileNotFoundError):  # all have ended
-            (Path(migration.detail["cgroup"]) / "cgroup.kill").write_text("1")
+            (Path(migration.still.cgroup) / "cgroup.kill").write_text("1")
         lxc.wait(lambda: not remains.are_left(migration), lxc.STOP_LIMIT)
     with contextlib.suppress(ContainerNotFound):
         container = lxc.Container(migration.name, migration.lxcpath)

@@ -10,10 +10,11 @@ means.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING
 
 from migrator.base import boot_clock
+from migrator.base.boot_clock import Moment
 from migrator.errors.connection import ProtocolError
 from migrator.transfer.frames import Kind
 
@@ -28,30 +29,23 @@ SLACK = 0.25
 MOST = 3600.0  # seconds that are given to whoever asks
 
 
-def given(detail: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def given(earlier: Moment | None, seconds: float) -> Moment:
     """What the source records before it gives its word for so many seconds; an earlier word still holds."""
-    lasts = max(seconds, outstanding(detail))
+    lasts = max(seconds, outstanding(earlier))
     # Of all that an earlier one lasts the other clock may be a part behind.
-    all_of_it = max(lasts, float(detail["leave"]["lasts"])) if outstanding(detail, SLACK) else lasts
-    return {"leave": boot_clock.until(boot_clock.now() + lasts, all_of_it)}
+    all_of_it = max(lasts, earlier.lasts) if earlier and outstanding(earlier, SLACK) else lasts
+    return boot_clock.until(boot_clock.now() + lasts, all_of_it)
 
 
-def outstanding(detail: Mapping[str, Any], slack: float = 0.0) -> float:
+def outstanding(word: Moment | None, slack: float = 0.0) -> float:
     """On the source: seconds for which its word still holds; all of them, where it was rebooted since.
 
     With `slack`, a part of all of them, also where the other host's clock is so much slower.
     """
-    stamped = detail.get("leave")
-    if not isinstance(stamped, dict):
+    if word is None:
         return 0.0
-    lasts = float(stamped["lasts"]) * (1 + slack)
-    left = boot_clock.left(stamped | {"until": float(stamped["until"]) + float(stamped["lasts"]) * slack})
-    return lasts if left is None else left
-
-
-def kept(end: float, seconds: float) -> dict[str, Any]:
-    """What the destination records of a word that holds until `end`, by `boot_clock.now`."""
-    return {"leave": boot_clock.until(end, seconds)}
+    left = boot_clock.left(dataclasses.replace(word, until=word.until + word.lasts * slack))
+    return word.lasts * (1 + slack) if left is None else left
 
 
 def asked_for(value: object) -> float:

@@ -43,7 +43,7 @@ def start_again(migration: Migration) -> bool:
     takes the fence away, once it runs. What cannot be written, as on a full disk, keeps nothing from running. Raises
     StartFailed.
     """
-    stopping = bool(migration.detail.get("stopping"))
+    stopping = migration.still.stopping
     if not stopping and not (migration.lxcpath / migration.name / "config").is_file():
         if _may_have_fence(migration) and not migration_paths.Layout(
                 migration.lxcpath, migration.name, migration.id).own_snapshots():
@@ -51,7 +51,7 @@ def start_again(migration: Migration) -> bool:
         return False  # it was removed meanwhile
     if stopping and is_gone(migration):
         _try("That could not be recorded", lambda: migration.note("gone", stopping=False))
-        migration.detail["stopping"] = False
+        migration.learn(stopping=False)
         return False
     container = lxc.Container(migration.name, migration.lxcpath)
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
@@ -59,7 +59,7 @@ def start_again(migration: Migration) -> bool:
         log.info(f"{migration.name} was told to end, and is started again when it has")
         # It may have been told to end, or not: now it ends for certain.
         with migration.step("stop", must_be_recorded=False):
-            ending.stop(migration, container, float(migration.detail["stop_timeout"]))
+            ending.stop(migration, container, migration.still.stop_timeout)
     if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
         _try(f"the fence of {migration.name} stands", lambda: container_config.unfence(container.folder, migration.id))
         return False
@@ -81,13 +81,13 @@ def start_again(migration: Migration) -> bool:
     runs_on = f"{migration.name} runs again here, but"
     _try(f"{runs_on} its fence stands", lambda: container_config.unfence(container.folder, migration.id))
     _try(f"{runs_on} that could not be recorded", lambda: migration.note("started", stopping=False))
-    migration.detail["stopping"] = False  # the next record has it, where this one could not be made
+    migration.learn(stopping=False)  # the next record has it, where this one could not be made
     return by_us
 
 
 def _may_have_fence(migration: Migration) -> bool:
     """Whether it may have been fenced, be it that its stop is not on record: that comes second."""
-    return migration.state in FROZEN and migration.detail.get("held", True) is not False
+    return migration.state in FROZEN and migration.still.held is not False
 
 
 def is_gone(migration: Migration) -> bool:

@@ -40,8 +40,8 @@ def reached(migration: Migration) -> State | None:
     if migration.role is not Role.SOURCE or migration.state not in _NEXT:
         return None
     folder = migration.lxcpath / migration.name
-    runs = migration.state in (State.PREPARING, State.PREPARED) and not migration.detail.get("gone")
-    found = State.OFFERED if migration.detail.get("behind") and migration.state in _NOT_OFFERED else None
+    runs = migration.state in (State.PREPARING, State.PREPARED) and not migration.copy.gone
+    found = State.OFFERED if migration.handover.behind and migration.state in _NOT_OFFERED else None
     with contextlib.suppress(OSError):
         # The hook first: a configuration may be a link to where nothing answers, while the container stands still.
         superseded = container_config.is_superseded(folder)
@@ -63,10 +63,10 @@ def bring_up(migration: Migration, there: State | None = None) -> None:
         return
     log.warning(why)
     disk = container_config.disk_of(migration.lxcpath / migration.name)
-    known = {"rootfs_uuid": disk} if disk and not migration.detail.get("rootfs_uuid") else {}
+    known = {"rootfs_uuid": disk} if disk and not migration.copy.rootfs_uuid else {}
     while migration.state is not wanted:
         event = _NEXT[migration.state]
-        word = leave.given(migration.detail, leave.BY_HAND) if event is Event.OFFER else {}
+        word = {"leave": leave.given(migration.handover.leave, leave.BY_HAND)} if event is Event.OFFER else {}
         done = after(migration.role, migration.state, event) is wanted
         migration.move(event, behind=not done, **known, **word)
 

@@ -93,14 +93,14 @@ def has_source_disk(migration: Migration) -> bool:
     if is_source(migration):
         return True
     rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
-    its = str(migration.detail.get("rootfs_uuid", ""))  # by which alone cleanup tells it from what has left
+    its = migration.copy.rootfs_uuid  # by which alone cleanup tells it from what has left
     return bool(its) and btrfs.is_subvolume(rootfs) and its in subvolume_uuids.ancestors(rootfs)
 
 
 def source_uuids(migration: Migration) -> set[str]:
     """On the source: which one is its root file system's; none where nothing tells that any more."""
     snapshots = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()
-    return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.detail.get("rootfs_uuid", "")}) - {""}
+    return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.copy.rootfs_uuid}) - {""}
 
 
 def is_another(migration: Migration) -> bool:
@@ -117,9 +117,9 @@ def is_another(migration: Migration) -> bool:
 def remember(migration: Migration) -> None:
     """On the source: record what tells the container, where it is not, before the snapshots go that have told it."""
     with contextlib.suppress(MigratorError, OSError):
-        if not migration.detail.get("rootfs_uuid") and is_source(migration):
+        if not migration.copy.rootfs_uuid and is_source(migration):
             found = btrfs.info(lxc.Container(migration.name, migration.lxcpath).rootfs).uuid
-            migration.detail["rootfs_uuid"] = found  # also where the journal cannot be written now
+            migration.learn(rootfs_uuid=found)  # also where the journal cannot be written now
             migration.note("root file system", rootfs_uuid=found)
 
 
@@ -167,11 +167,11 @@ def brought(journal: Journal, name: str, lxcpath: Path) -> Migration | None:
         if not names.same_path(each.lxcpath, lxcpath):
             continue
         if each.role is Role.DESTINATION:
-            arrived = each.state in (State.RESTORED, State.FINISHED) and not each.detail.get("given_way")
-            told = arrived and not each.detail.get("forgotten")  # else nobody knows whether it has left since
+            arrived = each.state in (State.RESTORED, State.FINISHED) and not each.arrived.given_way
+            told = arrived and not each.ending.forgotten  # else nobody knows whether it has left since
             return each if told and has_its_own(each) else None
-        unheard = each.owes or each.detail.get("forgotten_there")  # else what ran elsewhere has given way
-        if each.state is State.FINISHED or (each.detail.get("forced") and unheard):
+        unheard = each.owes or each.ending.forgotten_there  # else what ran elsewhere has given way
+        if each.state is State.FINISHED or (each.ending.forced and unheard):
             return None
     return None
 
@@ -181,7 +181,7 @@ def moves(came: Migration | None) -> list[str]:
 
     Where an older version has not said what was before that, they begin with it.
     """
-    return [*(came.detail.get("moves") or []), came.id][-MOVES_MAX:] if came else []
+    return [*(came.begun.moves or []), came.id][-MOVES_MAX:] if came else []
 
 
 def moves_told(value: object) -> list[str] | None:
@@ -204,7 +204,7 @@ def has_its_disk(migration: Migration) -> bool:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
         return layout.is_own_rootfs()
-    made = {btrfs.info(path).uuid for path in layout.own_snapshots()} | {migration.detail.get("rootfs_uuid")}
+    made = {btrfs.info(path).uuid for path in layout.own_snapshots()} | {migration.copy.rootfs_uuid}
     return any(uuid in made for uuid in (btrfs.info(layout.rootfs).uuid, *subvolume_uuids.ancestors(layout.rootfs)))
 
 
@@ -221,12 +221,12 @@ def has_its_own(migration: Migration) -> bool:
 
 def recorded_rootfs_uuids(migration: Migration) -> set[str]:
     """On the destination: which root file system this migration has made, for all that is on record."""
-    made = [event.detail.get("rootfs_uuid") for event in migration.events() if event.step == "rootfs"]
-    return {uuid for uuid in (migration.detail.get("rootfs_uuid"), *made[-1:]) if uuid}
+    made = [event.told.rootfs_uuid for event in migration.events() if event.step == "rootfs"]
+    return {uuid for uuid in (migration.copy.rootfs_uuid, *made[-1:]) if uuid}
 
 
 def _origin(migration: Migration) -> str:
-    return str(migration.detail.get("origin") or migration.id)
+    return migration.begun.origin or migration.id
 
 
 def are_of_one(one: Migration, other: Migration) -> bool:
@@ -253,7 +253,7 @@ def is_superseded(migration: Migration, config: Path) -> bool:
     only if it has come back by way of that. Else a host was put back as it had been before (a snapshot of a virtual
     machine, say), and this copy may be the newer one. Older versions do not say by which way it has come.
     """
-    went, told = _went(migration.journal, config), migration.detail.get("moves")
+    went, told = _went(migration.journal, config), migration.begun.moves
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
             and are_of_one(went, migration) and (told is None or went.id in told))
 
@@ -266,7 +266,7 @@ def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
     """
     fence = container_config.fence_of(config.read_text(errors="replace"))
     records = [journal.by_id(fence, role) for role in Role]
-    left = {container_config.disk_of(config.parent), *(each.detail.get("rootfs_uuid") for each in records if each)}
+    left = {container_config.disk_of(config.parent), *(each.copy.rootfs_uuid for each in records if each)}
     left -= {None, ""}
     return bool(left) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid not in left
 
@@ -291,7 +291,7 @@ def was_written_to(journal: Journal, config: Path, rootfs: Path) -> bool:
     cannot be told. Older versions did not record when that was.
     """
     went = _went(journal, config)
-    left = went.detail.get("changed") if went else None
+    left = went.copy.changed if went else None
     return bool(left) and btrfs.is_subvolume(rootfs) and changed(rootfs) != left
 
 
@@ -303,7 +303,7 @@ def only_read(journal: Journal, config: Path, rootfs: Path) -> Iterator[None]:
     there at the end.
     """
     went = _went(journal, config) if config.is_file() else None
-    left = went.detail.get("changed") if went else None
+    left = went.copy.changed if went else None
     counts = bool(left) and changed(rootfs) == left
     try:
         yield

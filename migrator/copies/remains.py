@@ -53,22 +53,22 @@ def is_known(migration: Migration, container: lxc.Container) -> bool | None:
 
 def _is_on_record(migration: Migration, found: list[int]) -> bool:
     """Older versions did not record when it began, nor in which boot."""
-    pid, began = recorded_init(migration)
+    pid, began = migration.still.first
     return _in_this_boot(migration) and found[0] == pid and began in (None, found[1])
 
 
 def _in_this_boot(migration: Migration) -> bool:
-    return migration.detail.get("boot") in (None, boot_clock.BOOT_ID.read_text().strip())
+    return migration.still.boot in (None, boot_clock.BOOT_ID.read_text().strip())
 
 
 def are_here(migration: Migration) -> bool:
     """Whether any process lives in the cgroup that was brought to a stand, but one that was started there since."""
-    cgroup = migration.detail.get("cgroup", "")
+    cgroup = migration.still.cgroup
     if not cgroup or not _in_this_boot(migration) or not cgroups.populated(cgroup):
         return False
     if first_is_here(migration):
         return True
-    return (migration.detail.get("boot") is not None and not _was_started_anew(migration)
+    return (migration.still.boot is not None and not _was_started_anew(migration)
             and not _is_anothers(migration, cgroup))
 
 
@@ -78,7 +78,7 @@ def are_left(migration: Migration) -> bool:
 
 
 def _is_lost_there(migration: Migration) -> bool:
-    rootfs, cgroup = _rootfs(migration), migration.detail["cgroup"]
+    rootfs, cgroup = _rootfs(migration), migration.still.cgroup
     return any(second_start.is_on(pid, rootfs)
                or second_start.is_called_so(pid, migration.name, migration.lxcpath, cgroup)
                for pid in cgroups.processes(cgroup))
@@ -96,7 +96,7 @@ def on_disk(migration: Migration, limit: float = 0.0) -> int | None:
     What ends within `limit` seconds does not count.
     """
     return None if first_is_here(migration) else second_start.on_disk(
-        migration.name, migration.lxcpath, _rootfs(migration), migration.detail.get("cgroup", ""), limit)
+        migration.name, migration.lxcpath, _rootfs(migration), migration.still.cgroup, limit)
 
 
 def doubt(migration: Migration, pid: int) -> str:
@@ -110,7 +110,7 @@ def _is_anothers(migration: Migration, cgroup: str) -> bool:
     LXC gives it to each in turn. A process of which nothing can be told, as it is just ending, decides nothing; where
     there is no other, they are ours.
     """
-    uuid = migration.detail.get("rootfs_uuid")
+    uuid = migration.copy.rootfs_uuid
     if not uuid:
         return False
     found = _disks_of(cgroups.processes(cgroup)).values()
@@ -133,19 +133,14 @@ def _uuid_of(root: Path) -> str | bool:
     return False  # it has been removed
 
 
-def recorded_init(migration: Migration) -> list[Any]:
-    """As `init_of` has found it before it was brought to a stand; older versions recorded its id alone."""
-    return migration.detail.get("init") or [migration.detail.get("pid"), None]
-
-
 def is_shown(migration: Migration, disks: set[str]) -> bool:
     """Of what `first_is_here`: whether it is certainly that start of it, so that it may be ended.
 
     By what is on record; where an older version has recorded its id alone, its root must lie on one of these `disks`,
     by the uuids of their subvolumes.
     """
-    pid, began = recorded_init(migration)
-    return (began is not None and migration.detail.get("boot") is not None) or _disk_of(pid) in disks
+    pid, began = migration.still.first
+    return (began is not None and migration.still.boot is not None) or _disk_of(pid) in disks
 
 
 def was_thawed(migration: Migration) -> bool:
@@ -153,14 +148,14 @@ def was_thawed(migration: Migration) -> bool:
     if not first_is_here(migration):
         return False
     with contextlib.suppress(FileNotFoundError):  # it has ended
-        return not (migration.memory and lxc.is_held(Path(migration.detail["cgroup"])))
+        return not (migration.memory and lxc.is_held(Path(migration.still.cgroup)))
     return False
 
 
 def first_is_here(migration: Migration) -> bool:
     """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
-    cgroup = migration.detail.get("cgroup", "")
-    pid = recorded_init(migration)[0]
+    cgroup = migration.still.cgroup
+    pid = migration.still.first[0]
     if not cgroup or not _in_this_boot(migration) or not cgroups.has_process(cgroup, pid):
         return False
     try:
@@ -177,7 +172,7 @@ def require_none(migration: Migration) -> None:
     until = time.monotonic() + lxc.END_LIMIT  # its first process has ended: the others do, too
     while are_left(migration):
         if time.monotonic() > until:
-            cgroup = migration.detail["cgroup"]
+            cgroup = migration.still.cgroup
             found = ", ".join(map(str, lxc.processes(Path(cgroup))[:5]))
             raise StartFailed(name=migration.name, log="not there", reason=(
                 f"LXC does not know of it any more, but processes of it live in {cgroup}: {found}"))

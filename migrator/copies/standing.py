@@ -69,7 +69,7 @@ def end_of(migration: Migration, *, thawed: bool = False) -> str:
     """How its administrator ends what was `thawed`, or else what was started: by its name only where LXC knows that
     very start by it.
     """
-    pid = remains.recorded_init(migration)[0] if thawed else _beside(migration) or remains.on_disk(migration)
+    pid = migration.still.first[0] if thawed else _beside(migration) or remains.on_disk(migration)
     by_name = pid is None
     with contextlib.suppress(MigratorError, OSError):
         by_name = by_name or lxc.Container(migration.name, migration.lxcpath).init_pid == pid
@@ -113,7 +113,7 @@ def restore_fence(migration: Migration) -> None:
 
 def is_heard(migration: Migration) -> bool:
     """Whether nothing keeps what stands still here silent any more, so that its kernel answers for it."""
-    return (migration.state in (State.OFFERED, State.DUMPED) and bool(migration.detail.get("ports"))
+    return (migration.state in (State.OFFERED, State.DUMPED) and bool(migration.still.ports)
             and remains.first_is_here(migration) and not remains.was_thawed(migration)
             and not network.is_silent(migration.id))
 
@@ -126,8 +126,7 @@ def restore_silence(migration: Migration) -> None:
             log.warning(f"Nothing kept {migration.name} silent any more, as after `nft flush ruleset`: it is put back."
                         f" What its kernel has acknowledged since is read after a rollback alone: where it goes on on"
                         f" its destination, the connections that this came by may break")
-            network.silence(migration.id, Frozen.from_detail(
-                migration.id, migration.name, migration.lxcpath, migration.detail).ports)
+            network.silence(migration.id, migration.still.ports)
     except (MigratorError, OSError) as error:
         log.warning(f"Whether {migration.name} is silent while it stands still cannot be seen to: {error}")
 
@@ -177,13 +176,13 @@ def message(migration: Migration) -> str:
         return (f"{migration.name} was migrated to {next_commands.moved_to(migration)} (migration {migration.id}) and"
                 f" runs there. To get it back, migrate it from there. {container_config.SUPERSEDED}"
                 f" {next_commands.command('cleanup', migration)}{_disk(migration)}")
-    return (f"{migration.name} is being moved to {migration.detail['destination_host']} (migration {migration.id}),"
+    return (f"{migration.name} is being moved to {migration.begun.destination_host} (migration {migration.id}),"
             f" which may run it by now. See: {next_commands.command('status', migration)}")
 
 
 def _disk(migration: Migration) -> str:
     """What a copy's fence says of its disk, for who removes it when nobody remembers the migration any more."""
-    uuid = migration.detail.get("rootfs_uuid")
+    uuid = migration.copy.rootfs_uuid
     return f"\n{container_config.DISK} {uuid}." if uuid else ""
 
 
@@ -203,7 +202,7 @@ def started_anew(migration: Migration) -> bool:
             return False  # another one has its name
         init = remains.init_of(container)
         if init is not None:
-            return not still or init[0] != remains.recorded_init(migration)[0]
+            return not still or init[0] != migration.still.first[0]
         if not still and lxc.told_state(container) != "STOPPED":
             return True  # on its way to that, or from it
     return remains.on_disk(migration) is not None
@@ -213,7 +212,7 @@ def _beside(migration: Migration) -> int | None:
     """The first process of another start that lives beside what is frozen, be it that LXC does not know it."""
     if not migration.memory or not remains.first_is_here(migration):
         return None
-    return second_start.of(Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail))
+    return second_start.of(Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still))
 
 
 def _is_another(migration: Migration) -> bool:

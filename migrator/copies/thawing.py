@@ -9,12 +9,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from migrator.base import log
 from migrator.host import lxc, network
 from migrator.host.network import Port
 from migrator.record import container_lock
+from migrator.record.detail import NO_PROCESS, Still
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -33,16 +34,15 @@ class Frozen:
     started: int | None = None  # when that process began, see `container_lock.start_time`; older versions do not say
 
     @classmethod
-    def from_detail(cls, migration: str, name: str, lxcpath: Path, detail: Mapping[str, Any]) -> Self:
-        """As a journal has it, or `to_detail` made it."""
-        ports = tuple(Port(**port) for port in detail["ports"])
-        pid, (init, started) = int(detail["pid"]), detail.get("init") or (None, None)
-        return cls(migration, name, lxcpath, pid, Path(detail["cgroup"]), ports, detail.get("dad", {}),
+    def on_record(cls, migration: str, name: str, lxcpath: Path, still: Still) -> Self:
+        """As a journal has it, or `recorded` made it."""
+        pid, (init, started) = NO_PROCESS if still.pid is None else still.pid, still.first
+        return cls(migration, name, lxcpath, pid, Path(still.cgroup), tuple(still.ports), still.dad,
                    started if init == pid else None)
 
-    def to_detail(self) -> dict[str, Any]:
-        return {"pid": self.pid, "cgroup": str(self.cgroup), "ports": [port.to_json() for port in self.ports],
-                "dad": dict(self.dad), "init": [self.pid, self.started]}
+    def recorded(self) -> Still:
+        return Still(pid=self.pid, cgroup=str(self.cgroup), ports=list(self.ports), dad=dict(self.dad),
+                     init=(self.pid, self.started))
 
     def is_here(self) -> bool:
         """Whether it still is that container which lives in the cgroup; raises OSError.

@@ -32,6 +32,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
+
 from migrator.base import log, programs, standard_files
 from migrator.base.run import Program, detached
 from migrator.copies import second_start, thawing
@@ -42,9 +44,11 @@ from migrator.errors.memory import WatchdogFailed
 from migrator.errors.this_host import JournalBroken
 from migrator.host import lxc, network
 from migrator.record import container_lock
-from migrator.record.journal import HURRY, Journal
+from migrator.record.detail import Still
+from migrator.record.journal import Journal
 from migrator.record.migration_paths import locked
 from migrator.record.states import Role, State
+from migrator.record.transactions import HURRY
 
 FOR_EVER = 1e6  # seconds
 POLL = 0.2  # seconds between two looks: whether CRIU has let go, or whether it was frozen again
@@ -66,7 +70,8 @@ class Task:
 
     def to_json(self) -> str:
         return json.dumps({
-            "name": self.frozen.name, "lxcpath": str(self.frozen.lxcpath), "frozen": self.frozen.to_detail(),
+            "name": self.frozen.name, "lxcpath": str(self.frozen.lxcpath),
+            "frozen": msgspec.to_builtins(self.frozen.recorded()),
             "migration": self.frozen.migration, "attempt": self.attempt, "images": self.images, "limit": self.limit,
             "journal": self.journal, "locks": self.locks, "program": self.program,
         })
@@ -74,7 +79,8 @@ class Task:
     @classmethod
     def from_json(cls, text: str) -> Self:
         data = json.loads(text)
-        frozen = Frozen.from_detail(data["migration"], data["name"], Path(data["lxcpath"]), data["frozen"])
+        frozen = Frozen.on_record(data["migration"], data["name"], Path(data["lxcpath"]),
+                                  msgspec.convert(data["frozen"], Still))
         return cls(frozen, data["attempt"], tuple(data["images"]), data["limit"], data["journal"],
                    data["locks"], tuple(data["program"]))
 
@@ -231,7 +237,7 @@ class Watch:
         with Journal(path, HURRY) as journal:
             found = journal.by_id(self.frozen.migration, Role.SOURCE)
         if found is not None:
-            return found.state is State.DUMPING and found.detail.get("attempt") == self.task.attempt
+            return found.state is State.DUMPING and found.handover.attempt == self.task.attempt
         if self.frozen.is_here() and lxc.is_held(self.frozen.cgroup):
             raise JournalBroken(path=path, reason=f"it does not know migration {self.frozen.migration}")
         return False

@@ -22,7 +22,8 @@ from migrator.errors.connection import ConsentNeeded, NotAllowed
 from migrator.errors.containers import InvalidName
 from migrator.host import lxc
 from migrator.record import next_commands
-from migrator.record.journal import ROOT_CALLER, Migration
+from migrator.record.detail import ROOT_CALLER
+from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Grant:
         """
         self.check_destination(migration)
         if not self.is_destination(migration):
-            there = migration.detail.get("destination_host")
+            there = migration.begun.destination_host
             raise self.refusal(f"its key is not said to be that of {there}, where migration {migration.id} goes"
                                f" (as={there})")
 
@@ -124,10 +125,10 @@ class Grant:
         if not self.restricted:
             return True
         if self.caller.startswith(PEER):
-            if fingerprint := migration.detail.get("destination_fingerprint"):
+            if fingerprint := migration.begun.destination_fingerprint:
                 return self.caller == f"{PEER}{fingerprint}"
             return migration.peer == f"{PEER}{self.name}"
-        return self.caller == f"{ROOT_CALLER}:{migration.detail.get('destination_host')}"
+        return self.caller == f"{ROOT_CALLER}:{migration.begun.destination_host}"
 
     def check_config(self, name: str, text: str, mapped_root: int) -> None:
         """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not; see `reaching`."""
@@ -216,11 +217,10 @@ def of_migration(migration: Migration) -> Grant:
 
 def recorded(migration: Migration) -> Grant:
     """The same as the journal has it: what the last request that brings something has found."""
-    detail = migration.detail
-    caller = str(detail.get("caller", ROOT_CALLER))
+    caller, consent = migration.caller, migration.consent
     return Grant(caller=caller, name=migration.peer.removeprefix(PEER),
-                 hooks=bool(detail.get("hooks", caller == ROOT_CALLER)),
-                 hooks_fix=str(detail.get("hooks_fix") or _anew(migration)))
+                 hooks=caller == ROOT_CALLER if consent.hooks is None else consent.hooks,
+                 hooks_fix=consent.hooks_fix or _anew(migration))
 
 
 def _anew(migration: Migration) -> str:

@@ -21,14 +21,12 @@ from migrator.base import boot_clock, log, names
 from migrator.errors.documented import DocumentedError
 from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock, states
-from migrator.record.journal_file import PRIMARY, JournalFile
+from migrator.record.detail import Recorded, Told, written
 from migrator.record.states import Event, Owner, Role, State
+from migrator.record.transactions import Transactions
 
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
-WAIT_FOR_LOCK = 10.0  # seconds
-HURRY = 0.2  # seconds, while what is to be recorded keeps a container from running
 KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
-ROOT_CALLER = "ssh"  # who has begun what is not recorded with another caller: root, here or over SSH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,23 +36,19 @@ class Record:
     time: float
     step: str
     phase: str
-    detail: dict[str, Any]
+    detail: dict[str, Any]  # all of it, as `--json` shows it
+    told: Told  # of that, what is known of steps
 
 
 class AlreadyRecorded(Exception):
     """A migration of that id and role is recorded: another process has been faster."""
 
 
-def is_busy(error: JournalBroken) -> bool:
-    """Whether nothing is wrong with the journal, but others have not let go of it in time."""
-    cause = error.__cause__
-    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & PRIMARY == sqlite3.SQLITE_BUSY
-
-
-class Migration:
+class Migration(Recorded):
     """One migration as this host sees it. Reads are of the last write through this object."""
 
     def __init__(self, journal: Journal, row: sqlite3.Row) -> None:
+        super().__init__(row["detail"], journal.path)
         self.journal = journal
         self.id: str = row["id"]
         self.role = Role(row["role"])
@@ -63,7 +57,6 @@ class Migration:
         self.peer: str = row["peer"]  # as given with -d on the source; the source's host name on the destination
         self.state = State(row["state"])
         self.owner = Owner(row["owner"])
-        self.detail: dict[str, Any] = json.loads(row["detail"])
         self.created: float = row["created"]
         self.updated: float = row["updated"]
 
@@ -74,12 +67,12 @@ class Migration:
     @property
     def other_name(self) -> str:
         """What the container is called on the other host."""
-        return str(self.detail.get("other_name") or self.name)
+        return self.begun.other_name or self.name
 
     @property
     def caller(self) -> str:
         """Who has begun it, as `grant.Grant.caller` has it."""
-        return str(self.detail.get("caller", ROOT_CALLER))
+        return self.consent.caller
 
     @property
     def ended(self) -> bool:
@@ -87,17 +80,17 @@ class Migration:
 
     def was_ended_by(self, pid: int, started: int) -> bool:
         """Whether it was this process of this boot that has ended it."""
-        return self.detail.get("ended_by") == [boot_clock.BOOT_ID.read_text().strip(), pid, started]
+        return self.ending.ended_by == (boot_clock.BOOT_ID.read_text().strip(), pid, started)
 
     @property
     def never_began(self) -> bool:
         """A source has given it up before this host had heard of it: recorded so that nothing begins it any more."""
-        return bool(self.detail.get("never_began"))
+        return self.begun.never_began
 
     @property
     def owes(self) -> bool:
         """It was rolled back, by force or before the token was offered, and the destination has not heard of it yet."""
-        return self.detail.get("abandoned") is False
+        return self.ending.abandoned is False
 
     @property
     def may_be_asked_for(self) -> bool:
@@ -105,43 +98,46 @@ class Migration:
 
         So too where it was finished by force, until the source has ended its copy, and said so.
         """
-        return self.owes or (self.state is State.FINISHED and bool(self.detail.get("forced")))
+        return self.owes or (self.state is State.FINISHED and self.ending.forced)
 
     @property
     def ticket(self) -> str:
         """What the destination made up when it recorded this, for the source to learn; see `resume_rules.is_known`."""
-        return str(self.detail.get("ticket", ""))
+        return self.begun.ticket
 
     @property
     def memory(self) -> bool:
         """Whether its memory moves along; False with --no-memory."""
-        return bool(self.detail.get("memory", True))
+        return self.begun.memory
 
     @property
     def still_at(self) -> float:
         """On the source: when it was frozen, or with --no-memory stopped; seconds since 1970, 0 for never."""
-        return float(self.detail.get("frozen_at" if self.memory else "stopped_at", 0.0))
+        return (self.still.frozen_at if self.memory else self.still.stopped_at) or 0.0
 
     @property
     def still_since(self) -> float:
         """On the source: the same by time.monotonic(), which counts anew with each boot; 0 for never."""
-        return float(self.detail.get("still_monotonic", 0.0))
+        return self.still.still_monotonic
 
     def move(self, event: Event, **detail: Any) -> None:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record.
+
+        Each key is a field of a part of `migrator.record.detail`; raises TypeError for others.
 
         An end that is asked for once more is recorded `anew`: see `note`.
         """
         new = states.after(self.role, self.state, event)
         again = new is self.state and event in (Event.FINISHED, Event.ABANDON)
-        self._write(new, states.owner(new), str(event), "done", detail, anew=again)
+        self._write(new, states.owner(new), str(event), "done", written(detail), anew=again)
 
     def refresh(self) -> None:
         """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
         self.journal.end_unfinished()
         (row,) = self.journal.rows(
             "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
-        self.state, self.owner, self.detail = State(row["state"]), Owner(row["owner"]), json.loads(row["detail"])
+        self.state, self.owner = State(row["state"]), Owner(row["owner"])
+        self._take_over(row["detail"])
 
     def note(self, step: str, *, anew: bool = False, **detail: Any) -> None:
         """Record something without a change of state; `detail` is merged into the record.
@@ -149,12 +145,12 @@ class Migration:
         With `anew` in the place of the last event, if that is the same step: for what the other host may have recorded
         again and again.
         """
-        self._write(self.state, self.owner, step, "done", detail, anew=anew)
+        self._write(self.state, self.owner, step, "done", written(detail), anew=anew)
 
     @contextlib.contextmanager
     def step(self, step: str, *, must_be_recorded: bool = True,
-             end_must_be: bool = True) -> Iterator[dict[str, Any]]:
-        """Record that `step` begins, and how it ended; what the block puts into the dict goes with the record.
+             end_must_be: bool = True) -> Iterator[Told]:
+        """Record that `step` begins, and how it ended; what the block has to tell of it goes with the record.
 
         Where the record cannot be made the step is not taken, unless it need not be recorded: it gives something back.
         Then nobody who has the journal locked is waited for, either.
@@ -162,14 +158,14 @@ class Migration:
         """
         record = self._event if must_be_recorded else self._event_at_once
         record(step, "begin", {})
-        detail: dict[str, Any] = {}
+        told = Told()
         try:
-            yield detail
+            yield told
         except BaseException as error:
             text = str(error) if isinstance(error, DocumentedError) else repr(error)
             self._event_if_possible(step, "failed", {"reason": text[:2000]})
             raise
-        (record if end_must_be else self._event_if_possible)(step, "done", detail)
+        (record if end_must_be else self._event_if_possible)(step, "done", told.to_json())
 
     def _event_at_once(self, step: str, phase: str, detail: dict[str, Any]) -> None:
         with self.journal.hurried():
@@ -185,7 +181,7 @@ class Migration:
         rows = self.journal.rows(
             "SELECT time, step, phase, detail FROM events WHERE id = ? AND role = ? ORDER BY number", self.id, self.role
         )
-        return [Record(row["time"], row["step"], row["phase"], json.loads(row["detail"])) for row in rows]
+        return [Record(row["time"], row["step"], row["phase"], *self._told(row["detail"])) for row in rows]
 
     def length(self) -> tuple[int, int]:
         """How many events are recorded, and the bytes of what they tell."""
@@ -206,7 +202,7 @@ class Migration:
     def _write(self, state: State, owner: Owner, step: str, phase: str, detail: dict[str, Any], *,
                anew: bool = False) -> None:
         now = time.time()
-        merged = self.detail | detail
+        merged = self._keys | detail
         if state in states.ENDED and not self.ended:
             merged["ended_by"] = _this_process()
         with self.journal.transaction() as db:
@@ -218,7 +214,8 @@ class Migration:
                 db.execute("DELETE FROM events WHERE step = ? AND number = "
                            "(SELECT max(number) FROM events WHERE id = ? AND role = ?)", (step, self.id, self.role))
             self._insert_event(db, now, step, phase, {"state": state} | detail)
-        self.state, self.owner, self.detail, self.updated = state, owner, merged, now
+        self.state, self.owner, self.updated = state, owner, now
+        self._know(merged)
 
     def _insert_event(
         self, db: sqlite3.Connection, now: float, step: str, phase: str, detail: dict[str, Any]
@@ -234,80 +231,8 @@ def _this_process() -> list[Any]:
     return [boot_clock.BOOT_ID.read_text().strip(), *container_lock.this_process()]
 
 
-class Journal:
-    """An open journal. Use it as a context manager, or call `close`.
-
-    Each access waits for others' for up to `patience` seconds.
-    """
-
-    def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
-        self.path = path
-        self._patience = patience
-        self._latest: object = None  # the transaction that began last
-        try:
-            self._file = JournalFile(path, patience)
-        except (OSError, sqlite3.Error) as error:
-            raise JournalBroken(path=path, reason=error) from error
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def rows(self, query: str, *values: Any) -> list[sqlite3.Row]:
-        try:
-            try:
-                return self._file.connection().execute(query, values).fetchall()
-            finally:
-                self._file.release_unless_writing()
-        except sqlite3.Error as error:
-            raise JournalBroken(path=self.path, reason=error) from error
-
-    @contextlib.contextmanager
-    def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on disk when the block has been left, unless `synced` is off.
-
-        A Ctrl-C may come between any two steps, also of this; what it leaves open the next use of the journal ends.
-        """
-        mine = self._latest = object()
-        try:
-            self.end_unfinished()
-            try:
-                db = self._file.connection()
-                # With a write-ahead log, NORMAL leaves the sync to the next transaction that is FULL.
-                db.execute(f"PRAGMA synchronous = {'FULL' if synced else 'NORMAL'}")
-                db.execute("BEGIN IMMEDIATE")
-                yield db
-                db.execute("COMMIT")
-            finally:
-                if self._latest is mine:  # else it was left behind open, and this is its end, late
-                    self.end_unfinished()
-        except sqlite3.Error as error:
-            raise JournalBroken(path=self.path, reason=error) from error
-
-    @contextlib.contextmanager
-    def hurried(self) -> Iterator[None]:
-        """Who writes in the block waits no longer than HURRY for others, who may have been stopped in the middle."""
-        self._wait_for(HURRY)
-        try:
-            yield
-        finally:
-            self._wait_for(self._patience)
-
-    def _wait_for(self, seconds: float) -> None:
-        with contextlib.suppress(sqlite3.Error):  # whoever writes next is told
-            self._file.wait_for(seconds)
-
-    def end_unfinished(self) -> None:
-        """Take back what was written in a transaction that an exception has left open; raises JournalBroken."""
-        try:
-            self._file.release()
-        except sqlite3.Error as error:
-            raise JournalBroken(path=self.path, reason=error) from error
+class Journal(Transactions):
+    """The migrations of a host, in an open journal."""
 
     def create(
         self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event, **detail: Any
@@ -316,7 +241,8 @@ class Journal:
 
         Raises AlreadyRecorded.
         """
-        migration = self._record(id=id, role=role, name=name, lxcpath=lxcpath, peer=peer, event=event, detail=detail)
+        migration = self._record(id=id, role=role, name=name, lxcpath=lxcpath, peer=peer, event=event,
+                                 detail=written(detail))
         try:
             self._forget_old(migration)
         except JournalBroken as error:  # the next one does it
@@ -366,7 +292,7 @@ class Journal:
         ended = [each for each in self._like(begun, self.all(begun.name)) if each.ended]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
         for migration in ended[KEPT:]:
-            keeps = migration.detail.get("kept") or migration.detail.get("last_copy")
+            keeps = migration.copy.kept or migration.copy.last_copy
             if migration.id != succeeded and not migration.may_be_asked_for and not keeps:
                 self.forget(migration)
 

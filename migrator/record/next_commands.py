@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import shlex
 import socket
-from typing import Any
 
+from migrator.record.detail import Begun
 from migrator.record.journal import Migration
 from migrator.record.states import Role, next_stage
 
@@ -17,7 +17,7 @@ BEGINS = {"migrate", "prepare-data"}
 def command(stage: str, migration: Migration, *more: str) -> str:
     """`stage` as a command for `migration`, where `stage` may say `@source` or `@destination`; `more` are its options.
     """
-    return written(stage, migration.role, migration.name, migration.peer, migration.detail, *more)
+    return written(stage, migration.role, migration.name, migration.peer, migration.begun, *more)
 
 
 def typed(stage: str, migration: Migration, *more: str) -> str:
@@ -27,7 +27,7 @@ def typed(stage: str, migration: Migration, *more: str) -> str:
 
 def words(stage: str, migration: Migration) -> list[str]:
     """The same, to be run on that host."""
-    return _words(stage, migration.role, migration.name, migration.peer, migration.detail)
+    return _words(stage, migration.role, migration.name, migration.peer, migration.begun)
 
 
 def path(migration: Migration) -> str:
@@ -43,7 +43,7 @@ def next_command(migration: Migration) -> str:
 
 def again(stage: str, migration: Migration) -> str:
     """As `command`; but a migration that `migrator migrate` has begun is carried on by `migrator resume`."""
-    if migration.detail.get("one_shot") and not stage.startswith("rollback"):
+    if migration.begun.one_shot and not stage.startswith("rollback"):
         carries_on = migration.role is Role.SOURCE or stage == "restore-dump"
         stage = "resume" if carries_on else "resume@source"
     return command(stage, migration)
@@ -51,7 +51,7 @@ def again(stage: str, migration: Migration) -> str:
 
 def anew(migration: Migration) -> str:
     """On the source: what moves it once more where an attempt of the driver's was given up."""
-    return written("migrate", Role.SOURCE, migration.name, migration.peer, migration.detail)
+    return written("migrate", Role.SOURCE, migration.name, migration.peer, migration.begun)
 
 
 def back(migration: Migration) -> str:
@@ -61,20 +61,19 @@ def back(migration: Migration) -> str:
     host knows this one.
     """
     paired = migration.peer.startswith("peer:")
-    detail = {"other_name": migration.name, "source_lxcpath": migration.detail.get("destination_lxcpath"),
-              "lxcpath_given": True}
-    path = ["--destination-lxcpath", str(migration.lxcpath)] if migration.detail.get("lxcpath_given") else []
-    text = written("migrate", Role.SOURCE, migration.other_name, "peer:NAME" if paired else this_host(), detail,
+    begun = Begun(other_name=migration.name, source_lxcpath=migration.begun.destination_lxcpath, lxcpath_given=True)
+    path = ["--destination-lxcpath", str(migration.lxcpath)] if migration.begun.lxcpath_given else []
+    text = written("migrate", Role.SOURCE, migration.other_name, "peer:NAME" if paired else this_host(), begun,
                    *path)
     return f"{text}   (NAME is what this host is called there: migrator peer list)" if paired else text
 
 
-def written(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any], *more: str) -> str:
-    """As `command`, from the single facts. `detail` may have `destination`, `other_name` and both hosts' LXC paths."""
-    text = shlex.join([*_words(stage, role, name, peer, detail), *more])
+def written(stage: str, role: Role, name: str, peer: str, begun: Begun, *more: str) -> str:
+    """As `command`, from the single facts."""
+    text = shlex.join([*_words(stage, role, name, peer, begun), *more])
     if _on_source(stage, role) == (role is Role.SOURCE):
         return text
-    return f"{text}   (on {other_host(role, peer, detail)})"
+    return f"{text}   (on {_other_host(role, peer, begun)})"
 
 
 def _on_source(stage: str, role: Role) -> bool:
@@ -82,28 +81,32 @@ def _on_source(stage: str, role: Role) -> bool:
     return role is Role.SOURCE if not place else place == "source"
 
 
-def _words(stage: str, role: Role, name: str, peer: str, detail: dict[str, Any]) -> list[str]:
+def _words(stage: str, role: Role, name: str, peer: str, begun: Begun) -> list[str]:
     verb, on_source = stage.partition("@")[0], _on_source(stage, role)
-    other_name, here = str(detail.get("other_name") or name), on_source == (role is Role.SOURCE)
+    other_name, here = begun.other_name or name, on_source == (role is Role.SOURCE)
     words = ["migrator", verb, name if here else other_name]
-    path = detail.get("source_lxcpath" if on_source else "destination_lxcpath")
-    if path and (not here or detail.get("lxcpath_given")):  # whether it is the other host's usual one is not known here
-        words += ["-P", str(path)]
+    path = begun.source_lxcpath if on_source else begun.destination_lxcpath
+    if path and (not here or begun.lxcpath_given):  # whether it is the other host's usual one is not known here
+        words += ["-P", path]
     if verb in NEEDS_DESTINATION:
-        words += ["-d", str(peer if role is Role.SOURCE else detail.get("destination", "HOST"))]
+        words += ["-d", peer if role is Role.SOURCE else begun.destination]
     if verb in BEGINS and other_name != name:
         words += ["--new-name", other_name if role is Role.SOURCE else name]
     return words
 
 
-def other_host(role: Role, peer: str, detail: dict[str, Any]) -> str:
+def other_host(migration: Migration) -> str:
     """The other host's name, as people call it."""
-    return str(detail.get("destination_host") or peer) if role is Role.SOURCE else peer
+    return _other_host(migration.role, migration.peer, migration.begun)
+
+
+def _other_host(role: Role, peer: str, begun: Begun) -> str:
+    return begun.destination_host or peer if role is Role.SOURCE else peer
 
 
 def moved_to(migration: Migration) -> str:
     """Where a container has moved, for whom it has left: the host, and its name there if that is another."""
-    host = other_host(migration.role, migration.peer, migration.detail)
+    host = other_host(migration)
     return host if migration.other_name == migration.name else f"{host} as {migration.other_name}"
 
 

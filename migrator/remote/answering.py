@@ -168,7 +168,7 @@ class Service:
         """What the caller's streams of that migration's disk are held to."""
         if not self.grant.restricted:
             return room_bounds.OF_DISK
-        return room_bounds.of_disk(migration.lxcpath, migration.detail.get("announced"))
+        return room_bounds.of_disk(migration.lxcpath, migration.data.announced)
 
     def lxcpath(self, fields: Mapping[str, Any]) -> Path:
         """The LXC path that the source asked for, or this host's own."""
@@ -204,7 +204,7 @@ class Service:
         a caller who is not root tries too many.
         """
         if migration:
-            return str(migration.detail.get("origin") or migration.id)
+            return migration.begun.origin or migration.id
         found = str(fields.get("origin", fields.get("id", "")))
         if found:
             self.origins.add(names.migration_id(found))

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from migrator.base.figures import duration, size
+from migrator.record.detail import DiskRound
 
 # Frozen whatever the size: freeze, snapshot, CRIU's start here and there, records in both journals.
 FIXED_SECONDS = 0.35
@@ -35,10 +36,10 @@ class Round:
     full: bool
 
     @classmethod
-    def from_detail(cls, detail: dict[str, Any]) -> Round:
-        """From the journal's record of a complete round."""
-        return cls(int(detail["bytes"]), int(detail.get("wire_bytes", 0)), float(detail.get("seconds", 0.0)),
-                   bool(detail.get("full")))
+    def sent(cls, recorded: Iterable[DiskRound]) -> tuple[Round, ...]:
+        """Those of a journal's record that are complete."""
+        return tuple(cls(each.bytes, each.wire_bytes or 0, each.seconds or 0.0, bool(each.full))
+                     for each in recorded if each.bytes is not None)
 
 
 def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from migrator.base.figures import size
 from migrator.errors import UsageError
 from migrator.errors.connection import ProtocolError
 from migrator.errors.data import NoSpace
-from migrator.record.journal import ROOT_CALLER
+from migrator.record.detail import ROOT_CALLER
 
 MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk
 JOURNAL_RESERVE = 1 << 30  # bytes, where a twentieth is more: of the file system with the journal, often the host's own

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from migrator.errors.connection import ConnectionLost, ProtocolError
+from migrator.record.detail import Told
 from migrator.transfer.frames import DIGEST_SIZE, SEGMENT_MAX, Kind, header
 from migrator.transfer.receiver import ACK
 from migrator.transfer.rpc import Connection
@@ -42,6 +43,11 @@ class TransferResult:
     seconds: float
     digest: dict[str, str]  # name -> digest over the file's segments' digests
     reply: dict[str, Any]  # what the destination answered in the end
+
+    def tell(self, told: Told) -> None:
+        """For the journal."""
+        told.bytes, told.wire, told.resumed = self.raw_bytes, self.wire_bytes, self.resumed_bytes
+        told.seconds = round(self.seconds, 3)
 
 
 def send_files(

@@ -41,7 +41,7 @@ def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
 
 def _imported(migration: Migration) -> list[str]:
     """The uuids of what has arrived, which the source has as long as it has not given the migration up."""
-    return [round_["uuid"] for round_ in migration.detail["rounds"]]
+    return [each.uuid for each in migration.data.rounds]
 
 
 def _base(migration: Migration, held: list[str]) -> Subvolume | None:
@@ -90,7 +90,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     from stages import finish, import_data
     from stages.steps import gave_way, settling, stopped_here
 
-    if migration.detail.get("given_way"):  # it had run here, and the source was to go on without it
+    if migration.arrived.given_way:  # it had run here, and the source was to go on without it
         gave_way.refuse_back(migration)
         return
     if migration.state is State.RESTORING:
@@ -112,10 +112,10 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
     if migration.state is not State.ABANDONED:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
         base = _base(migration, held)
-        on_disk = migration.detail.get("on_disk") is True
+        on_disk = migration.data.on_disk is True
         if migration.state is not State.ABANDONING:  # until the first round has arrived there may be no spool
-            on_disk = migration.state is not State.RECEIVING or bool(migration.detail["rounds"])
-        migration.move(Event.ABANDON, given_up_here=here or bool(migration.detail.get("given_up_here")),
+            on_disk = migration.state is not State.RECEIVING or bool(migration.data.rounds)
+        migration.move(Event.ABANDON, given_up_here=here or migration.ending.given_up_here,
                        on_disk=on_disk, kept=[base.path.name] if base else [])
         try:  # the token is back already, and the source must hear it: a disk that fails here freezes nothing there
             if base:

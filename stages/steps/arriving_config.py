@@ -14,7 +14,7 @@ from migrator.record.migration_paths import Layout
 def adopted(migration: Migration, layout: Layout, carried: Carried, bridges: dict[str, str], *,
             trusted: bool) -> tuple[str, dict[Path, str]]:
     """See `container_config.adopted`. Raises ConfigInvalid where it cannot be told what LXC will read."""
-    own = f"{migration.detail['source_lxcpath']}/{migration.other_name}/"  # what lies there is of the container's own
+    own = f"{migration.begun.source_lxcpath}/{migration.other_name}/"  # what lies there is of the container's own
 
     def there(path: str) -> bool:  # of who is not trusted nothing comes along, wherever it says that its own lies
         return not trusted or (path.startswith("/") and not path.startswith(own) and Path(path).exists())

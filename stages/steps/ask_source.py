@@ -103,7 +103,7 @@ def ask(asking: Asking, migration: Migration) -> State | None:
 def _asked(asking: Asking, migration: Migration, **fields: Any) -> tuple[State | None, float]:
     """And for how many seconds the container may be let run here."""
     with connected(asking.connect, asking.where(migration)) as there:
-        never = migration.state is State.ABANDONED or bool(migration.detail.get("given_way"))
+        never = migration.state is State.ABANDONED or migration.arrived.given_way
         answer = there.call_within(ask_state.LIMIT, "source-state", id=migration.id, never=never, **fields)
         found, given = ask_state.read(answer), answer.get("leave", 0.0)
         if not isinstance(given, int | float):
@@ -123,7 +123,7 @@ def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migrat
     where it cannot tell that it is asked by the destination; that takes it back it may say then, but not that the
     container may run here.
     """
-    caller = str(migration.detail.get("caller", ""))
+    caller = migration.caller
     if paired and caller.startswith(PEER) and caller != f"{PEER}{paired}":
         return False  # another one is paired under its name by now
     if answer["state"]:
@@ -142,7 +142,7 @@ def leave_for(asking: Asking, migration: Migration, limit: float, *, by_hand: bo
     where the source says nothing.
     """
     since = boot_clock.now()  # before anything else: whatever stands still from here on takes off from the word
-    left = boot_clock.left(migration.detail.get("leave")) if by_hand else None
+    left = boot_clock.left(migration.handover.leave) if by_hand else None
     if left is not None and not resume_rules.must_ask(left):
         return since + left
     try:
@@ -289,7 +289,7 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
                 standing.require(migration, "restore-dump")
                 standing.restore_silence(migration)
                 given = leave.asked_for(fields["within"])
-                migration.note("leave", anew=True, **leave.given(migration.detail, given))
+                migration.note("leave", anew=True, leave=leave.given(migration.handover.leave, given))
             let_go()
     # By the ticket it knows this host, under whatever name, for the one that it has the migration from.
     ticket = migration.ticket if migration and service.grant.is_destination(migration) else ""

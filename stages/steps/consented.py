@@ -27,12 +27,12 @@ def _reaching(migration: Migration) -> str:
 
     There a copy of a file that came along reaches out, too, whatever is in it: that took consent.
     """
-    if "reaching" in migration.detail:
-        return str(migration.detail["reaching"])
+    if migration.consent.reaching is not None:
+        return migration.consent.reaching
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     origins.require_ours(layout)
     text = container_config.unfenced(container_config.text_of(layout.container / "config"))
-    return grant.reaching(text, int(migration.detail.get("mapped_root", 0)))
+    return grant.reaching(text, migration.begun.mapped_root)
 
 
 def confine(migration: Migration) -> bool:

@@ -63,7 +63,7 @@ def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
             found = journal.latest(name, lxcpath)
             if found is None or found.ended:
                 raise
-            raise AlreadyMigrating(name=name, peer=next_commands.other_host(found.role, found.peer, found.detail),
+            raise AlreadyMigrating(name=name, peer=next_commands.other_host(found),
                                    id=found.id, next=next_commands.command("status", found),
                                    path=next_commands.path(found)) from error
         yield
@@ -157,15 +157,14 @@ class Drive:
         return not rule
 
     def _rounds(self) -> tuple[Round, ...]:
-        found = self.migration.detail["rounds"] if self.migration else []
-        return tuple(Round.from_detail(each) for each in found if "bytes" in each)
+        return Round.sent(self.migration.data.rounds) if self.migration else ()
 
     def _look(self, there: Connection) -> Plan:
         """The preflight, and what comes of it."""
         if self.container.state != "RUNNING":
             raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
                                       state=self.container.state)
-        bridges = self.migration.detail["bridges"] if self.migration else None
+        bridges = self.migration.begun.bridges if self.migration else None
         memory = prepare_data.with_memory(self.request, self.migration)
         looked = check.before_stage(self.request, self.move.ignore, self.container, there, full=True,
                                     bridges=bridges, memory=memory, known_copy=self.migration is not None)
@@ -212,7 +211,7 @@ class Drive:
         if left is None or left <= 0:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.move.max_downtime:g}")
         standing.require(self._of, "restore-dump", next_commands.anew(self._of))
-        self._of.note("leave", **leave.given(self._of.detail, left))
+        self._of.note("leave", leave=leave.given(self._of.handover.leave, left))
         done = there.call_and_go("restore", **offer.limits(left), id=self._of.id, limit=left,
                                  within=lambda: offer.word(self._of))
         self._runs_there(done["running_for"])
@@ -243,7 +242,7 @@ class Drive:
         elif state in (State.OFFERED, State.DUMPED) or interrupted:
             self._give_up(error)
         else:
-            advised = isinstance(error, OutcomeError) or self.migration.detail.get("gone") or (
+            advised = isinstance(error, OutcomeError) or self.migration.copy.gone or (
                 isinstance(error, OutOfOrder) and origins.is_another(self.migration))
             if not advised:  # that one says how to go on
                 does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
@@ -261,7 +260,7 @@ class Drive:
         except (BackThere, GoneThere, RunsUnrecorded, StoppedThere):
             raise
         except AlreadyRuns:
-            log.warning(f"{migration.name} runs on {migration.detail['destination_host']} already.")
+            log.warning(f"{migration.name} runs on {migration.begun.destination_host} already.")
             self._try_finish(error)
             return
         if isinstance(cause, Interrupted) or not (done.data["thawed"] or origins.is_there(migration)):
@@ -279,7 +278,7 @@ class Drive:
         try:
             self._over_any_connection(self._finish)
         except DocumentedError as trouble:
-            log.warning(f"{trouble} {self._of.name} runs on {self._of.detail['destination_host']}; the rest is done "
+            log.warning(f"{trouble} {self._of.name} runs on {self._of.begun.destination_host}; the rest is done "
                         f"by: {next_commands.next_command(self._of)}")
             raise error from trouble
 
@@ -308,7 +307,7 @@ class Drive:
         predicted = self.plan.still_seconds if self.plan else None
         word = "frozen" if migration.memory else "stopped"
         seconds = time.monotonic() - self.begun
-        host = migration.detail["destination_host"]
+        host = migration.begun.destination_host
         text = f"{migration.name} has moved to {next_commands.moved_to(migration)} in {duration(seconds)}."
         if self.still_seconds is not None:
             text += f" {plan.compared(predicted, self.still_seconds, self.dumped.get('stop_seconds'))}"

@@ -19,6 +19,7 @@ from migrator.base.run import shown
 from migrator.copies import origins
 from migrator.errors.containers import ContainerNotRunning
 from migrator.host import lxc
+from migrator.record.detail import DiskRound
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import FROZEN, Event, Role, step
 from migrator.remote.other_host import connected
@@ -44,7 +45,7 @@ def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lx
         memory = prepare_data.with_memory(request, migration)
         looked = check.before_stage(request, move.ignore, container, there, full=True,
                                     known_copy=migration is not None,
-                                    bridges=migration.detail["bridges"] if migration else None, memory=memory)
+                                    bridges=migration.begun.bridges if migration else None, memory=memory)
         plan = Plan(container.name, there.peer_host, looked.disk_bytes, looked.container.memory if memory else None,
                     move.max_rounds, move.max_downtime, stop_timeout=move.stop_timeout,
                     measured=bandwidth.measure(there))
@@ -60,7 +61,7 @@ def _described(request: MoveRequest, move: MoveOptions, migration: Migration | N
         def prepare() -> Result:
             said = prepare_data.carry_out(request, journal, source, container, there, 0, dry_run=True)
             for each in (source, destination):
-                each.note("round", rounds=[*each.detail["rounds"], {}])
+                each.note("round", rounds=[*each.data.rounds, DiskRound()])
             return said
 
         def dump() -> Result:
@@ -95,17 +96,17 @@ def _made_up(request: MoveRequest, migration: Migration | None, container: lxc.C
              there: Connection) -> Iterator[tuple[Journal, Migration, Migration]]:
     """A journal for as long as the block runs, with the migration as it would be on the source and the destination."""
     name = origins.name_there(request.target.new_name, migration, container.name)
-    detail: dict[str, Any] = dict(migration.detail) if migration else {
+    given: dict[str, Any] = migration.given() if migration else {
         "destination_lxcpath": prepare_data.lxcpath_there(there, request.target.lxcpath),
         "bridges": dict(request.target.bridges), "rounds": [], "other_name": name,
     }
-    detail["memory"] = prepare_data.with_memory(request, migration)
-    detail["rounds"] = [round_ for round_ in detail["rounds"] if "bytes" in round_]
+    given["memory"] = prepare_data.with_memory(request, migration)
+    given["rounds"] = [each for each in migration.data.rounds if each.bytes is not None] if migration else []
     id_ = migration.id if migration else names.new_migration_id()
     with tempfile.TemporaryDirectory(prefix="migrator-") as folder, Journal(Path(folder, "journal.db")) as journal:
         source = journal.create(id=id_, role=Role.SOURCE, name=container.name, lxcpath=container.lxcpath,
-                                peer=request.destination, event=Event.SEND, **detail)
+                                peer=request.destination, event=Event.SEND, **given)
         destination = journal.create(
-            id=id_, role=Role.DESTINATION, name=name, lxcpath=Path(detail["destination_lxcpath"]), peer=there.peer_host,
-            event=Event.RECEIVE, **detail | {"other_name": container.name})
+            id=id_, role=Role.DESTINATION, name=name, lxcpath=Path(given["destination_lxcpath"]), peer=there.peer_host,
+            event=Event.RECEIVE, **given | {"other_name": container.name})
         yield journal, source, destination

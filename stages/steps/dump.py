@@ -22,6 +22,7 @@ from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
 from migrator.host import cgroup_limits, cgroups, descent, lxc, net_state, network
 from migrator.record import migration_paths, next_commands
+from migrator.record.detail import Figures
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer import sender, spool
@@ -103,7 +104,7 @@ class Dump(Handover):
         return ContainerChanged(name=self.container.name, reason="it was rebooted or stopped just now",
                                 next=next_commands.again("create-dump", self.migration))
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> Figures:
         with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:  # whose end waits for the dump
             # For a thread that is just being started, as Ctrl-C comes, it would not: so that is there before.
             pool.submit(lambda: None).result()
@@ -123,14 +124,14 @@ class Dump(Handover):
     def left_alone(self) -> None:
         self.watchdog.leave()
 
-    def result(self, figures: dict[str, Any], still: float) -> Result:
+    def result(self, figures: Figures, still: float) -> Result:
         if not self.one_shot:  # there it still holds the container up; finish does it
             self.layout.drop_images()
         next_ = next_commands.next_command(self.migration)
         return Result(
             {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
-             "frozen_at": self.still_since, "frozen_seconds": round(still, 3), **figures, "next": next_},
-            f"Dumped {size(figures['memory'])} of memory and {size(figures['increment'])} of disk changes. "
+             "frozen_at": self.still_since, "frozen_seconds": round(still, 3), **figures.to_json(), "next": next_},
+            f"Dumped {size(figures.memory)} of memory and {size(figures.increment)} of disk changes. "
             f"{self.container.name} is frozen since {still:.2f} s and belongs to {self.there.peer_host} now. "
             f"Next: {next_}",
         )
@@ -188,7 +189,7 @@ class Dump(Handover):
             raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
                                    reason=reason)
 
-    def _dump_and_send(self, pool: concurrent.futures.Executor) -> dict[str, Any]:
+    def _dump_and_send(self, pool: concurrent.futures.Executor) -> Figures:
         """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
         dumping = pool.submit(self._dump)
         try:
@@ -199,9 +200,9 @@ class Dump(Handover):
         self.left()
         rest = self._send_images(early)
         sent = [*early.values(), rest]
-        return {"increment": increment.raw_bytes, "memory": sum(each.raw_bytes for each in sent),
-                "wire_bytes": increment.wire_bytes + sum(each.wire_bytes for each in sent),
-                "dump_seconds": round(dump_seconds, 3), "send_seconds": round(rest.seconds, 3)}
+        return Figures(increment=increment.raw_bytes, memory=sum(each.raw_bytes for each in sent),
+                       wire_bytes=increment.wire_bytes + sum(each.wire_bytes for each in sent),
+                       dump_seconds=round(dump_seconds, 3), send_seconds=round(rest.seconds, 3))
 
     def _dump(self) -> float:
         begun = time.monotonic()
@@ -257,9 +258,9 @@ class Dump(Handover):
                 sent[path.name] = self.send(
                     {"kind": "images", "bytes": self.facts.memory},
                     lambda stack: [sender.SourceFile(path.name, stack.enter_context(growing()))])  # noqa: B023
-            outcome.update(bytes=sum(each.raw_bytes for each in sent.values()), files=len(sent),
-                           wire=sum(each.wire_bytes for each in sent.values()),
-                           resumed=sum(each.resumed_bytes for each in sent.values()))
+            outcome.bytes, outcome.files = sum(each.raw_bytes for each in sent.values()), len(sent)
+            outcome.wire = sum(each.wire_bytes for each in sent.values())
+            outcome.resumed = sum(each.resumed_bytes for each in sent.values())
         return sent
 
     def _send_images(self, early: dict[str, sender.TransferResult]) -> sender.TransferResult:
@@ -276,8 +277,7 @@ class Dump(Handover):
                 progress.update(done, resumed)
 
             sent = self.send({"kind": "images", "bytes": total}, lambda _stack: files, watch)
-            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
-                           seconds=round(sent.seconds, 3))
+            sent.tell(outcome)
         return sent
 
 

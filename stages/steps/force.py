@@ -57,7 +57,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     """
     if migration.owner is Owner.SOURCE:
         return rollback.roll_back(migration, tell)  # nobody else's word is needed
-    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    there = next_commands.other_host(migration)
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
         known = KNOWN[migration.state].format(there=there, name=migration.name)
@@ -100,7 +100,7 @@ def wait_out(migration: Migration, there: str) -> bool:
 
     It may be cut off, or stand still, and not be off. Raises Interrupted.
     """
-    left = leave.outstanding(migration.detail, leave.SLACK)
+    left = leave.outstanding(migration.handover.leave, leave.SLACK)
     if left <= 0:
         return False
     log.warning(f"For {left:.0f} more seconds {there} may let {migration.name} run, should it be cut off and not off:"
@@ -241,7 +241,7 @@ def is_unknown(error: DocumentedError) -> bool:
 
 def is_under_way(migration: Migration) -> bool:
     """Whether at this moment a process forces the rollback of a migration: what it decides is not to be overtaken."""
-    process = migration.detail.get("forcing")
+    process = migration.ending.forcing
     if migration.state not in KNOWN or not process:
         return False
     found = container_lock.of(migration.name, migration.lxcpath)
@@ -257,17 +257,17 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
     """
     if not migration.owes:
         return None
-    there = next_commands.other_host(migration.role, migration.peer, migration.detail)
+    there = next_commands.other_host(migration)
     try:
         kept = tell()
     except BackThere:
         raise
     except AlreadyRuns as error:
-        if isinstance(error, RunsUnrecorded) and not migration.detail.get("forced"):  # it was never offered
+        if isinstance(error, RunsUnrecorded) and not migration.ending.forced:  # it was never offered
             raise OutOfOrder(stage=rollback.NAME, next=next_commands.command("resume", migration), missing=(
                 f"on {there} something lives in what has arrived, which is not {migration.name} itself:"
                 f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
-        path = shlex.quote(migration.detail["destination_lxcpath"])
+        path = shlex.quote(migration.begun.destination_lxcpath)
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
                         lxcpath=path, path=f"-P {path}") from error
     except NotKnownThere as error:

@@ -33,10 +33,10 @@ def refuse_back(migration: Migration) -> None:
     Another container in its place, and nothing, keep nobody from that; nor does its own behind a fence that stands.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    lxc_disk.require_ended(layout, migration.detail.get("disk"))
+    lxc_disk.require_ended(layout, migration.begun.disk)
     living = renamed.living(migration, layout)
     back = "" if living else _may_run_in_place(migration, layout)
-    lxc_disk.require_ended(layout, migration.detail.get("disk"))  # behind the last look
+    lxc_disk.require_ended(layout, migration.begun.disk)  # behind the last look
     if living or back:
         there, how = renamed.told(migration, living) if living else (migration.name, back)
         raise (MovedOn if back == MOVED_ON else BackThere)(
@@ -62,7 +62,7 @@ def refuse_lost(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     found, place = renamed.on_its_disk(migration, layout), "its root file system, or a copy of that"
     if not found and (found := renamed.with_its_addresses(migration, layout)):
-        place = f"a container that has its hardware address ({', '.join(migration.detail['hwaddrs'])})"
+        place = f"a container that has its hardware address ({', '.join(migration.arrived.hwaddrs)})"
     elif not found and not lxc_disk.is_removed(layout):
         found, place = renamed.untold(migration, layout), f"{layout.rootfs}, of which nothing tells whose it is"
     elif not found:

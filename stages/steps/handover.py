@@ -24,6 +24,7 @@ from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded
 from migrator.host import btrfs, lxc, roots
 from migrator.record import container_lock, next_commands
+from migrator.record.detail import Figures
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
@@ -50,8 +51,8 @@ class Handover(ABC):
         self.link = link  # of the driver, that can make new connections
         self.one_shot = link is not None
         self.layout = Layout(container.lxcpath, container.name, migration.id)
-        self.base = self.layout.snapshot(len(migration.detail["rounds"]))
-        self.last = self.layout.snapshot(len(migration.detail["rounds"]) + 1)
+        self.base = self.layout.snapshot(len(migration.data.rounds))
+        self.last = self.layout.snapshot(len(migration.data.rounds) + 1)
         self.still_since = 0.0  # by time.time(), for people
         self._still_since = 0.0  # by time.monotonic(), for limits
         self.fenced = False
@@ -78,8 +79,8 @@ class Handover(ABC):
             # What was said to be given up is not offered, wherever the exception was lost.
             container_lock.check_interrupted()
             offering = True
-            self.migration.move(Event.OFFER, figures=figures,
-                                **leave.given(self.migration.detail, restore_within or leave.BY_HAND))
+            self.migration.move(Event.OFFER, figures=figures.to_json(),
+                                leave=leave.given(self.migration.handover.leave, restore_within or leave.BY_HAND))
             self.unwatched()
         except BaseException as error:
             with container_lock.held_back():
@@ -106,8 +107,8 @@ class Handover(ABC):
         """What the journal must know before the container is touched: enough to give it back after a crash."""
 
     @abstractmethod
-    def take(self) -> dict[str, Any]:
-        """Bring it to a stand and send what makes it up; returns sizes in bytes and times in seconds."""
+    def take(self) -> Figures:
+        """Bring it to a stand and send what makes it up."""
 
     @abstractmethod
     def stop_clock(self) -> None:
@@ -125,7 +126,7 @@ class Handover(ABC):
         """This program could not give it back: who watches over it is alone with that now."""
 
     @abstractmethod
-    def result(self, figures: dict[str, Any], still: float) -> Result:
+    def result(self, figures: Figures, still: float) -> Result:
         """The destination has it, `still` seconds after it came to a stand."""
 
     # --- steps that all have in common ---
@@ -140,8 +141,7 @@ class Handover(ABC):
                 lambda stack: [sender.SourceFile(INCREMENT, stack.enter_context(
                     btrfs.send(self.last, self.base, limit=self.left())))],
             )
-            outcome.update(bytes=sent.raw_bytes, wire=sent.wire_bytes, resumed=sent.resumed_bytes,
-                           seconds=round(sent.seconds, 3))
+            sent.tell(outcome)
         return sent
 
     def refuse_another_disk(self, init: list[int] | None) -> None:
@@ -194,7 +194,7 @@ class Handover(ABC):
     def target(self) -> Layout:
         """Where things lie on the destination."""
         migration = self.migration
-        return Layout(Path(migration.detail["destination_lxcpath"]), migration.other_name, migration.id)
+        return Layout(Path(migration.begun.destination_lxcpath), migration.other_name, migration.id)
 
     def fence(self) -> None:
         """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash.

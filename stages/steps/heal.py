@@ -24,7 +24,8 @@ from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown, outcome
 from migrator.host import lxc
 from migrator.record import container_lock, lxc_disk, next_commands
-from migrator.record.journal import DEFAULT_PATH, ROOT_CALLER, Journal, Migration
+from migrator.record.detail import ROOT_CALLER
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Owner, Role, State
 from migrator.remote.destination import ConnectOptions
@@ -88,7 +89,7 @@ def one(options: ResumeOptions, name: str, lxcpath: Path, *, at_boot: bool = Fal
             return done
         done = ask_source.act(options.asking, migration, done)  # which needs the lock on this host
         migration.refresh()
-        if stopped and migration.state is State.FINISHED and not migration.detail.get("given_way"):
+        if stopped and migration.state is State.FINISHED and not migration.arrived.given_way:
             return Result(done.data, f"{done.text} {after_crash.where(migration)}")
         return done
 
@@ -201,7 +202,7 @@ def _complete_restored(asking: Asking, migration: Migration) -> Result | None:
     StoppedThere.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    if lxc_disk.has_ended(layout, migration.detail.get("disk")) and (
+    if lxc_disk.has_ended(layout, migration.begun.disk) and (
             ask_source.state_of_source(asking, migration) is State.FINISHED):
         return _end_too(migration)
     left = settling.has_left(migration)
@@ -259,7 +260,7 @@ def _text_of(config: Path) -> str:
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:
     """Whether nothing is left that the source must do, or that it will do by itself."""
     if migration.state is State.ABANDONED:
-        return not migration.detail.get("given_up_here") or bool(migration.detail.get("source_knows"))
+        return not migration.ending.given_up_here or migration.ending.source_knows
     if at_boot:  # data that are under way can wait
         return migration.state not in (State.RESTORED, State.ABANDONING)
     return migration.ended

@@ -34,7 +34,7 @@ _BREAKS_OFF = (DocumentedError, OSError)  # also the tunnel's, and Interrupted; 
 
 def attempt(migration: Migration) -> int:
     """The number of the latest dump, on either host; 0 before the first."""
-    return int(migration.detail.get("attempt", 0))
+    return migration.handover.attempt
 
 
 def named(migration: Migration) -> dict[str, Any]:
@@ -70,9 +70,10 @@ def word(migration: Migration) -> float:
     OutOfOrder where it runs here, past all that was to keep it from that.
     """
     standing.require(migration, "restore-dump")
-    left = leave.outstanding(migration.detail)
+    given = migration.handover.leave
+    left = leave.outstanding(given)
     if left <= 0:
-        raise DowntimeExceeded(name=migration.name, seconds=f"{migration.detail['leave']['lasts']:g}")
+        raise DowntimeExceeded(name=migration.name, seconds=f"{given.lasts if given else 0:g}")
     return left
 
 
@@ -84,7 +85,7 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
     that this host still waits for it, and never does it unheard. That `leave.given` it so much time, or else
     `leave.BY_HAND` for a restore-dump that is typed there, has been recorded before. Returns what it says.
     """
-    asked = {**named(migration), "dad": migration.detail.get("dad", {})}
+    asked = {**named(migration), "dad": migration.still.dad}
     if restore_within is not None:
         asked["restore_within"] = restore_within
     try:
@@ -102,7 +103,7 @@ def _unknown(migration: Migration, error: BaseException) -> DocumentedError:
     """It is kept frozen, whether it was offered before or now: by what is on record the destination may run it."""
     return outcome(SourceStateUnknown, memory=migration.memory)(
         as_ours(error), name=migration.name,
-        destination=next_commands.other_host(migration.role, migration.peer, migration.detail),
+        destination=next_commands.other_host(migration),
         rollback=next_commands.command("rollback", migration), path=next_commands.path(migration))
 
 
@@ -213,7 +214,7 @@ def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:
         if runs:
             _try(lambda: bases.last_copy(migration, runs=True))
         return {"gone": True}
-    _try(lambda: btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1)))
+    _try(lambda: btrfs.delete(here.snapshot(len(migration.data.rounds) + 1)))
     return {}
 
 

@@ -75,7 +75,7 @@ class MoveOptions(StandstillOptions):
     @classmethod
     def recorded(cls, migration: Migration) -> Self:
         """What the migration began with; the defaults where that was by single stages, or by an older version."""
-        found: Mapping[str, Any] = migration.detail.get("options") or {}
+        found: Mapping[str, Any] = migration.begun.options or {}
         known = {key: found[key] for key in MOVE_OPTIONS if found.get(key) is not None}
         return cls(**known | {"ignore": tuple(known.get("ignore", ()))})
 

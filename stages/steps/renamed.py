@@ -221,4 +221,4 @@ def _rootfs(container: lxc.Container) -> Path:
 
 def _its(migration: Migration) -> set[str]:
     """What was on record when it had been let run; none by an older version."""
-    return set(migration.detail.get("hwaddrs") or [])
+    return set(migration.arrived.hwaddrs)

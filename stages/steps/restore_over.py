@@ -54,7 +54,7 @@ def restore_for_source(service: Service, fields: dict[str, Any],
             Restore(migration, limit, service, leave=leave).run(wait=False)
         except SourceStillFrozen as error:  # what that means the source says itself
             raise error.cause from error
-    restored_at = float(migration.detail["restored_at"])
+    restored_at = migration.arrived.restored_at or 0.0
     return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
 
 

@@ -47,8 +47,8 @@ def require_disk(migration: Migration, layout: Layout) -> None:
     Until the first round has arrived there may be no spool: who began it may have been killed before that.
     """
     with required(migration):
-        lxc_disk.require_same(layout, migration.detail.get("disk"))
-        if migration.state is not State.RECEIVING or migration.detail["rounds"]:
+        lxc_disk.require_same(layout, migration.begun.disk)
+        if migration.state is not State.RECEIVING or migration.data.rounds:
             lxc_disk.require(layout)
 
 

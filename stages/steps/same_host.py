@@ -24,8 +24,8 @@ def require(destination: str, migration: Migration, there: Connection, answer: d
     """
     same_address = destination == migration.peer
     if not resume_rules.is_recorded_host(
-        migration.ticket, str(answer.get("ticket", "")), str(migration.detail.get("destination_fingerprint", "")),
-        fingerprint(there), same_place=same_address and there.peer_host == migration.detail.get("destination_host"),
+        migration.ticket, str(answer.get("ticket", "")), migration.begun.destination_fingerprint,
+        fingerprint(there), same_place=same_address and there.peer_host == migration.begun.destination_host,
     ):
         if same_address:
             raise NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)

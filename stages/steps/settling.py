@@ -161,7 +161,7 @@ def stands_stopped(migration: Migration) -> bool:
     """Whether it `stands_fenced`, or is on record as `has_stopped` and has lost its fence, by whatever hand."""
     if stands_fenced(migration):
         return True
-    on_record = migration.state is State.RESTORED and migration.detail.get("had_stopped")
+    on_record = migration.state is State.RESTORED and migration.arrived.had_stopped
     if not on_record or not after_crash.has_stopped(migration) or has_left(migration):
         return False
     with contextlib.suppress(ContainerNotFound):  # nor could it run then
@@ -191,7 +191,7 @@ def go_on(migration: Migration, end: float) -> None:
     container = lxc.Container(migration.name, migration.lxcpath)
     with migration.step("start") as done:
         if origins.whose(layout).may_go and consented.confine(migration):
-            done["reason"] = restore.CONFINED
+            done.reason = restore.CONFINED
         with no_memory.unfenced(container, migration.id, end) as config:
             log_file = no_memory.log_of(container, anew=True)
             left = end - boot_clock.now()  # once more, and last: records, copies and logs take as long as the disk does

@@ -12,6 +12,7 @@ from migrator.copies import ending, remains
 from migrator.errors.containers import ContainerChanged
 from migrator.host import lxc
 from migrator.record import next_commands
+from migrator.record.detail import Figures
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer.rpc import Connection
@@ -44,21 +45,21 @@ class Stop(Handover):
                 reason="it is ephemeral, and LXC would destroy it, disk and all, as soon as it is stopped")
         return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False, **found}
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> Figures:
         """The fence comes first: between the stop and the offer nobody may start the container, not even at boot."""
         self.fence()
         self.migration.note("stopping", stopping=True)
         begun = time.monotonic()
         with self.migration.step("stop") as outcome:
             killed = ending.stop(self.migration, self.container, self.stop_timeout)
-            outcome["killed"] = killed
+            outcome.killed = killed
         stop_seconds = time.monotonic() - begun
         self._must_be_stopped()
         self.left()
         increment = self.send_increment()
         self._must_be_stopped()
-        return {"increment": increment.raw_bytes, "memory": 0, "wire_bytes": increment.wire_bytes,
-                "stop_seconds": round(stop_seconds, 3), "killed": killed, "send_seconds": round(increment.seconds, 3)}
+        return Figures(increment=increment.raw_bytes, wire_bytes=increment.wire_bytes,
+                       stop_seconds=round(stop_seconds, 3), killed=killed, send_seconds=round(increment.seconds, 3))
 
     def _must_be_stopped(self) -> None:
         """Raises ContainerChanged after a reboot in spite of all that, and where processes live without LXC."""
@@ -75,13 +76,13 @@ class Stop(Handover):
     def left_alone(self) -> None:
         """Nor does anybody then: the next command starts it."""
 
-    def result(self, figures: dict[str, Any], still: float) -> Result:
+    def result(self, figures: Figures, still: float) -> Result:
         next_ = next_commands.next_command(self.migration)
-        ended = "killed" if figures["killed"] else "stopped"
+        ended = "killed" if figures.killed else "stopped"
         return Result(
             {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
-             "stopped_at": self.still_since, "stopped_seconds": round(still, 3), **figures, "next": next_},
-            f"Sent {size(figures['increment'])} of disk changes. {self.container.name} was {ended} within "
-            f"{figures['stop_seconds']:.2f} s, {still:.2f} s ago, and belongs to {self.there.peer_host} now. "
+             "stopped_at": self.still_since, "stopped_seconds": round(still, 3), **figures.to_json(), "next": next_},
+            f"Sent {size(figures.increment)} of disk changes. {self.container.name} was {ended} within "
+            f"{figures.stop_seconds or 0:.2f} s, {still:.2f} s ago, and belongs to {self.there.peer_host} now. "
             f"Next: {next_}",
         )

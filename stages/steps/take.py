@@ -11,7 +11,7 @@ from typing import Any
 
 from migrator.base import boot_clock, names
 from migrator.config import container_config
-from migrator.copies import leave, origins
+from migrator.copies import origins
 from migrator.copies.leave import Leave
 from migrator.criu import criu_dump
 from migrator.errors import UsageError
@@ -124,7 +124,7 @@ def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
     """Somebody is about to type restore-dump here."""
     end = word.wait()
     if migration.state is State.OWNED:
-        migration.note("leave", anew=True, **leave.kept(end, word.seconds))
+        migration.note("leave", anew=True, leave=boot_clock.until(end, word.seconds))
     return {"state": migration.state}
 
 
@@ -179,7 +179,7 @@ def _drop_dump(service: Service, migration: Migration) -> None:
     here.drop_images()
     spool.drop(here.spool / INCREMENT)
     service.end_behind()
-    btrfs.delete(here.snapshot(len(migration.detail["rounds"]) + 1))  # received behind the transfer
+    btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))  # received behind the transfer
 
 
 HANDLERS = {"dump-begin": dump_begin, "dump-drop": dump_drop, "own": own}

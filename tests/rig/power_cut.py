@@ -170,9 +170,9 @@ def main(folder: Path, case: str) -> None:
     hosts.migration.refresh()
     held = [btrfs.info(path).uuid for path in hosts.sent.own_snapshots()]
     abandon._abandon(hosts.migration, held)
-    wrong = [file.name for name in hosts.migration.detail["kept"] for file in (hosts.sent.folder / name).iterdir()
+    wrong = [file.name for name in hosts.migration.copy.kept for file in (hosts.sent.folder / name).iterdir()
              if file.read_bytes() != (hosts.here.folder / name / file.name).read_bytes()]
-    print(json.dumps({"kept": hosts.migration.detail["kept"], "wrong": len(wrong)}))
+    print(json.dumps({"kept": hosts.migration.copy.kept, "wrong": len(wrong)}))
     for disk in (hosts.source, hosts.destination):
         disk.unmount()
 

@@ -94,7 +94,7 @@ def earlier(journal: Journal, migration: Migration, id_: str, peer: str = "root@
     """One of the same container that was given up before, with the base that it has kept."""
     made = journal.create(id=id_, role=migration.role, name="web", lxcpath=migration.lxcpath, peer=peer,
                           event=Event.SEND if migration.role is Role.SOURCE else Event.RECEIVE, rounds=[],
-                          origin=migration.detail.get("origin") or migration.id)
+                          origin=migration.begun.origin or migration.id)
     base = snapshot(made, 1, "0" * 8 + SENT[8:])
     for event in ((Event.ROLL_BACK, Event.ROLLED_BACK) if migration.role is Role.SOURCE
                   else (Event.ABANDON, Event.ABANDONED)):

@@ -13,8 +13,9 @@ import pytest
 from migrator.base.result import Result
 from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
-from migrator.record.journal import Journal, is_busy
+from migrator.record.journal import Journal
 from migrator.record.states import Event, Role
+from migrator.record.transactions import is_busy
 from stages import abort, rollback
 from stages.steps import arguments
 from stages.steps.options import NamedContainer

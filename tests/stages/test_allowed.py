@@ -116,7 +116,7 @@ def test_a_migration_is_bound_to_who_has_begun_it(here: Here, op: str, other: Gr
     with pytest.raises(NotAllowed, match=f"migration {ID} was begun by somebody else"):
         here.caller(other)(op)
     after = here.journal.by_id(ID, Role.DESTINATION)
-    assert before and after and (before.state, before.detail) == (after.state, after.detail)
+    assert before and after and (before.state, before.given()) == (after.state, after.given())
     # Renamed here, it is still the same host.
     again = grant.of_peer(Peer("another", HOSTA, (), 0.0, ("receive",)))
     assert here.caller(again)("state")["state"] == State.RECEIVING
@@ -152,7 +152,7 @@ def test_what_was_begun_before_there_were_callers_is_roots(here: Here) -> None:
     here.begun(grant.ROOT)
     migration = here.journal.by_id(ID, Role.DESTINATION)
     assert migration
-    del migration.detail["caller"]
+    del migration._keys["caller"]
     migration.note("an older version's record")
     assert here.caller(grant.ROOT)("state")["state"] == State.RECEIVING
     with pytest.raises(NotAllowed):

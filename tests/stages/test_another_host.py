@@ -298,7 +298,7 @@ def test_where_the_source_is_off_another_host_says_nothing_of_it(
         with pytest.raises((NotKnownThere, OutOfOrder)) as refused:
             let_run()
         works = f"migrator restore-dump web --force {ID} --machine-is-off"
-        assert (works in refused.value.hint) is (state is None) and "forced_at" not in migration.detail
+        assert (works in refused.value.hint) is (state is None) and migration.ending.forced_at is None
 
 
 @pytest.mark.parametrize(("answers", "peer", "counts"), [
@@ -341,7 +341,7 @@ def test_who_says_that_it_may_run_has_the_ticket(pool: Path, monkeypatch: pytest
         if not counts:
             with pytest.raises(SourceNeeded):
                 ask_source.leave_for(Asking(), migration, 60.0)
-        migration.detail.pop("ticket")  # an older version has begun it
+        migration.learn(ticket="")  # an older version has begun it
         assert ask_source.ask(Asking(), migration) is state
 
 

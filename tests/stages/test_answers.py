@@ -143,7 +143,7 @@ def test_whose_fenced_copy_gives_way(there: Destination, source_name: str, origi
         there.ask("begin", **asked)
         there.ask("begin", **asked)
         migration = there.journal.by_id(ID, Role.DESTINATION)
-        assert migration and migration.other_name == source_name and migration.detail["origin"] == origin
+        assert migration and migration.other_name == source_name and migration.begun.origin == origin
     else:
         with pytest.raises(ContainerExists):
             there.ask("begin", **asked)
@@ -162,7 +162,7 @@ def test_by_which_moves_it_has_come_is_recorded(there: Destination, moves: objec
     assert there.state is None
     there.ask("begin", moves=moves)
     migration = there.journal.by_id(ID, Role.DESTINATION)
-    assert migration and migration.detail["moves"] == recorded
+    assert migration and migration.begun.moves == recorded
 
 
 def test_space_is_looked_at_first(there: Destination) -> None:

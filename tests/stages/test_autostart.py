@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from migrator.errors.outcomes import SourceRunsAgain
 from migrator.errors.ownership import TwoCopies
 from migrator.host import lxc
 from migrator.record import lxc_disk
+from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
@@ -69,7 +70,7 @@ class Begins(Plain):
 
     boot: Boot
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> Figures:
         self.boot.under_way = True
         return super().take()
 
@@ -104,7 +105,7 @@ def test_what_is_not_stopped_yet_runs_on(here: Migration, boot: Boot, monkeypatc
     boot.under_way = True
     with pytest.raises(OutOfOrder):
         Stop(StandstillOptions(), here, container, cast("Connection", There({}))).take()
-    assert boot.fences == [here.id] and "stopping" not in here.detail
+    assert boot.fences == [here.id] and not here.still.stopping
 
 
 def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +152,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     monkeypatch.setattr(settling, "is_at_work", lambda _: False)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED"))
     heal._complete_restored(args, migration)
-    assert str(migration.state) == "finished" and migration.detail["given_way"]
+    assert str(migration.state) == "finished" and migration.arrived.given_way
 
 
 def test_a_finish_looks_last_for_what_was_started(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:

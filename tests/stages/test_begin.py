@@ -125,7 +125,7 @@ def test_a_peer_is_recorded_by_its_fingerprint(there: Destination, pool: Path, t
     tunnel = Opened(Any, SimpleNamespace(peer=Peer("hostb", public, (), 0.0)))  # type: ignore[arg-type]
     with Journal(pool / "source.db") as journal:
         migration, _ = begin(journal, there, pool, tunnel if through == "a tunnel" else None)
-        recorded = migration.detail["destination_fingerprint"]
+        recorded = migration.begun.destination_fingerprint
         assert recorded == (public.fingerprint if through == "a tunnel" else "")
 
 
@@ -159,4 +159,4 @@ def test_a_source_says_a_name_where_it_says_what_it_calls_this_host(there: Desti
 def test_it_is_recorded_as_it_was_typed_there(there: Destination, called: str) -> None:
     there.ask("begin", destination=called)
     (migration,) = there.journal.all()
-    assert migration.detail["destination"] == called
+    assert migration.begun.destination == called

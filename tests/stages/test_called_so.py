@@ -20,6 +20,7 @@ from migrator.copies.thawing import Frozen
 from migrator.errors.containers import OutOfOrder
 from migrator.errors.memory import StartFailed
 from migrator.host import lxc, monitor_socket, roots
+from migrator.record.detail import Still
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages import rollback
@@ -80,8 +81,8 @@ def test_what_lxc_has_not_started_is_none(beside: Start, monkeypatch: pytest.Mon
     assert second_start.is_called_so(beside.pid, "web", Path("/pool"))
     monkeypatch.setattr(monitor_socket, "_program", lambda pid: "init" if pid == 1 else "systemd-nspawn")
     assert not second_start.is_called_so(beside.pid, "web", Path("/pool"))
-    detail = {"cgroup": "/sys/fs/cgroup/frozen", "pid": os.getpid(), "ports": []}
-    assert second_start.of(Frozen.from_detail("0badc0de", "web", Path("/pool"), detail)) is None
+    still = Still(cgroup="/sys/fs/cgroup/frozen", pid=os.getpid())
+    assert second_start.of(Frozen.on_record("0badc0de", "web", Path("/pool"), still)) is None
 
 
 @pytest.mark.parametrize("what", ["a subvolume", "another's monitor", "a user's", "a visitor"])
@@ -164,8 +165,8 @@ def test_of_who_is_none_little_is_asked(beside: Start, monkeypatch: pytest.Monke
     monkeypatch.setattr(second_start, "_cgroup", reads)
     monkeypatch.setattr(second_start, "is_start", starts)
     monkeypatch.setattr(lxc, "payload_cgroup", lambda said: Path(said.strip()[3:]) if looked_at else pytest.fail(said))
-    detail = {"cgroup": "/sys/fs/cgroup/frozen", "pid": os.getpid(), "ports": []}
-    assert second_start.of(Frozen.from_detail("0badc0de", "web", Path("/pool"), detail)) is None
+    still = Still(cgroup="/sys/fs/cgroup/frozen", pid=os.getpid())
+    assert second_start.of(Frozen.on_record("0badc0de", "web", Path("/pool"), still)) is None
     assert read == [beside.pid] and bool(looked) is (looked_at and root != ELSEWHERE)
 
 
@@ -175,7 +176,7 @@ def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
     configured(journal)
     (cgroup / "cgroup.procs").write_text(f"{beside.pid}\n")
     migration = frozen(journal, cgroup, os.getpid(), init=[1, 1], memory=False, stopping=True, stop_timeout=0.05,
-                       rootfs_uuid=disk)
+                       rootfs_uuid=disk or "")
     assert remains.are_here(migration) is (disk is None)
     assert not rollback.thaw_source(migration)
     ending.kill(migration)

@@ -67,7 +67,7 @@ def test_it_has_come_up(restoring: Migration, container: Container, acts: list[s
         container.states = ["RUNNING"]
         container.folder.mkdir()
     settling.settle(restoring)
-    assert is_alive(guest) and restoring.state is State.RESTORED and "had_stopped" not in restoring.detail
+    assert is_alive(guest) and restoring.state is State.RESTORED and restoring.arrived.had_stopped is None
     assert not [each for each in acts if "ended" in each] and not (container.folder / "cgroup.kill").exists()
     assert fence(restoring) == ("" if known else ID)
     assert settling.lives_on(layout_of(restoring)) and not settling.stands_fenced(restoring)

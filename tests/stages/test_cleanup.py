@@ -202,7 +202,7 @@ def test_a_last_copy_goes_with_its_containers_name_alone(host: Host, linked: str
     pool.rename(pool.with_name("unmounted"))
     pool.mkdir()
     cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)  # it is away again
-    assert made.detail["last_copy"]
+    assert made.copy.last_copy
     shutil.rmtree(pool)
     pool.with_name("unmounted").rename(pool)
     cleanup.clean_container(cleaner, host.journal, "web", host.pool, keep_copy=True)
@@ -392,7 +392,7 @@ def test_a_record_of_another_lxc_path_is_left_to_who_has_that_container(host: Ho
                                    event=Event.ABANDON, kept=[f"{id_}.1"])
         made.move(Event.ABANDONED)
     host.clean()
-    assert [each.detail["kept"] for each in host.journal.all("web")] == [[], [f"{OTHER}.1"]]
+    assert [each.copy.kept for each in host.journal.all("web")] == [[], [f"{OTHER}.1"]]
 
 
 # --- what a stream had renamed when its receive was broken off ------------------------------------------------

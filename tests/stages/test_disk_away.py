@@ -298,7 +298,7 @@ def test_one_that_is_lost_for_good(make: Callable[..., There]) -> None:
     with pytest.raises(GoneThere):
         abandon.abandon(there.service, {"id": ID})
     assert abandon.abandon(there.service, {"id": ID, "gone": True})["known"] is True
-    assert there.migration.detail["given_way"]
+    assert there.migration.arrived.given_way
 
 
 def test_a_killed_restore_on_one_that_is_lost_for_good(make: Callable[..., There]) -> None:
@@ -344,7 +344,8 @@ def test_a_fence_that_may_be_on_the_disk_is_to_be_seen(make: Callable[..., There
     """An older version has recorded fewer of these, when it brought the container to a stand."""
     there = make()
     (there.layout.container / "config").unlink()
-    there.migration.detail |= {recorded: "of then"} if recorded else {}
+    of_then = {"boot": "an earlier one", "init": (4711, 99), "pid": 4711}
+    there.migration.learn(**{recorded: of_then[recorded]} if recorded else {})
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
     asked: list[str] = []
     monkeypatch.setattr(bases, "require_seen", lambda migration: asked.append(migration.id))

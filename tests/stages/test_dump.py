@@ -161,8 +161,8 @@ def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypa
     monkeypatch.setattr(offer, "thaw_source", lambda _: True)
     with pytest.raises(SourceRunsAgain, match="it was dumped"):
         made.run()
-    assert migration.detail["init"] == [guest.pid, container_lock.start_time(guest.pid)]
-    assert migration.detail["boot"] == boot_clock.BOOT_ID.read_text().strip()
+    assert migration.still.init == (guest.pid, container_lock.start_time(guest.pid))
+    assert migration.still.boot == boot_clock.BOOT_ID.read_text().strip()
 
 
 @pytest.mark.parametrize("where", ["inner", "system.slice/redis.service"])

@@ -138,7 +138,7 @@ def test_what_a_power_cut_has_put_back_of_an_attempt_that_was_given_up(journal: 
     """It had been removed, which the file system had not committed, other than the journal."""
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED[:-2])
     with came.step("rootfs") as made:
-        made["rootfs_uuid"] = "other" if stands_there == "another disk" else "rootfs"
+        made.rootfs_uuid = "other" if stands_there == "another disk" else "rootfs"
     came.move(Event.ABANDON)
     came.move(Event.ABANDONED)
     here = stands(tmp_path)

@@ -71,7 +71,7 @@ def test_what_the_source_has_finished_ends_here_too(older: Migration, asked: lis
     assert "This asks hosta: migrator resume web" in after_crash.note(older)
     before = (folder / "config").read_text() if folder.is_dir() else None
     done = heal._on_destination(BOOT, older)
-    assert older.state is State.FINISHED and not older.detail.get("given_way") and "hosta has finished" in done.text
+    assert older.state is State.FINISHED and not older.arrived.given_way and "hosta has finished" in done.text
     assert ("Start it with: lxc-start" in done.text) is (since == "stopped")
     assert (folder / "config").read_text() == before if folder.is_dir() else before is None
 

@@ -215,7 +215,7 @@ def test_a_source_that_takes_it_back_is_believed(journal: Journal, monkeypatch: 
 def test_as_long_as_its_word_holds_the_source_is_not_asked(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: pytest.fail("it is asked"))
     now = boot_clock.now()
-    migration = owned(journal, **leave.kept(now + BY_HAND, BY_HAND))
+    migration = owned(journal, leave=boot_clock.until(now + BY_HAND, BY_HAND))
     end = ask_source.leave_for(ask_source.QUICKLY, migration, 3600.0, by_hand=True)
     assert end == pytest.approx(now + BY_HAND, abs=1.0), "and not for longer"
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (State.DUMPED, 600.0))
@@ -265,7 +265,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
 
     assert ask() == {"state": State.OFFERED, "owner": Owner.UNKNOWN, "leave": 90.0, "ticket": ""}
     migration.refresh()
-    assert 80 < leave.outstanding(migration.detail) <= 90
+    assert 80 < leave.outstanding(migration.handover.leave) <= 90
     with locked("web", lxcpath=migration.lxcpath):
         with pytest.raises(Busy):
             ask()
@@ -280,7 +280,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
 
 def test_it_waits_and_asks_once_more(journal: Journal, nothing_real: list[str], now: list[float]) -> None:
     migration = offered(journal)
-    migration.note("leave", **leave.given(migration.detail, 60.0))
+    migration.note("leave", leave=leave.given(migration.handover.leave, 60.0))
     asked: list[float] = []
 
     def tell() -> str:
@@ -297,7 +297,7 @@ def test_it_waits_and_asks_once_more(journal: Journal, nothing_real: list[str], 
 def test_what_answers_meanwhile_is_believed(journal: Journal, nothing_real: list[str], now: list[float]) -> None:
     """It was cut off, and not off, and has let it run in its time."""
     migration = offered(journal)
-    migration.note("leave", **leave.given(migration.detail, 60.0))
+    migration.note("leave", leave=leave.given(migration.handover.leave, 60.0))
     began = now[0]
 
     def tell() -> str:
@@ -313,7 +313,7 @@ def test_what_answers_meanwhile_is_believed(journal: Journal, nothing_real: list
 def test_ctrl_c_ends_the_wait(journal: Journal, nothing_real: list[str], now: list[float],
                               monkeypatch: pytest.MonkeyPatch) -> None:
     migration = offered(journal)
-    migration.note("leave", **leave.given(migration.detail, 60.0))
+    migration.note("leave", leave=leave.given(migration.handover.leave, 60.0))
 
     def tell() -> str:
         raise SILENT[0]
@@ -326,7 +326,7 @@ def test_ctrl_c_ends_the_wait(journal: Journal, nothing_real: list[str], now: li
 
 def test_a_machine_that_is_off_lets_nothing_run(journal: Journal, nothing_real: list[str], now: list[float]) -> None:
     migration = offered(journal)
-    migration.note("leave", **leave.given(migration.detail, 60.0))
+    migration.note("leave", leave=leave.given(migration.handover.leave, 60.0))
     began = now[0]
 
     def tell() -> str:

@@ -50,7 +50,7 @@ def test_what_it_would_risk_is_said(journal: Journal, given: str, what: str, tak
     with pytest.raises(ForceRefused) as refused:
         force.roll_back(migration, given, lambda: pytest.fail("nobody is to be asked"))
     assert refused.value.fields["reason"] == what and str(refused.value.fields["risk"]).startswith(known)
-    assert "forcing" not in migration.detail and migration.owner is not Owner.SOURCE
+    assert migration.ending.forcing is None and migration.owner is not Owner.SOURCE
 
 
 def test_when_it_was_forced_is_on_record(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_when_it_was_forced_is_on_record(journal: Journal, monkeypatch: pytest.M
 
     done = force.roll_back(migration, migration.id, tell)
     found = journal.by_id(migration.id, Role.SOURCE)
-    assert found and found.detail["forced_at"] == 1234.5 and found.owes
+    assert found and found.ending.forced_at == 1234.5 and found.owes
     steps = [each.step for each in found.events()]
     assert steps[-4:] == ["forcing", "roll-back", "rolled-back", "forced"]
     assert "hostb was not asked" in done.text and done.text.endswith("migrator resume shop -P /pool")
@@ -106,7 +106,7 @@ def test_late_it_may_hear_that_there_are_two(journal: Journal) -> None:
         "shop", "hostb", "/pool")
     force.tell_late(migration, lambda: "")
     found = journal.by_id(migration.id, Role.SOURCE)
-    assert found and found.detail["abandoned"] is True and not found.owes and found.events()[-1].step == "abandoned"
+    assert found and found.ending.abandoned is True and not found.owes and found.events()[-1].step == "abandoned"
 
 
 def test_ctrl_c_is_told_as_one(journal: Journal, nothing_real: list[str]) -> None:
@@ -186,7 +186,7 @@ def test_it_is_waited_for_to_the_end_and_no_longer(journal: Journal, monkeypatch
 
     monkeypatch.setattr("time.sleep", sleep)
     migration = offered(journal)
-    migration.note("leave", **leave.given({}, seconds))
+    migration.note("leave", leave=leave.given(None, seconds))
     assert force.wait_out(migration, "hostb") is True
     assert now[0] == pytest.approx(1000.0 + seconds * (1 + leave.SLACK)) and 0 < max(slept) <= force.POLL
     assert force.wait_out(migration, "hostb") is False
@@ -202,7 +202,7 @@ def test_what_letting_it_run_would_risk_is_said(journal: Journal, given: str, wh
     migration = owned(journal)
     with pytest.raises(ForceRefused) as refused:
         force.let_run(migration, given, lambda: pytest.fail("nobody is to be asked"))
-    assert refused.value.fields["reason"] == what and "forced_at" not in migration.detail
+    assert refused.value.fields["reason"] == what and migration.ending.forced_at is None
     assert str(refused.value.fields["risk"]).startswith("hosta may have been forced to run web again")
 
 
@@ -215,7 +215,7 @@ def test_when_it_was_let_run_by_force_is_on_record(journal: Journal, monkeypatch
 
     assert force.let_run(migration, migration.id, ask) is True
     found = journal.by_id(migration.id, Role.DESTINATION)
-    assert found and found.detail["forced_at"] == 1234.5 and found.events()[-1].step == "forced"
+    assert found and found.ending.forced_at == 1234.5 and found.events()[-1].step == "forced"
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
@@ -229,7 +229,7 @@ def test_ctrl_c_lets_nothing_run(journal: Journal, swallowed: bool) -> None:
 
     with pytest.raises(Interrupted):
         force.let_run(migration, migration.id, ask, off=True)
-    assert "forced_at" not in migration.detail
+    assert migration.ending.forced_at is None
 
 
 @pytest.mark.parametrize("stopped", [False, True])

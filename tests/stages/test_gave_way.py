@@ -64,7 +64,7 @@ def refused(there: There) -> None:
     assert f"migrator finish web --force {ID}" in error.value.hint
     if not isinstance(error.value, MovedOn):
         assert "lxc-copy -R" in error.value.hint and "migrator rollback web" in error.value.hint
-    assert there.migration.state is State.FINISHED and there.migration.detail["given_way"]
+    assert there.migration.state is State.FINISHED and there.migration.arrived.given_way
     assert (config.read_text() if config.is_file() else None) == before
 
 
@@ -311,7 +311,7 @@ def test_a_disk_that_is_away_shows_nothing(there: There, monkeypatch: pytest.Mon
     """It has no spool any more that would tell; the file system is on record."""
     unfenced(there)
     there.umount()
-    of = there.migration.detail["disk"]
+    of = there.migration.begun.disk
     monkeypatch.setattr(lxc_disk, "of", lambda path: "of the root" if there.disk.exists() else of)
     for ask in (lambda: asked_once_more(there), lambda: finish.running(there.service, {"id": ID})):
         with pytest.raises(DiskAway) as away:
@@ -329,7 +329,7 @@ def test_a_disk_that_was_lost_since(there: There, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_disk_that_goes_while_it_is_looked_at(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
-    of = there.migration.detail["disk"]
+    of = there.migration.begun.disk
     monkeypatch.setattr(lxc_disk, "of", lambda path: "of the root" if there.disk.exists() else of)
 
     def goes(_: str) -> list[int]:
@@ -376,4 +376,4 @@ def test_what_is_called_so_and_has_its_root_elsewhere_is_not_given_up(
         assert there.migration.state is State.RESTORED and called[0] == PID
         monkeypatch.setattr(second_start, "is_called_so", lambda *_: False)
     asked_once_more(there, by_force=True)
-    assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]
+    assert str(there.migration.state) == "finished" and there.migration.arrived.given_way

@@ -202,7 +202,7 @@ def test_what_its_snapshots_have_told_is_remembered(journal: Journal, started: l
     rollback.roll_back(migration, lambda: "")
     assert started == [""]
     again = journal.by_id(ID, Role.SOURCE)
-    assert again and again.detail["rootfs_uuid"] == ITS_OWN
+    assert again and again.copy.rootfs_uuid == ITS_OWN
 
 
 @WAYS
@@ -252,7 +252,7 @@ def test_nor_is_it_lost_where_nobody_need_be_asked_first(journal: Journal, start
                                                          way: dict[str, Any]) -> None:
     migration = begun(journal, *DUMPED[:2], **way, rounds=[{}])
     rollback.roll_back(migration, lambda: "snapshot 1")
-    assert started == [] and str(migration.state) == "rolled-back" and migration.detail["last_copy"] == [f"{ID}.2"]
+    assert started == [] and str(migration.state) == "rolled-back" and migration.copy.last_copy == [f"{ID}.2"]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
 
 
@@ -273,9 +273,9 @@ def test_the_last_copy_is_no_base_any_more(journal: Journal, started: list[str])
     """A container that is made anew under that name has bases dropped, when it moves or where room is short."""
     migration = begun(journal, *DUMPED)
     done = rollback.roll_back(migration, lambda: "snapshot 2")
-    assert done.data["kept"] == migration.detail["kept"] == []
+    assert done.data["kept"] == migration.copy.kept == []
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
-    assert migration.detail["last_copy"] == [f"{ID}.2"]
+    assert migration.copy.last_copy == [f"{ID}.2"]
 
 
 def test_what_was_never_stopped_may_have_been_removed(journal: Journal, started: list[str]) -> None:

@@ -72,7 +72,7 @@ def test_a_migration_keeps_the_origin_that_it_began_with(secret: Here) -> None:
     ask = secret.begun(peer("hosta", "receive"), origin=ID)
     assert ask("begin", origin=ORIGIN)["subvolumes"] == []
     known = secret.journal.by_id(ID, Role.DESTINATION)
-    assert known and known.detail["origin"] == ID
+    assert known and known.begun.origin == ID
 
 
 def asked(ask: Callable[..., Any]) -> list[str]:

@@ -16,6 +16,7 @@ from migrator.errors.memory import DowntimeExceeded
 from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown, SourceStillFrozen
 from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, lxc
+from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
@@ -51,9 +52,9 @@ class Plain(Handover):
     def record(self) -> dict[str, Any]:
         return {}
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> Figures:
         self._do("take")
-        return {}
+        return Figures()
 
     def stop_clock(self) -> None:
         self._do("stop clock")
@@ -64,7 +65,7 @@ class Plain(Handover):
     def left_alone(self) -> None:
         self._do("left alone")
 
-    def result(self, figures: dict[str, Any], still: float) -> Result:
+    def result(self, figures: Figures, still: float) -> Result:
         return Result({}, "")
 
 

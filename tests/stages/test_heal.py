@@ -16,6 +16,7 @@ from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused
 from migrator.errors.this_host import Busy
 from migrator.record import migration_paths
+from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, Role, State
 from stages import rollback
@@ -141,7 +142,7 @@ def test_an_offer_that_was_not_made_is_withdrawn(journal: Journal) -> None:
     recorded.move(Event.OFFER, figures={"memory": 1})
     assert unaware.state is State.DUMPING
     offer.withdraw(unaware)
-    assert unaware.state is State.DUMPING and unaware.detail["figures"] == {"memory": 1}
+    assert unaware.state is State.DUMPING and unaware.handover.figures == Figures(memory=1)
     again = journal.by_id(unaware.id, Role.SOURCE)
     assert again and again.state is State.DUMPING and again.owner is Owner.SOURCE
 

@@ -47,7 +47,7 @@ def gone(journal: Journal, cgroup: Path, *events: Event, **detail: object) -> Mi
     ({}, {}, True),
     ({7: None, 8: OTHER}, {}, False),  # one of the stranger's that is just ending has none of his killed
     ({7: OTHER, 8: OURS}, {}, True),
-    ({7: OTHER}, {"rootfs_uuid": None}, True),
+    ({7: OTHER}, {"rootfs_uuid": ""}, True),
 ])
 def test_whose_the_cgroup_is(journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch,
                              found: dict[int, str | None], detail: dict[str, object], here: bool) -> None:

@@ -50,7 +50,7 @@ def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> No
         force.finish_alone(replaced, ID, lambda: pytest.fail("the source is asked"))
     assert replaced.state is State.RESTORED
     assert abandon.abandon(asked(replaced), {"id": ID, "gone": True})["known"] is True
-    assert replaced.detail["given_way"]
+    assert replaced.arrived.given_way
 
 
 def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
                                       recorded: str | None, ours: bool) -> None:
     """Somebody has gone back to what he had put by: what he has made is not removed, but it is no other container."""
     here = there(replaced)
-    replaced.note("restored", rootfs_uuid=recorded)
+    replaced.note("restored", rootfs_uuid=recorded or "")
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == here.rootfs)
     monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(
         uuid="round" if path == here.snapshot(1) else "new", parent_uuid=""))
@@ -125,4 +125,4 @@ def test_which_disk_has_run_is_on_record(restoring: Migration, monkeypatch: pyte
 
     monkeypatch.setattr(origins, "rootfs_uuid", rootfs_uuid)
     settling.record(restoring, 1.0)
-    assert restoring.state is State.RESTORED and restoring.detail.get("rootfs_uuid", "") == (uuid or "")
+    assert restoring.state is State.RESTORED and restoring.copy.rootfs_uuid == (uuid or "")

@@ -56,7 +56,7 @@ def test_an_offer_may_have_many_interfaces(there: Destination) -> None:
     arrives(there)
     there.ask("own", dad={f"i{n:x}": "1" for n in range(take.INTERFACES_MAX)})
     found = arrived(there)
-    assert found and found.state is State.OWNED and len(found.detail["dad"]) == take.INTERFACES_MAX
+    assert found and found.state is State.OWNED and len(found.still.dad) == take.INTERFACES_MAX
 
 
 def test_what_is_asked_for_again_is_recorded_once(there: Destination) -> None:
@@ -70,7 +70,7 @@ def test_what_is_asked_for_again_is_recorded_once(there: Destination) -> None:
             there.ask("own", attempt=number)
     found = arrived(there)
     assert steps(found) == [*before, "increment", "refused", "drop-dump", "refused"]
-    assert found and found.detail["attempt"] == 6  # the last word on each of them
+    assert found and found.handover.attempt == 6  # the last word on each of them
     with pytest.raises(UsageError, match="number above"):
         there.ask("dump-begin", attempt=10**4000)
 
@@ -85,11 +85,11 @@ def transfer(there: Destination, kind: str) -> Any:
 def test_the_same_state_again_is_recorded_once(here: Here) -> None:
     migration = dumped(goes_out(here))
     for number in range(3):
-        migration.note("leave", anew=True, number=number)
+        migration.note("leave", anew=True, attempt=number)
     migration.note("other")
-    migration.note("leave", anew=True, number=7)
+    migration.note("leave", anew=True, attempt=7)
     assert steps(migration)[-3:] == ["leave", "other", "leave"]
-    assert [each.detail["number"] for each in migration.events()[-3::2]] == [2, 7]
+    assert [each.detail["attempt"] for each in migration.events()[-3::2]] == [2, 7]
 
 
 def test_an_end_that_is_asked_for_again_is_recorded_once(here: Here) -> None:
@@ -163,7 +163,7 @@ def test_the_word_is_not_given_for_ever_but_a_rollback_is_recorded(here: Here) -
     migration.move(Event.ROLLED_BACK)
     assert ask("source-state", never=True)["state"] == State.ROLLED_BACK
     migration.refresh()
-    assert migration.detail["abandoned"] is True
+    assert migration.ending.abandoned is True
 
 
 @pytest.mark.parametrize("ended", [False, True])

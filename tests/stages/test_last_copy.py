@@ -96,7 +96,7 @@ def test_no_rollback_forgets_it_while_its_disk_is_away(journal: Journal, started
     assert away.value.hint.endswith(f"mkdir -p {folder}") and migration.state is State.PREPARED
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
-    assert migration.detail["last_copy"] == [f"{ID}.2"]
+    assert migration.copy.last_copy == [f"{ID}.2"]
 
 
 def away_while_it_is_told(migration: Migration) -> Path:
@@ -116,10 +116,10 @@ def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Jou
     migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
     create_dump.heal(migration)
     folder = away_while_it_is_told(migration)
-    assert str(migration.state) == "rolling-back" and "last_copy" not in migration.detail
+    assert str(migration.state) == "rolling-back" and migration.copy.last_copy == []
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
-    assert migration.detail["last_copy"] == [f"{ID}.2"]
+    assert migration.copy.last_copy == [f"{ID}.2"]
 
 
 # --- frozen with its monitor killed, so that LXC said STOPPED, and destroyed so: its tasks live, and are thawed ---
@@ -163,7 +163,7 @@ def test_what_was_destroyed_while_it_was_frozen_and_is_thawed(
     IN_ITS_PLACE[place](migration)
     done = rollback.roll_back(migration, lambda: "snapshot 2")
     assert done.data["thawed"] and len(lives) == 1
-    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"] and migration.detail["kept"] == []
+    assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"] and migration.copy.kept == []
     said = capsys.readouterr().err
     assert f"{layout_of(migration).snapshot(2)} is kept, as it may be the last copy of web" in said
     assert "what web writes from now on may be lost when it ends" in said
@@ -180,7 +180,7 @@ def test_of_what_is_there_and_is_thawed_nothing_stays(journal: Journal, lives: l
     else:
         put(migration, ITS_OWN)
     assert rollback.roll_back(migration, lambda: "").data["thawed"]
-    assert left_of(migration) == [] and "last_copy" not in migration.detail
+    assert left_of(migration) == [] and migration.copy.last_copy == []
     assert "last copy" not in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_a_rollback_that_was_killed_after_the_thaw_has_not_forgotten_it(
         rollback.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolling-back"
     rollback.roll_back(migration, lambda: "")
-    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+    assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
 def test_its_dump_is_given_up(journal: Journal, lives: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,9 +206,9 @@ def test_its_dump_is_given_up(journal: Journal, lives: list[str], capsys: pytest
         offer.give_up(migration, There(), TOO_LATE)  # type: ignore[arg-type]
     assert "migrator rollback web" in again.value.hint and "create-dump" not in again.value.hint
     assert f"{layout_of(migration).snapshot(2)} is kept" in capsys.readouterr().err
-    assert left_of(migration) == [f"{ID}.1", f"{ID}.2"] and migration.detail["gone"]
+    assert left_of(migration) == [f"{ID}.1", f"{ID}.2"] and migration.copy.gone
     assert not rollback.roll_back(migration, lambda: "").data["thawed"]
-    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+    assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
 def test_a_dump_of_it_was_killed(journal: Journal, lives: list[str]) -> None:
@@ -227,7 +227,7 @@ def test_its_disk_goes_away_before_that_is_recorded(journal: Journal, lives: lis
     folder = away_while_it_is_told(migration)
     folder.with_name("unmounted").rename(folder)
     rollback.roll_back(migration, lambda: "")
-    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+    assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
 def test_nothing_is_forgotten_where_nothing_can_be_recorded(journal: Journal, lives: list[str],
@@ -242,7 +242,7 @@ def test_nothing_is_forgotten_where_nothing_can_be_recorded(journal: Journal, li
         rollback.roll_back(migration, lambda: "")
     assert left_of(migration) == [f"{ID}.2"]
     rollback.roll_back(migration, lambda: "")
-    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+    assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
 def test_of_what_was_started_from_another_disk_its_end_loses_nothing(
@@ -251,7 +251,7 @@ def test_of_what_was_started_from_another_disk_its_end_loses_nothing(
     migration = begun(journal, *DUMPED, memory=False, stopping=True)
     another_disk(migration)
     assert rollback.roll_back(migration, lambda: "").data["thawed"] and len(started) == 1
-    assert left_of(migration) == migration.detail["last_copy"] == [f"{ID}.2"]
+    assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
     assert "when it ends" not in capsys.readouterr().err
 
 
@@ -273,4 +273,4 @@ def test_what_was_destroyed_while_it_was_offered_does_not_run_again(
     assert ("was started again" in str(raised.value)) is (started == [""]) is not destroyed
     told = " ".join(capfd.readouterr().err.split())
     assert ("LXC does not know of web in" in told) is destroyed
-    assert migration.detail.get("last_copy", []) == ([f"{ID}.2"] if destroyed else [])
+    assert migration.copy.last_copy == ([f"{ID}.2"] if destroyed else [])

@@ -11,11 +11,12 @@ from typing import Any, cast
 import pytest
 
 from migrator.base import boot_clock
-from migrator.copies import leave, resume_rules
+from migrator.copies import resume_rules
 from migrator.copies.leave import Leave
 from migrator.errors import MigratorError
 from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.memory import DowntimeExceeded, RestoreFailed
+from migrator.record.detail import Handover
 from migrator.record.journal import Migration
 from migrator.record.states import Role, State
 from migrator.transfer.frames import Frame, Kind
@@ -103,7 +104,7 @@ def test_by_hand_only_a_source_that_waits_is_not_asked_again(there: Destination,
         taken.run(Silent([Kind.GO] if waits else []))
     migration = there.journal.by_id(ID, Role.DESTINATION)
     assert migration
-    left = boot_clock.left(migration.detail.get("leave"))
+    left = boot_clock.left(migration.handover.leave)
     assert (left is not None and left > 0) is waits
     assert resume_rules.must_ask(left) is True, "60 seconds are no more than a restore may take"
 
@@ -114,13 +115,13 @@ def test_a_pause_does_not_prolong_what_is_on_record(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(boot_clock, "now", lambda: now[0])
     honest = boot_clock.left
 
-    def left(stamped: object) -> float | None:
+    def left(stamped: boot_clock.Moment | None) -> float | None:
         found = honest(stamped)
         now[0] += 3600.0
         return found
 
     monkeypatch.setattr(boot_clock, "left", left)
-    migration = SimpleNamespace(detail=leave.kept(1400.0, 600.0))
+    migration = SimpleNamespace(handover=Handover(leave=boot_clock.until(1400.0, 600.0)))
     assert ask_source.leave_for(ask_source.QUICKLY, cast("Migration", migration), 120.0, by_hand=True) == 1400.0
 
 

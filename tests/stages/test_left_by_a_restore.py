@@ -115,7 +115,7 @@ def test_what_runs_is_recorded_and_completed(restoring: Migration, container: Co
     container.folder.mkdir()
     monkeypatch.setattr(lxc, "processes", lambda cgroup: [4711] if cgroup == container.folder else [])
     settling.settle(restoring)
-    assert str(restoring.state) == "restored" and restoring.detail["restored_at"] > 0
+    assert str(restoring.state) == "restored" and restoring.arrived.restored_at
     assert fence(restoring) == "" and dad == [(4711, {"eth0": "1"})]
     assert acts == [*(["restore completed"] if memory else []), "announced 4711", "announced to its end"]
 
@@ -236,7 +236,7 @@ def test_after_a_reboot_it_is_started(restoring: Migration, container: Container
     assert started == [] and fence(restoring) == ID and "deleted" not in acts
     settling.go_on(restoring, boot_clock.now() + 3600)
     assert started == [(restoring, container)] and fence(restoring) == "" and "deleted" not in acts
-    assert restoring.detail["restored_at"] > 0
+    assert restoring.arrived.restored_at
 
 
 def defined(migration: Migration) -> None:
@@ -332,6 +332,6 @@ def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts
     assert (over.value.fields["name"], over.value.fields["next"]) == ("web", "migrator resume web")
     assert fence(restoring) == ID and started == []
     settling.go_on(restoring, 1000.0)
-    assert fence(restoring) == "" and started == [(container, ID)] and not restoring.detail["had_stopped"]
+    assert fence(restoring) == "" and started == [(container, ID)] and not restoring.arrived.had_stopped
     hooks = [each.split()[0] for each in given[0].split("lxc.hook.")[1:]]
     assert hooks == ["pre-start", "start-host"], "kept busy by another hook, it refuses itself when its time is over"

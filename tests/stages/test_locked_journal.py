@@ -16,7 +16,7 @@ from migrator.copies import after_crash, bases, thawing
 from migrator.criu import criu_dump
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.errors.this_host import JournalBroken
-from migrator.record import journal as journals
+from migrator.record import transactions
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from stages import rollback
@@ -49,7 +49,7 @@ def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.Monke
         if writer.in_transaction:
             writer.execute("ROLLBACK")
 
-    monkeypatch.setattr(journals, "HURRY", 0.001)
+    monkeypatch.setattr(transactions, "HURRY", 0.001)
     monkeypatch.setattr(Journal, "transaction", transaction)
     monkeypatch.setattr(thawing, "thaw", thaw)
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
@@ -60,7 +60,7 @@ def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.Monke
 
 def frozen(journal: Journal, begun: Callable[[Journal], Migration]) -> Migration:
     migration = begun(journal)
-    migration.detail |= {"pid": 1, "cgroup": "/nowhere", "ports": []}
+    migration.learn(pid=1, cgroup="/nowhere", ports=[])
     return migration
 
 
@@ -105,7 +105,7 @@ def test_one_that_is_forced_is_recorded_first(journal: Journal, writer: sqlite3.
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(JournalBroken) as refused:
             rollback.roll_back(found, None)
-        assert done == [] and journals.is_busy(refused.value)
+        assert done == [] and transactions.is_busy(refused.value)
 
 
 def test_only_a_lock_is_waited_for_later(journal: Journal) -> None:
@@ -114,4 +114,4 @@ def test_only_a_lock_is_waited_for_later(journal: Journal) -> None:
         db.execute("DROP TABLE events")
     with pytest.raises(JournalBroken) as broken:
         migration.move(Event.OFFER)
-    assert not journals.is_busy(broken.value) and not journals.is_busy(JournalBroken(path="x", reason="full"))
+    assert not transactions.is_busy(broken.value) and not transactions.is_busy(JournalBroken(path="x", reason="full"))

@@ -105,7 +105,7 @@ def test_what_was_told_to_end_itself_is_no_lost_start(journal: Journal, cgroup: 
         migration = frozen(journal, cgroup, pid, memory=False, stopping=True, stop_timeout=0.05)
         with pytest.raises(SourceStillStopped, match=str(pid)):
             rollback.thaw_source(migration)
-    assert (cgroup / "cgroup.kill").exists() and started == [] and migration.detail["stopping"]
+    assert (cgroup / "cgroup.kill").exists() and started == [] and migration.still.stopping
     assert container_config.fence_of((journal.path.parent / "web" / "config").read_text()) == "0badc0de"
 
 
@@ -168,7 +168,7 @@ def test_beside_the_frozen_one_it_is_seen_by_whoever_gives_a_word(
     with lives(*START, *SLEEP) as ours, another(monkeypatch, ours[1]) as pid:
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
-        migration.note("leave", **leave.given({}, 60.0))
+        migration.note("leave", leave=leave.given(None, 60.0))
         for knows in (False, True):
             if knows:
                 monkeypatch.setattr(Monitorless, "init_pid", ours[1])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from migrator import cli
+from migrator.record.detail import Begun, DiskRound
 from migrator.record.journal import Migration
 from migrator.transfer import plan
 from migrator.transfer.plan import Plan, Round
@@ -117,7 +118,7 @@ def test_without_memory_it_is_the_last_changes_that_count() -> None:
 
 
 def test_a_round_of_an_earlier_version_has_no_seconds() -> None:
-    assert Round.from_detail({"bytes": 7, "full": True, "uuid": "x"}) == Round(7, 0, 0.0, True)
+    assert Round.sent([DiskRound(bytes=7, full=True, uuid="x")]) == (Round(7, 0, 0.0, True),)
 
 
 class Recorded:
@@ -127,7 +128,7 @@ class Recorded:
 
     def __init__(self, **options: Any) -> None:
         self.peer = "root@beta"
-        self.detail = {"options": options} if options else {}
+        self.begun = Begun(options=options or None)
 
 
 def resumed(*argv: str, **options: Any) -> tuple[MoveRequest, MoveOptions]:

@@ -163,7 +163,7 @@ def known(there: Destination) -> tuple[object, ...]:
     images = there.layout.images()
     complete = images is not None and (images / "core-1.img").exists()
     arrived = complete and has_a_use_for_images(migration.state, place)
-    return migration.state, int(migration.detail.get("attempt", 0)), arrived, place
+    return migration.state, migration.handover.attempt, arrived, place
 
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from migrator.errors.data import SnapshotFailed
 from migrator.errors.outcomes import SourceStartedAgain
 from migrator.host import btrfs, lxc, network
 from migrator.preflight.facts import container_facts
+from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
@@ -111,9 +112,9 @@ def test_what_cannot_be_told_is_no_none(tmp_path: Path, util: Util, monkeypatch:
 class Stopped(Plain):
     """Takes the disk alone."""
 
-    def take(self) -> dict[str, Any]:
+    def take(self) -> Figures:
         self.send_increment()
-        return {}
+        return Figures()
 
     def stop_clock(self) -> None: ...
 

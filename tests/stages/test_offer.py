@@ -127,7 +127,7 @@ def test_it_names_its_dump(journal: Journal) -> None:
 ])
 def test_what_is_asked_and_answered(journal: Journal, within: float | None, limits: dict[str, float]) -> None:
     migration = offered(journal)
-    migration.note("attempt", attempt=2, dad={"eth0": "1"}, **leave.given({}, 60.0))
+    migration.note("attempt", attempt=2, dad={"eth0": "1"}, leave=leave.given(None, 60.0))
     there = There({"state": State.OWNED})
     assert offer.make(migration, connection(there), restore_within=within) == {"state": State.OWNED}
     more = {} if within is None else {"restore_within": within}
@@ -138,7 +138,7 @@ def test_what_is_asked_and_answered(journal: Journal, within: float | None, limi
 
 def test_without_addresses_there_is_nothing_to_bring_back(journal: Journal) -> None:
     migration = offered(journal)
-    migration.note("attempt", **leave.given({}, 60.0))
+    migration.note("attempt", leave=leave.given(None, 60.0))
     there = There({})
     offer.make(migration, connection(there))
     assert there.asked[0][2]["dad"] == {}
@@ -148,13 +148,13 @@ def test_without_addresses_there_is_nothing_to_bring_back(journal: Journal) -> N
 def test_for_how_long_it_may_go_on(journal: Journal, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(boot_clock, "now", lambda: 1000.0)
     migration = offered(journal)
-    migration.note("attempt", **leave.given({}, seconds))
+    migration.note("attempt", leave=leave.given(None, seconds))
     assert offer.word(migration) == seconds
 
 
 def test_nobody_goes_on_when_the_word_is_over(journal: Journal, acts: list[str]) -> None:
     migration = offered(journal)
-    migration.note("attempt", **leave.given({}, 0.0))
+    migration.note("attempt", leave=leave.given(None, 0.0))
     there = There({"state": State.OWNED})
     with pytest.raises(SourceStateUnknown) as unknown:
         offer.make(migration, connection(there), restore_within=30.0)
@@ -213,7 +213,7 @@ def test_it_runs_before_anything_is_recorded_or_removed(journal: Journal, acts: 
     assert acts == ["thawed, dumping on record", "told the watchdog", "images dropped", "deleted 0badc0de.3",
                     "unfenced", "told there, prepared on record"]
     assert there.asked == [("dump-drop", {"within": offer.ANSWER_LIMIT}, {"id": "0badc0de", "attempt": 2})]
-    assert migration.state is State.PREPARED and migration.detail["failed"] == str(error)
+    assert migration.state is State.PREPARED and migration.arrived.failed == str(error)
     assert container_config.fence_of((folder / "config").read_text()) == ""
 
 
@@ -309,7 +309,7 @@ def test_a_long_reason_is_cut_on_record(journal: Journal, acts: list[str]) -> No
     migration = dumping(journal)
     fence(migration)
     given_up(migration, There({}), ConnectionLost(destination="hostb", reason="x" * 5000))
-    assert len(migration.detail["failed"]) == 2000
+    assert len(migration.arrived.failed) == 2000
 
 
 @pytest.mark.parametrize("error", [DumpFailed(name="web", reason="?", log="gone", host="hosta"),

@@ -302,7 +302,7 @@ def test_an_attempt_is_no_move(hosts: Hosts) -> None:
     assert hosts.copies("a") == {"3": "pool/web/rootfs"} and hosts.copies("b") == {"5": "pool/web/rootfs"}
     with Journal(hosts.folder / "b" / "journal.db") as journal:
         came = journal.by_id("00000005", Role.DESTINATION)
-        assert came and came.detail["moves"] == ["00000001", "00000003"]
+        assert came and came.begun.moves == ["00000001", "00000003"]
 
 
 def test_so_it_does_by_turns_in_two_lxc_paths(hosts: Hosts) -> None:

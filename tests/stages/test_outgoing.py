@@ -61,7 +61,7 @@ def test_a_peer_is_known_by_its_fingerprint(here: Here) -> None:
         with pytest.raises(NotAllowed, match="does not go to it"):
             here.caller(another)("source-state", **fields)
     migration.refresh()
-    assert "leave" not in migration.detail
+    assert migration.handover.leave is None
     renamed = grant.of_peer(Peer("attic", HOSTA, (), 0.0, ()))
     assert here.caller(renamed)("source-state", within=5.0) == {"state": State.DUMPED, "owner": "destination",
                                                                 "leave": 5.0, "ticket": ""}
@@ -87,4 +87,4 @@ def test_the_word_is_given_to_the_destination_alone(here: Here, only: str, given
         assert ask("source-state")["state"] == State.DUMPED
     assert (ask("source-state")["ticket"] == TICKET) is given, "who has it passes for this host there"
     migration.refresh()
-    assert ("leave" in migration.detail) is given
+    assert (migration.handover.leave is not None) is given

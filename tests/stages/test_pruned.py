@@ -72,7 +72,7 @@ def test_another_callers_stay(host: Host, caller: str, other: str) -> None:
     host.snapshot("deadbeef")  # of which nothing is recorded
     bases.prune(came)
     assert host.left() == [f"{FIRST}.1", "deadbeef.1", f"{ID}.2"]
-    assert first.detail["kept"] == [f"{FIRST}.1"]
+    assert first.copy.kept == [f"{FIRST}.1"]
 
 
 @pytest.mark.parametrize("caller", [P, KEY])
@@ -86,7 +86,7 @@ def test_its_own_go(host: Host, caller: str) -> None:
     host.snapshot(ID, 2)
     bases.prune(came)
     assert host.left() == [f"{ID}.2"]
-    assert host.journal.by_id(first.id, Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
+    assert host.journal.by_id(first.id, Role.DESTINATION).copy.kept == []  # type: ignore[union-attr]
 
 
 def test_the_newest_of_its_own_stays(host: Host) -> None:
@@ -121,7 +121,7 @@ def test_another_containers_of_its_name_stays(host: Host, caller: str) -> None:
     host.snapshot(ID, 2, f"{ID}.1")
     bases.prune(came)
     assert host.left() == [f"{FIRST}.1", f"{ID}.2"]
-    assert first.detail["kept"] == [f"{FIRST}.1"]
+    assert first.copy.kept == [f"{FIRST}.1"]
 
 
 @pytest.mark.parametrize(("base", "first"), [("", f"{FIRST}.1"), ("its root file system", "its root file system")],
@@ -134,7 +134,7 @@ def test_root_has_those_go_that_hang_together_with_it(host: Host, base: str, fir
     host.snapshot(ID, 2, first)
     bases.prune(came)
     assert host.left() == [f"{ID}.2"]
-    assert host.journal.by_id(FIRST, Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
+    assert host.journal.by_id(FIRST, Role.DESTINATION).copy.kept == []  # type: ignore[union-attr]
 
 
 def test_what_was_made_of_its_root_file_system_as_recorded(host: Host) -> None:
@@ -163,4 +163,4 @@ def test_a_last_copy_stays(host: Host, keep: int) -> None:
 def test_nor_does_it_go_as_a_base(host: Host) -> None:
     first = host.given_up(FIRST, ROOT, last_copy=[f"{FIRST}.1"])
     bases.drop(first)
-    assert host.left() == [f"{FIRST}.1"] and first.detail["kept"] == []
+    assert host.left() == [f"{FIRST}.1"] and first.copy.kept == []

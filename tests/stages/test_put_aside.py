@@ -135,8 +135,8 @@ def test_that_of_an_earlier_stay_gives_way(owned: Migration, disk: Disk) -> None
     attempt(owned)
     assert found(owned, "of earlier") == [f".migrator/web+/{ID}.old/rootfs"]
     assert found(owned, "of increment0's") == ["web/rootfs"]
-    told = [event for event in owned.events() if "rootfs_uuid" in event.detail]
-    assert told[0].step == "rootfs" and told[0].detail["rootfs_uuid"] == "increment0's", "before it can run"
+    told = [event for event in owned.events() if event.told.rootfs_uuid]
+    assert told[0].step == "rootfs" and told[0].told.rootfs_uuid == "increment0's", "before it can run"
 
 
 @pytest.mark.parametrize("came", ["before", "while it was received"])

@@ -48,7 +48,7 @@ def test_no_word_before_it_has_ended(journal: Journal, cgroup: Path, init: subpr
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     migration = rebooted(journal, cgroup, init, fence=False)
     migration.move(Event.TAKEN)
-    before, boot.under_way = migration.detail["leave"], True
+    before, boot.under_way = migration.handover.leave, True
     with contextlib.ExitStack() as stack:
         service = Service(journal, stack)
         for _ in range(2):
@@ -56,7 +56,7 @@ def test_no_word_before_it_has_ended(journal: Journal, cgroup: Path, init: subpr
                 ask_source.source_state(service, {"id": migration.id, "within": 90.0})
             assert raised.value.hint.startswith("Next: once that has ended: migrator restore-dump web")
         migration.refresh()
-        assert migration.detail["leave"] == before and boot.fences == [migration.id] * 2
+        assert migration.handover.leave == before and boot.fences == [migration.id] * 2
         boot.under_way = False
         assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0
 

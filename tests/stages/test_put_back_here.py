@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
+from migrator.base import boot_clock
 from migrator.config import container_config
 from migrator.copies import after_crash, autostart, leave, no_memory, older_journal, origins, second_start, standing
 from migrator.errors.connection import HostUnreachable
@@ -102,7 +104,7 @@ def older(tmp_path: Path, started: list[str]) -> Iterator[Callable[..., Migratio
             (tmp_path / "web" / "rootfs").mkdir(parents=True)
             as_it_was = SimpleNamespace(
                 state=fenced_in, name="web", id=ID, peer="root@hostb", role=Role.SOURCE, other_name="web",
-                detail=migration.detail | {"rootfs_uuid": UUID})
+                begun=migration.begun, copy=msgspec.structs.replace(migration.copy, rootfs_uuid=UUID))
             container_config.fence(tmp_path / "web", "lxc.uts.name = web\n", ID,
                                    standing.message(as_it_was))  # type: ignore[arg-type]
             return migration
@@ -181,7 +183,7 @@ def test_silence_counts_where_it_may_run_there(older: Callable[..., Migration], 
     assert fence(migration) == ID and not started
     found = recorded(migration)
     assert found.state is State.OFFERED and found.owner is Owner.UNKNOWN
-    assert found.detail["leave"]  # what the source had given its word for is waited for by force too
+    assert found.handover.leave  # what the source had given its word for is waited for by force too
 
 
 @pytest.mark.parametrize("there", [State.RESTORED, State.FINISHED])
@@ -250,16 +252,15 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
 
 
 @pytest.mark.parametrize(("recorded", "told", "known"), [
-    ("of the record", "of the fence", "of the record"), (None, "of the fence", "of the fence"), (None, "", None),
+    ("of the record", "of the fence", "of the record"), ("", "of the fence", "of the fence"), ("", "", ""),
 ])
 def test_the_fence_tells_the_disk_where_the_journal_does_not(
-        older: Callable[..., Migration], monkeypatch: pytest.MonkeyPatch, recorded: str | None, told: str,
-        known: str | None) -> None:
+        older: Callable[..., Migration], monkeypatch: pytest.MonkeyPatch, recorded: str, told: str, known: str) -> None:
     migration = older(State.PREPARED, State.FINISHED)
     migration.note("disk", rootfs_uuid=recorded)
     monkeypatch.setattr(container_config, "disk_of", lambda _: told)
     older_journal.bring_up(migration)
-    assert migration.state is State.FINISHING and migration.detail["rootfs_uuid"] == known
+    assert migration.state is State.FINISHING and migration.copy.rootfs_uuid == known
 
 
 def test_only_with_the_offer_a_word_was_given(older: Callable[..., Migration],
@@ -273,9 +274,9 @@ def test_only_with_the_offer_a_word_was_given(older: Callable[..., Migration],
         write(self, event, **detail)
 
     monkeypatch.setattr(Migration, "move", move)
-    monkeypatch.setattr(leave, "given", lambda *_: {"a_word": "by hand"})
+    monkeypatch.setattr(leave, "given", lambda *_: boot_clock.until(0.0, 1.0))
     older_journal.bring_up(migration)
-    assert len(moved) > 2 and [event for event, detail in moved.items() if "a_word" in detail] == [Event.OFFER]
+    assert len(moved) > 2 and [event for event, detail in moved.items() if "leave" in detail] == [Event.OFFER]
 
 
 def test_status_says_so(older: Callable[..., Migration]) -> None:

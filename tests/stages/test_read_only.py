@@ -20,8 +20,8 @@ from migrator.copies.watchdog import Task, Watch
 from migrator.criu import criu_dump
 from migrator.errors.outcomes import SourceRunsAgain, SourceStateUnknown
 from migrator.errors.this_host import JournalBroken
-from migrator.record import container_lock
-from migrator.record import journal as journals
+from migrator.record import container_lock, transactions
+from migrator.record.detail import Still
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
 from stages import abort, create_dump, rollback
@@ -66,7 +66,7 @@ def test_a_dump_that_fails_for_that(journal: Journal, done: list[str]) -> None:
     migration = frozen(journal, dumping)
     with pytest.raises(JournalBroken, match="readonly") as broken, migration.step("increment"):
         done.append("goes on")
-    assert not journals.is_busy(broken.value) and done == []
+    assert not transactions.is_busy(broken.value) and done == []
     with pytest.raises(SourceRunsAgain, match="readonly"):
         offer.give_up(migration, There(), broken.value)  # type: ignore[arg-type]
     assert done == ["thawed"] and of(journal) is State.DUMPING, "the next command begins with the thaw"
@@ -141,8 +141,8 @@ def test_the_watchdog_thaws(journal: Journal, done: list[str], monkeypatch: pyte
                             tmp_path: Path) -> None:
     """Its program was killed; it needs no record."""
     migration = frozen(journal, dumping)
-    detail = {"cgroup": "/nowhere", "pid": 1, "ports": []}
-    task = Task(Frozen.from_detail(migration.id, "web", migration.lxcpath, detail), 1, (), 60.0, str(journal.path),
+    still = Still(cgroup="/nowhere", pid=1)
+    task = Task(Frozen.on_record(migration.id, "web", migration.lxcpath, still), 1, (), 60.0, str(journal.path),
                 str(tmp_path / "lock"))
     watch = Watch(task, lambda _: "", lambda: 0.0, lambda _: None)
     monkeypatch.setattr("migrator.copies.watchdog.Journal", lambda path, patience: journal)

@@ -16,7 +16,7 @@ from migrator.errors.connection import ConnectionLost
 from migrator.errors.memory import DumpRefused
 from migrator.errors.outcomes import SourceRunsAgain, SourceStartedAgain, SourceStateUnknown
 from migrator.errors.this_host import JournalBroken
-from migrator.record import journal as journals
+from migrator.record import transactions
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, State
 from stages.steps import offer
@@ -34,7 +34,7 @@ def test_a_refusal_is_recorded_before_it_thaws(journal: Journal, acts: list[str]
     assert again.value.cause is REFUSAL
     assert acts == TAKEN_BACK
     assert migration.state is State.PREPARED and migration.owner is Owner.SOURCE
-    assert "it is incomplete" in migration.detail["failed"]
+    assert "it is incomplete" in migration.arrived.failed
     assert container_config.fence_of((folder / "config").read_text()) == ""
     with Journal(journal.path) as again_read:
         found = again_read.by_id(migration.id, migration.role)
@@ -75,7 +75,7 @@ def test_who_has_the_journal_locked_is_not_waited_for_when_it_is_refused(journal
     fence(migration)
     with pytest.raises(SourceRunsAgain):
         offer.make(migration, connection(There(REFUSAL)))
-    assert waits[0] == journals.HURRY and len(waits) == 2 and acts == TAKEN_BACK
+    assert waits[0] == transactions.HURRY and len(waits) == 2 and acts == TAKEN_BACK
 
 
 @pytest.mark.parametrize("memory", [True, False])

@@ -126,7 +126,7 @@ def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, 
     configured(journal)
     heard: list[str] = []
     monkeypatch.setattr(network, "hear", heard.append)
-    migration = frozen(journal, cgroup, init.pid, ports=[{"outside": "v"}])
+    migration = frozen(journal, cgroup, init.pid, ports=[network.Port("eth0", "v", "")])
     folder = journal.path.parent / "web"
     container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
     (cgroup / "cgroup.procs").write_text("4242\n")

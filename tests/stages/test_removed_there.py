@@ -183,7 +183,7 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
         abandon.give_up_here(restoring)
     assert restoring.state is State.RESTORED
     assert abandon.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
-    assert str(restoring.state) == "finished" and restoring.detail["given_way"]
+    assert str(restoring.state) == "finished" and restoring.arrived.given_way
     with pytest.raises(OutOfOrder, match="has given way") as given:  # the answer was lost: the source's copy goes on
         finish.running(asked(restoring), {"id": ID})
     assert given.value.fields["next"] == "migrator rollback web   (on hosta)"

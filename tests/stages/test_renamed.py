@@ -138,7 +138,7 @@ def test_with_its_address_alone_it_is_another_one(there: There, monkeypatch: pyt
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: iter(["removed", *[OWN_DISK] * (made_of == "its")]))
     if made_of == "another":
         asked(there, by_force=True)
-        assert there.migration.detail["given_way"]
+        assert there.migration.arrived.given_way
         asked(there, by_force=False)  # it is not said to be back either
         return
     with pytest.raises(AlreadyRuns) if name == "web" else pytest.raises(CopyNotEnded, match=f"address .{ITS}"):
@@ -287,7 +287,7 @@ def test_another_container_of_its_name_keeps_nothing_frozen(there: There, monkey
     with pytest.raises(GoneThere):
         asked(there, by_force=False)
     asked(there, by_force=True)
-    assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]
+    assert str(there.migration.state) == "finished" and there.migration.arrived.given_way
 
 
 def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,7 +316,7 @@ def test_another_container_in_a_plain_folder_keeps_nothing_frozen(there: There,
     btrfs_roots.are(monkeypatch, lambda _: False)
     monkeypatch.setattr(subvolume_uuids, "ancestors", ancestors)
     asked(there, by_force=True)
-    assert str(there.migration.state) == "finished" and there.migration.detail["given_way"]
+    assert str(there.migration.state) == "finished" and there.migration.arrived.given_way
 
 
 @pytest.mark.parametrize("its", [True, False])

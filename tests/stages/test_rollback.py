@@ -55,7 +55,7 @@ def test_the_word_is_on_record_before_it_thaws(journal: Journal, thaws: list[str
     assert not layout_of(migration).image_folders()[0].exists()
     found = recorded(migration)
     assert found.state is State.ROLLED_BACK and found.owner is Owner.SOURCE and not found.owes
-    assert {key: found.detail[key] for key in ("abandoned", "forced", "held", "kept")} == {
+    assert {key: found.given()[key] for key in ("abandoned", "forced", "held", "kept")} == {
         "abandoned": True, "forced": False, "held": True, "kept": ["0badc0de.1"]}
 
 
@@ -100,8 +100,8 @@ def test_before_the_offer_nobody_else_is_needed(journal: Journal, thaws: list[st
     assert "have it remove what it has received: migrator rollback web" in told.text
     assert kept.is_dir() and not gone.exists()
     found = recorded(migration)
-    assert found.state is State.ROLLED_BACK and found.owes and found.detail["kept"] == ["0badc0de.1"]
-    assert found.detail["abandoned"] is False and found.detail["forced"] is False
+    assert found.state is State.ROLLED_BACK and found.owes and found.copy.kept == ["0badc0de.1"]
+    assert found.ending.abandoned is False and found.ending.forced is False
 
 
 LINES = "no\nweb runs on here, and is damaged: type\nNext: migrator finish web"
@@ -123,7 +123,7 @@ def test_forced_it_asks_nobody(journal: Journal, thaws: list[str]) -> None:
     migration.note("kept", kept=[kept.name])
     told = rollback.roll_back(migration, None)
     assert told.data["forced"] is True and told.data["destination_told"] is False
-    assert recorded(migration).owes and recorded(migration).detail["forced"] is True and kept.is_dir()
+    assert recorded(migration).owes and recorded(migration).ending.forced is True and kept.is_dir()
 
 
 @pytest.mark.parametrize("detail", [{"abandoned": True}, {"forced": True, "abandoned": False}])
@@ -153,7 +153,7 @@ def test_a_full_disk_does_not_keep_it_frozen(journal: Journal, thaws: list[str],
     told = rollback.roll_back(migration, refuses(CUT))
     assert thaws == ["dumping"] and not sent.exists() and told.data["kept"] == []
     found = recorded(migration)
-    assert found.state is State.ROLLED_BACK and found.detail["kept"] == [] and found.owes
+    assert found.state is State.ROLLED_BACK and found.copy.kept == [] and found.owes
 
 
 def test_a_force_that_cannot_be_recorded_does_not_happen(journal: Journal, thaws: list[str],
@@ -254,9 +254,9 @@ def test_what_was_never_frozen_is_left_alone(journal: Journal, acts: list[str]) 
     assert rollback.thaw_source(migration) is False and acts == []
 
 
-@pytest.mark.parametrize("ports", [[], [{"name": "veth1"}]])
+@pytest.mark.parametrize("ports", [[], [network.Port("eth0", "veth1", "br0")]])
 def test_after_a_reboot_it_starts_from_its_disk(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch,
-                                                ports: list[object]) -> None:
+                                                ports: list[network.Port]) -> None:
     migration = dumping(journal)
     migration.note("ports", ports=ports)
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
@@ -325,7 +325,7 @@ def test_who_has_frozen_it(journal: Journal, monkeypatch: pytest.MonkeyPatch, st
     monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: True)
     migration = dumping(journal)
     migration.state = state
-    migration.detail |= detail
+    migration.learn(**detail)
     assert rollback.thaw_source(migration) is ours and thawed == (["web"] if ours else [])
     shown = [each["argv"] for each in rollback.described(migration).data["dry_run"]]
     assert (["tee", "/nowhere/cgroup.freeze"] in shown) is ours

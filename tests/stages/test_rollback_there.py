@@ -97,8 +97,8 @@ def test_it_keeps_the_newest_that_both_have(there: Destination, held: list[str] 
     assert [path.is_dir() for path in (one, two)] == [kept == SENT, kept == UUID]
     assert base.is_dir() is (not kept)
     found = recorded(migration)
-    assert found.detail["given_up_here"] is False
-    assert found.detail["kept"] == {SENT: ["0badc0de.1"], UUID: ["0badc0de.2"], "": []}[kept]
+    assert found.ending.given_up_here is False
+    assert found.copy.kept == {SENT: ["0badc0de.1"], UUID: ["0badc0de.2"], "": []}[kept]
     assert not there.layout.container.exists() and not there.layout.spool.exists()
     assert there.ask("abandon", held=held)["kept"] == kept, "safe to repeat"
 
@@ -115,7 +115,7 @@ def test_what_may_not_be_on_its_disk_is_not_kept(there: Destination, number: int
     migration.note("rounds", rounds=[{"uuid": SENT}, {"uuid": uuid}])
     newest = snapshot(migration, number, uuid)
     with migration.step("rootfs") as done:
-        done |= {"on_disk_uuid": uuid} if on_disk else {}
+        done.on_disk_uuid = uuid if on_disk else None
     if typed:
         abandon.give_up_here(migration)
     answer = there.ask("abandon", held=[SENT, uuid])
@@ -146,9 +146,9 @@ def test_it_was_typed_there_first(there: Destination) -> None:
     assert "nothing of it is left but what" in abandon.give_up_here(migration).text
     assert two.is_dir() and not one.exists() and not base.exists()
     found = recorded(migration)
-    assert found.state is State.ABANDONED and found.detail["given_up_here"] is True
+    assert found.state is State.ABANDONED and found.ending.given_up_here is True
     assert there.ask("abandon", held=[SENT])["kept"] == "" and not two.exists()
-    assert recorded(migration).detail["given_up_here"] is True
+    assert recorded(migration).ending.given_up_here is True
 
 
 def test_typed_there_again_nothing_more_goes(there: Destination) -> None:
@@ -255,7 +255,7 @@ def test_an_attempt_that_nobody_knows_is_remembered(there: Destination) -> None:
     found = there.journal.by_id("0badc0de", Role.DESTINATION)
     assert found and found.never_began and found.ended
     assert (found.name, found.lxcpath, found.peer) == ("web", there.pool, "hosta")
-    assert found.detail["caller"] == there.service.grant.caller
+    assert found.caller == there.service.grant.caller
     assert there.ask("abandon") == unknown and callers.count(there.journal, there.service.grant.caller)[0] == 1
     with pytest.raises(UsageError, match="has ended"):
         there.ask("begin")
@@ -340,8 +340,8 @@ def test_the_token_is_given_back_whatever_the_disk_does(there: Destination, monk
         for _ in range(2):
             answer = there.ask("abandon", held=[])
             assert answer == {"state": State.ABANDONING, "kept": "", "known": True, "ticket": migration.ticket}
-        assert recorded(migration).detail["given_up_here"] is False
+        assert recorded(migration).ending.given_up_here is False
         told = abandon.give_up_here(recorded(migration))
         assert "what is left of it goes" in told.text and one.is_dir()
     assert there.ask("abandon", held=[])["state"] is State.ABANDONED and not one.exists()
-    assert recorded(migration).detail["given_up_here"] is True, "that it was typed here stays on record"
+    assert recorded(migration).ending.given_up_here is True, "that it was typed here stays on record"

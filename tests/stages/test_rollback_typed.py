@@ -135,8 +135,8 @@ def test_typed_again_where_the_destination_has_forgotten_it(journal: Journal, ty
     with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
         assert typed(destination=given).data["destination_told"] is False
     found = recorded(migration)
-    assert found.owes is not counts and found.detail["abandoned"] is counts
-    assert found.detail.get("forgotten_there", False) is counts and (found.events()[-1].step == "forgotten") is counts
+    assert found.owes is not counts and found.ending.abandoned is counts
+    assert found.ending.forgotten_there is counts and (found.events()[-1].step == "forgotten") is counts
 
 
 @pytest.mark.parametrize(("id_", "given"), [(None, None), ("0badc0de", None), ("0badc0de", "10.0.0.2")])
@@ -236,7 +236,7 @@ def test_typed_on_the_destination(journal: Journal, typed: Callable[..., Result]
     assert "dry_run" in typed(dry_run=True).data
     assert recorded(migration).state is State.OWNED
     given = typed()
-    assert recorded(migration).state is State.ABANDONED and recorded(migration).detail["given_up_here"] is True
+    assert recorded(migration).state is State.ABANDONED and recorded(migration).ending.given_up_here is True
     assert given.data == {"migration": "0badc0de", "name": "web", "stage": "rollback", "already": False,
                           "next": "migrator rollback web   (on hosta)"}
     with pytest.raises(NoMigration):

@@ -168,7 +168,7 @@ def test_nothing_stays_open_of_who_was_looked_at(journal: Journal, cgroup: Path,
     with lives(*START, *SLEEP) as ours, lives(*START, *SLEEP) as beside:
         monkeypatch.setattr(lxc, "container_processes", lambda _: beside[1:])
         migration = frozen(journal, cgroup, ours[1])
-        stands = Frozen.from_detail(migration.id, migration.name, migration.lxcpath, migration.detail)
+        stands = Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still)
         assert second_start.of(stands) == beside[1]
         opened = [os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()]
         assert not [path for path in opened if path.rpartition("/")[2].startswith(("pid:", "user:"))]

@@ -133,7 +133,7 @@ def test_what_has_run_is_known_without_its_snapshots(restoring: Migration, acts:
     """Somebody has deleted these: its uuid is on record since it was made."""
     mark(restoring, "an earlier one")
     with restoring.step("rootfs") as made:
-        made["rootfs_uuid"] = "itself"
+        made.rootfs_uuid = "itself"
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: False)
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == restoring.lxcpath / "web" / "rootfs")
     monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(uuid=stands))

@@ -91,7 +91,7 @@ def config(migration: Migration) -> Path:
 def handed_over(journal: Journal, folder: Path, pid: int, *, fence: bool = True, **detail: object) -> Migration:
     """Frozen and offered; its fence stands, or was taken away."""
     migration = frozen(journal, folder, pid, Event.OFFER, attempt=1, **detail)
-    migration.note("leave", **leave.given({}, 60.0))
+    migration.note("leave", leave=leave.given(None, 60.0))
     config(migration).parent.mkdir()
     config(migration).write_text("lxc.start.auto = 1\n")
     if fence:
@@ -172,7 +172,7 @@ def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     migration.move(Event.TAKEN)
-    before = migration.detail["leave"]
+    before = migration.handover.leave
     known.pid = init.pid
     with contextlib.ExitStack() as stack:
         service = Service(journal, stack)
@@ -181,7 +181,7 @@ def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
         with pytest.raises(OutOfOrder, match=r"^restore-dump cannot run now: .* runs on"):
             offer.word(migration)
         migration.refresh()
-        assert migration.detail["leave"] == before
+        assert migration.handover.leave == before
         assert ask_source.source_state(service, {"id": migration.id})["state"] is State.DUMPED
         known.pid = 0
         assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0

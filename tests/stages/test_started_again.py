@@ -151,7 +151,7 @@ def test_what_could_not_be_recorded_is_in_the_next_record(stopped: Migration, st
         assert rollback.thaw_source(stopped)
     stopped.move(Event.THAW)
     found = stopped.journal.by_id(ID, Role.SOURCE)
-    assert found and found.state is State.PREPARED and found.detail["stopping"] is False
+    assert found and found.state is State.PREPARED and found.still.stopping is False
     assert fence_of(stopped) == "" and len(started) == 1
 
 
@@ -258,7 +258,7 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
         return ""
 
     rollback.roll_back(stopped, tell)
-    assert acts == ["thaw", "tell"] and stopped.detail["held"] is False
+    assert acts == ["thaw", "tell"] and stopped.still.held is False
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -275,7 +275,7 @@ def test_so_is_what_can_only_be_started(stopped: Migration, started: list[str], 
 
     told = rollback.roll_back(stopped, tell)
     assert asked == [1] and len(started) == 1 and fence_of(stopped) == ""
-    assert stopped.detail["held"] is False and told.data["thawed"] is not memory
+    assert stopped.still.held is False and told.data["thawed"] is not memory
     assert stopped.state is State.ROLLED_BACK
 
 

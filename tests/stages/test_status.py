@@ -17,6 +17,7 @@ from migrator.base.result import Result
 from migrator.cli import make_parser, parse
 from migrator.errors.containers import AlreadyMigrating, NoMigration
 from migrator.record import migration_paths, next_commands
+from migrator.record.detail import Begun
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import NEXT, Event, Role, State
 from stages import status
@@ -109,10 +110,10 @@ def test_what_lies_in_the_spool_counts(journal: Journal, tmp_path: Path) -> None
 @pytest.mark.parametrize(("role", "state"), NEXT)
 def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None:
     """Every command that is ever advised is one that the command line takes, on the host that it names."""
-    detail = {"destination": "root@hostb", "destination_host": "hostb", "source_lxcpath": "/a b",
-              "destination_lxcpath": "/pool", "lxcpath_given": True, "other_name": other_name}
+    begun = Begun(destination="root@hostb", destination_host="hostb", source_lxcpath="/a b",
+                  destination_lxcpath="/pool", lxcpath_given=True, other_name=other_name)
     peer = "root@hostb" if role is Role.SOURCE else "hosta"
-    text = next_commands.written(NEXT[role, state], role, "web", peer, detail)
+    text = next_commands.written(NEXT[role, state], role, "web", peer, begun)
     command, _, place = text.partition("   (on ")
     argv = shlex.split(command)
     assert argv[0] == "migrator"
@@ -132,9 +133,9 @@ def test_advice_can_be_pasted(role: Role, state: State, other_name: str) -> None
 
 
 def test_the_path_is_left_out_where_it_is_the_usual_one() -> None:
-    detail = {"source_lxcpath": "/var/lib/lxc", "lxcpath_given": False}
-    assert next_commands.written("finish", Role.SOURCE, "web", "hostb", detail) == "migrator finish web"
-    there = next_commands.written("finish@source", Role.DESTINATION, "web", "hosta", detail)
+    begun = Begun(source_lxcpath="/var/lib/lxc", lxcpath_given=False)
+    assert next_commands.written("finish", Role.SOURCE, "web", "hostb", begun) == "migrator finish web"
+    there = next_commands.written("finish@source", Role.DESTINATION, "web", "hosta", begun)
     assert there == "migrator finish web -P /var/lib/lxc   (on hosta)", "which is the usual one there nobody knows here"
     assert next_commands.this_host() == socket.gethostname()
 

@@ -261,7 +261,7 @@ def test_it_is_fenced_whatever_runs_beside_it(here: Migration, beside: str, monk
             assert here.state is State.RESTORED and fence(here) == ID
         monkeypatch.setattr(renamed, "living", lambda *_: [])
     heal._on_destination(ASKING, here)
-    assert str(here.state) == "finished" and here.detail["given_way"] and fence(here) == ID
+    assert str(here.state) == "finished" and here.arrived.given_way and fence(here) == ID
 
 
 def fence(migration: Migration) -> str:
@@ -295,5 +295,5 @@ def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch
     monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
     text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
     again = here.journal.by_id(here.id, here.role)
-    assert again and again.state is State.FINISHED and not again.detail.get("given_way")
+    assert again and again.state is State.FINISHED and not again.arrived.given_way
     assert ("Start it with: lxc-start" in text) is (state == "STOPPED")

@@ -126,7 +126,7 @@ def test_who_chooses_its_memory(restoring: Migration, acts: list[str], monkeypat
     with pytest.raises(GoneThere):
         REQUESTS["running"](restoring)
     abandon.abandon(asked(restoring), {"id": ID, "gone": True})
-    assert restoring.detail["given_way"]
+    assert restoring.arrived.given_way
 
 
 @pytest.mark.parametrize("fenced", [True, False])
@@ -222,7 +222,7 @@ def test_by_force_it_goes_on_all_the_same(restoring: Migration, acts: list[str],
         monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
         (restoring.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
     assert force.let_run(restoring, ID, lambda: None)
-    assert "forced_at" in restoring.detail
+    assert restoring.ending.forced_at
 
 
 def test_nor_does_it_hang_on_the_mark(restoring: Migration, acts: list[str]) -> None:

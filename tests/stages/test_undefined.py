@@ -66,7 +66,7 @@ def test_what_may_be_anothers_last_copy_stays(host: Host, went: Migration) -> No
     assert host.left() == [f"{FIRST}.1", f"{SECOND}.1"] and not (host.pool / "web").exists()
     (aside,) = Layout(host.pool, "web", SECOND).set_aside()
     assert [path.name for path in aside.iterdir()] == [RAN]
-    assert host.journal.by_id(SECOND, Role.DESTINATION).detail["kept"] == [f"{SECOND}.1"]  # type: ignore[union-attr]
+    assert host.journal.by_id(SECOND, Role.DESTINATION).copy.kept == [f"{SECOND}.1"]  # type: ignore[union-attr]
     everything = Cleaner(dry_run=True)
     cleanup.clean_container(everything, host.journal, "web", host.pool, keep_copy=False)
     assert {Path(path).name for path in everything.removed} == {f"{FIRST}.1", f"{SECOND}.1", f"{SECOND}.ran.1"}
@@ -87,4 +87,4 @@ def test_all_of_its_own_go(host: Host, went: Migration) -> None:
     """Also what the same container has left before, where the removal of that had failed."""
     host.given_up("00000003", ROOT, of="its disk")
     assert undefine(went) == [".migrator/web/00000003.1", f".migrator/web/{ID}.2", "web"]
-    assert host.journal.by_id("00000003", Role.DESTINATION).detail["kept"] == []  # type: ignore[union-attr]
+    assert host.journal.by_id("00000003", Role.DESTINATION).copy.kept == []  # type: ignore[union-attr]

@@ -65,7 +65,7 @@ def disk(monkeypatch: pytest.MonkeyPatch, state: object) -> Transactions:
     (7, 7, False), (7, 8, True), (None, 8, False)], ids=["as it was left", "written to", "an older version's"])
 def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, disk: Transactions, recorded: int | None,
                                          written: int, stays: bool, capfd: pytest.CaptureFixture[str]) -> None:
-    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=recorded)
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=recorded or 0)
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
     here = put_aside(tmp_path, came)
     disk.written = written
@@ -103,7 +103,7 @@ def test_it_is_recorded_when_all_has_ended(journal: Journal, tmp_path: Path, mon
     went.move(Event.FINISHED, **finish._last_change(went))
     recorded: Migration | None = journal.by_id(ID, Role.SOURCE)
     assert recorded and recorded.state is State.FINISHED
-    assert recorded.detail.get("changed") == (9 if there else None)
+    assert recorded.copy.changed == (9 if there else 0)
 
 
 @pytest.mark.parametrize("held", ["something lives in it", "a mount", "clones", "another disk"])
@@ -144,7 +144,7 @@ def test_what_a_dry_run_reads_of_it_is_no_write(journal: Journal, tmp_path: Path
                                                 disk: Transactions, state: SimpleNamespace, recorded: int | None,
                                                 meanwhile: str, stays: bool) -> None:
     """To tell how large it is all of it is read, which relatime has kept in it."""
-    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=recorded)
+    begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=recorded or 0)
     here = stands(tmp_path)
     locks: list[str] = []
 

@@ -113,9 +113,9 @@ def test_a_destination_keeps_what_is_on_its_disk(pool: Pool) -> None:
     migration.move(Event.IMPORT)
     migration.move(Event.IMPORTED, on_disk_uuid=everything[0])
     with migration.step("rootfs") as done:
-        done["on_disk_uuid"] = everything[1]
+        done.on_disk_uuid = everything[1]
     with pytest.raises(OSError), migration.step("rootfs") as done:
-        done["on_disk_uuid"] = everything[2]
+        done.on_disk_uuid = everything[2]
         raise OSError
     assert bases.on_disk(migration) == set(everything[:2])
     found = bases.common(here, everything, bases.on_disk(migration))
@@ -177,7 +177,7 @@ def test_one_for_each_container_and_each_other_host(pool: Pool) -> None:
     newest = pool.given_up("00000004", 2)
     bases.supersede(newest)
     assert pool.left == {"web/00000002.1", "db/00000003.1", "web/00000004.2"}
-    assert [each.detail["kept"] for each in pool.journal.all()] == [[], ["00000002.1"], ["00000003.1"], ["00000004.2"]]
+    assert [each.copy.kept for each in pool.journal.all()] == [[], ["00000002.1"], ["00000003.1"], ["00000004.2"]]
 
 
 def test_what_the_other_host_has_not_goes(pool: Pool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from migrator.base import boot_clock
+from migrator.base.boot_clock import Moment
 from migrator.copies import leave
 from migrator.copies.leave import Leave
 from migrator.errors.connection import ProtocolError
@@ -25,50 +26,50 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_it_is_outstanding_until_it_is_over(now: list[float]) -> None:
-    assert leave.outstanding({}) == 0.0, "it was never given"
-    detail = leave.given({}, 60.0)
+    assert leave.outstanding(None) == 0.0, "it was never given"
+    word = leave.given(None, 60.0)
     now[0] += 20
-    assert leave.outstanding(detail) == 40.0
+    assert leave.outstanding(word) == 40.0
     now[0] += 50
-    assert leave.outstanding(detail) == 0.0
+    assert leave.outstanding(word) == 0.0
 
 
 def test_a_clock_that_is_slower_has_its_time_too(now: list[float]) -> None:
-    detail = leave.given({}, 100.0)
+    word = leave.given(None, 100.0)
     now[0] += 100
-    assert leave.outstanding(detail) == 0.0 and leave.outstanding(detail, 0.01) == pytest.approx(1.0)
+    assert leave.outstanding(word) == 0.0 and leave.outstanding(word, 0.01) == pytest.approx(1.0)
     now[0] += 1.5
-    assert leave.outstanding(detail, 0.01) == 0.0
+    assert leave.outstanding(word, 0.01) == 0.0
 
 
 def test_a_later_word_takes_no_earlier_one_back(now: list[float]) -> None:
     """Who was told so may still act on it."""
-    detail = leave.given({}, 600.0)
+    word = leave.given(None, 600.0)
     now[0] += 100
-    assert leave.outstanding(leave.given(detail, 60.0)) == 500.0
-    assert leave.outstanding(leave.given(detail, 900.0)) == 900.0
+    assert leave.outstanding(leave.given(word, 60.0)) == 500.0
+    assert leave.outstanding(leave.given(word, 900.0)) == 900.0
 
 
 def test_nor_the_part_by_which_the_other_clock_may_be_behind(now: list[float]) -> None:
     """NTP may slow it down by a tenth, and have this one run faster by as much."""
-    detail = leave.given({}, 1000.0)
+    word = leave.given(None, 1000.0)
     now[0] += 1000 * 1.1 / 0.9 - 1
-    assert leave.outstanding(detail) == 0.0 and leave.outstanding(detail, leave.SLACK) > 1
-    detail = leave.given(leave.given({}, 1000.0), 1.0)
+    assert leave.outstanding(word) == 0.0 and leave.outstanding(word, leave.SLACK) > 1
+    word = leave.given(leave.given(None, 1000.0), 1.0)
     now[0] += 990
-    detail = leave.given(detail, 1.0)
+    word = leave.given(word, 1.0)
     now[0] += 1000 * 1.1 / 0.9 - 991
-    assert leave.outstanding(detail, leave.SLACK) > 1
+    assert leave.outstanding(word, leave.SLACK) > 1
     now[0] += 1000
-    assert leave.given(detail, 60.0)["leave"]["lasts"] == 60.0, "once that is over, it is"
+    assert leave.given(word, 60.0).lasts == 60.0, "once that is over, it is"
 
 
 def test_after_a_reboot_of_the_source_it_is_outstanding_as_a_whole(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    detail = leave.given({}, 60.0)
+    word = leave.given(None, 60.0)
     monkeypatch.setattr(boot_clock, "BOOT_ID", tmp_path / "boot_id")
     boot_clock.BOOT_ID.write_text("another\n")
-    assert leave.outstanding(detail) == 60.0
+    assert leave.outstanding(word) == 60.0
 
 
 @pytest.mark.parametrize(("asked", "given"), [
@@ -120,15 +121,13 @@ def test_another_frame_is_no_word(now: list[float], kind: Kind) -> None:
         Leave(Said(now, 0.0, b'{"within": 60}', kind), since=now[0]).wait()  # type: ignore[arg-type]
 
 
-def test_what_each_host_writes_down(now: list[float]) -> None:
+def test_what_the_source_writes_down(now: list[float]) -> None:
     boot = boot_clock.BOOT_ID.read_text().strip()
-    assert leave.given({}, 60.0) == {"leave": {"boot": boot, "until": 1060.0, "lasts": 60.0}}
-    assert leave.kept(1234.0, 60.0) == {"leave": {"boot": boot, "until": 1234.0, "lasts": 60.0}}
-    assert leave.outstanding({"leave": None}) == leave.outstanding({"leave": "?"}) == 0.0
+    assert leave.given(None, 60.0) == Moment(boot, 1060.0, 60.0)
 
 
 def test_a_slower_clock_and_a_reboot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    detail = leave.given({}, 100.0)
+    word = leave.given(None, 100.0)
     monkeypatch.setattr(boot_clock, "BOOT_ID", tmp_path / "boot_id")
     boot_clock.BOOT_ID.write_text("another\n")
-    assert leave.outstanding(detail, 0.01) == pytest.approx(101.0)
+    assert leave.outstanding(word, 0.01) == pytest.approx(101.0)

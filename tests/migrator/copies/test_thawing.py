@@ -18,6 +18,7 @@ from migrator.copies.thawing import Frozen
 from migrator.errors import MigratorError
 from migrator.host import lxc, network
 from migrator.host.network import Port
+from migrator.record.detail import Still
 
 PORT = Port("eth0", "veth1", "br0")
 
@@ -199,8 +200,8 @@ def test_it_thaws_in_another_thread_too(cgroup: Path, acts: list[tuple[object, .
 
 def test_it_is_written_down_and_read_again(cgroup: Path) -> None:
     made = frozen(cgroup, PORT)
-    assert Frozen.from_detail("0badc0de", "web", Path("/pool"), made.to_detail()) == made
-    assert made.to_detail() == {"pid": 4711, "cgroup": str(cgroup), "dad": {"eth0": "1"}, "init": [4711, None],
-                                "ports": [{"inside": "eth0", "outside": "veth1", "bridge": "br0"}]}
-    older = {"pid": "4711", "cgroup": str(cgroup), "ports": []}  # before addresses were looked after
-    assert Frozen.from_detail("0badc0de", "web", Path("/pool"), older).dad == {}
+    assert Frozen.on_record("0badc0de", "web", Path("/pool"), made.recorded()) == made
+    assert made.recorded() == Still(pid=4711, cgroup=str(cgroup), dad={"eth0": "1"}, init=(4711, None),
+                                    ports=[Port("eth0", "veth1", "br0")])
+    older = Still(pid=4711, cgroup=str(cgroup))  # before addresses were looked after
+    assert Frozen.on_record("0badc0de", "web", Path("/pool"), older).dad == {}

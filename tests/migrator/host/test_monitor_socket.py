@@ -20,6 +20,7 @@ from migrator.copies import ending, no_memory, remains
 from migrator.errors.containers import ContainerNotRunning
 from migrator.errors.this_host import CommandTimeout
 from migrator.host import lxc, monitor_socket, roots
+from migrator.record.detail import Still
 
 Listen = Callable[[], socket.socket]
 
@@ -103,7 +104,7 @@ def test_a_stranger_is_not(container: lxc.Container, listen: Listen, monkeypatch
     assert remains.init_of(container) is None and not no_memory.runs(container, "0badc0de")
     container.tell_frozen()
     container.tell_thawed()
-    assert not ending.stop(SimpleNamespace(detail={"init": [os.getpid(), None]}), container, 600)  # type: ignore[arg-type]
+    assert not ending.stop(SimpleNamespace(still=Still(init=(os.getpid(), None))), container, 600)  # type: ignore[arg-type]
     assert ran == []
     said = capsys.readouterr().err
     assert said.count("answers in place of LXC's monitor of c1") == 1, said

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from migrator.copies.thawing import Frozen
@@ -93,6 +94,6 @@ def test_which_start_it_is_goes_along(cgroup: Path) -> None:
     data = json.loads(told.to_json())
     del data["frozen"]["init"]
     assert Task.from_json(json.dumps(data)).frozen == dataclasses.replace(made, started=None)
-    detail = made.to_detail()
-    for init, started in (([4711, 5], 5), ([4712, 5], None), (None, None)):
-        assert Frozen.from_detail("0badc0de", "web", Path("/lxc"), detail | {"init": init}).started == started
+    for init, started in (((4711, 5), 5), ((4712, 5), None), (None, None)):
+        still = msgspec.structs.replace(made.recorded(), init=init)
+        assert Frozen.on_record("0badc0de", "web", Path("/lxc"), still).started == started

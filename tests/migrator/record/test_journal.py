@@ -59,7 +59,7 @@ def test_what_was_written_is_there_after_reopening(path: Path) -> None:
         found = journal.latest("web", POOL)
         assert found is not None
         assert (found.state, found.owner, found.peer, found.lxcpath) == (State.DUMPING, Owner.SOURCE, "hostb", POOL)
-        assert found.detail == {"rounds": [{"bytes": 5}], "frozen_at": 12.5}
+        assert found.given() == {"rounds": [{"bytes": 5}], "frozen_at": 12.5}
         assert [event.step for event in found.events()] == ["send", "sent", "freeze"]
         assert [event.detail["state"] for event in found.events()] == ["preparing", "prepared", "dumping"]
 
@@ -97,10 +97,10 @@ def test_only_root_can_read_it(journal: Journal, path: Path) -> None:
 def test_a_move_that_the_table_does_not_have_changes_nothing(journal: Journal) -> None:
     migration = create(journal)
     with pytest.raises(IllegalMove):
-        migration.move(Event.TAKEN, lost="yes")
+        migration.move(Event.TAKEN, why="lost")
     found = journal.by_id(migration.id, Role.SOURCE)
     assert found and found.state is migration.state is State.PREPARING
-    assert "lost" not in found.detail | migration.detail
+    assert found.handover.why == migration.handover.why == ""
     assert len(found.events()) == 1
 
 
@@ -122,7 +122,7 @@ def test_the_owner_is_known_again_once_a_rollback_is_recorded(journal: Journal) 
 def test_steps_are_recorded_with_their_end(journal: Journal) -> None:
     migration = create(journal)
     with migration.step("snapshot") as outcome:
-        outcome["bytes"] = 3
+        outcome.bytes = 3
     with pytest.raises(NoSpace), migration.step("send"):
         raise NoSpace(where="/pool", free="1 MiB", needed="2 MiB", what="this")
     told = [(event.step, event.phase) for event in migration.events()[1:]]
@@ -197,7 +197,7 @@ def test_what_has_ended_long_ago_is_forgotten(journal: Journal, path: Path) -> N
     for number in range(3 * KEPT):
         migration = create(journal, f"{number:08x}")
         for event in SUCCESS if number == KEPT else FAILURE:
-            migration.move(event, padding="x" * 2000)
+            migration.move(event, why="x" * 2000)
         sizes.append(path.stat().st_size + path.with_name("journal.db-wal").stat().st_size)
     create(journal, "0000cccc")
     numbers = [KEPT, *range(2 * KEPT, 3 * KEPT)]
@@ -296,9 +296,9 @@ from migrator.record.states import Event, Role
 name = sys.argv[2]
 with Journal(Path(sys.argv[1]), float(sys.argv[4])) as journal:
     migration = journal.create(id=name, role=Role.SOURCE, name=name, lxcpath=Path("/pool"), peer="hostb",
-                               event=Event.SEND, number=0)
+                               event=Event.SEND, attempt=0)
     for number in range(1, int(sys.argv[3]) + 1):
-        migration.move(Event.SENT if number % 2 else Event.SEND, number=number)
+        migration.move(Event.SENT if number % 2 else Event.SEND, attempt=number)
         print(number, flush=True)
 """
 
@@ -322,13 +322,13 @@ def test_a_writer_that_is_killed_leaves_whole_records(path: Path) -> None:
             found = journal.by_id(name, Role.SOURCE)
             assert found
             # Every record that was reported is there, and at most the one after it.
-            assert told[-1] <= found.detail["number"] <= told[-1] + 1
+            assert told[-1] <= found.handover.attempt <= told[-1] + 1
             # State, details and events are of the same moment.
             events = found.events()
-            assert len(events) == found.detail["number"] + 1
-            assert events[-1].detail["number"] == found.detail["number"]
+            assert len(events) == found.handover.attempt + 1
+            assert events[-1].detail["attempt"] == found.handover.attempt
             assert events[-1].detail["state"] == found.state
-            assert found.state is (State.PREPARED if found.detail["number"] % 2 else State.PREPARING)
+            assert found.state is (State.PREPARED if found.handover.attempt % 2 else State.PREPARING)
 
 
 def test_a_writer_that_dies_inside_a_transaction_has_written_nothing(journal: Journal, path: Path) -> None:
@@ -357,7 +357,7 @@ def test_several_writers_at_once(path: Path) -> None:
     with Journal(path) as journal:
         for name in names:
             found = journal.by_id(name, Role.SOURCE)
-            assert found and found.detail["number"] == 15
+            assert found and found.handover.attempt == 15
             assert len(found.events()) == 16
 
 

@@ -20,7 +20,9 @@ from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watch
 from migrator.errors.this_host import JournalBroken
 from migrator.record import journal_file
-from migrator.record.journal import HURRY, Journal, is_busy
+from migrator.record.detail import Still
+from migrator.record.journal import Journal
+from migrator.record.transactions import HURRY, is_busy
 
 PATIENCE = 0.05  # seconds
 PAUSES = round(PATIENCE / journal_file._PAUSE)
@@ -104,7 +106,7 @@ def test_who_mends_it_is_waited_for_too(path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_watchdog_does_not_hang_in_it(path: Path, stopped: sqlite3.Connection, waits: list[float]) -> None:
     """That what it watches over is to be thawed is told by its clock."""
-    frozen = Frozen.from_detail("0badc0de", "web", Path("/pool"), {"cgroup": "/nowhere", "pid": 1, "ports": []})
+    frozen = Frozen.on_record("0badc0de", "web", Path("/pool"), Still(cgroup="/nowhere", pid=1))
     watch = Watch(Task(frozen, 1, (), 60.0, str(path)), lambda _: "", lambda: 61.0, print)
     watch._end = 60.0
     assert watch._must_run(untouched=True)

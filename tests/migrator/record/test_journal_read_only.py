@@ -96,7 +96,8 @@ def test_the_watchdog_sees_whether_it_is_to_be_thawed(tmp_path: Path) -> None:
         tmp_path, "with Journal(path) as journal: dumping(journal).note('attempt', attempt=1)", """
         from migrator.copies.thawing import Frozen
         from migrator.copies.watchdog import Task, Watch
-        detail = {"cgroup": "/nowhere", "pid": 1, "ports": []}
-        task = Task(Frozen.from_detail("0badc0de", "web", Path("/pool"), detail), 1, (), 60.0, str(path))
+        from migrator.record.detail import Still
+        still = Still(cgroup="/nowhere", pid=1)
+        task = Task(Frozen.on_record("0badc0de", "web", Path("/pool"), still), 1, (), 60.0, str(path))
         assert Watch(task, lambda wait: "", lambda: 0.0, print)._must_run(untouched=False)
         """)

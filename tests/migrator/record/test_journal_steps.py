@@ -15,6 +15,7 @@ from migrator.base import boot_clock
 from migrator.errors.data import NoSpace
 from migrator.errors.this_host import JournalBroken
 from migrator.record import container_lock
+from migrator.record.detail import DiskRound
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 
@@ -78,8 +79,8 @@ def test_its_own_error_is_the_one_that_is_raised(migration: Migration, monkeypat
     (KeyboardInterrupt(), "KeyboardInterrupt()"),
 ])
 def test_why_it_failed_is_kept(migration: Migration, error: BaseException, reason: str | None) -> None:
-    with pytest.raises(type(error)), migration.step("snapshot") as detail:
-        detail["bytes"] = 1
+    with pytest.raises(type(error)), migration.step("snapshot") as told:
+        told.bytes = 1
         raise error
     begun, failed = migration.events()[-2:]
     assert (begun.step, begun.phase, begun.detail) == ("snapshot", "begin", {})
@@ -93,8 +94,8 @@ def test_why_it_failed_is_kept(migration: Migration, error: BaseException, reaso
 
 
 def test_what_it_made_goes_with_its_end(migration: Migration) -> None:
-    with migration.step("snapshot") as detail:
-        detail["bytes"] = 1
+    with migration.step("snapshot") as told:
+        told.bytes = 1
     assert [(each.phase, each.detail) for each in migration.events()[-2:]] == [("begin", {}), ("done", {"bytes": 1})]
 
 
@@ -108,13 +109,13 @@ def test_since_when_it_stands_still(migration: Migration, memory: bool, at: floa
 def test_what_the_records_of_a_move_say(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1234.5)
     migration.note("attempt", attempt=2)
-    migration.move(Event.SENT, rounds=[1])
+    migration.move(Event.SENT, rounds=[DiskRound(bytes=1)])
     assert [(each.step, each.phase, each.time, each.detail) for each in migration.events()[-2:]] == [
         ("attempt", "done", 1234.5, {"state": "preparing", "attempt": 2}),
-        ("sent", "done", 1234.5, {"state": "prepared", "rounds": [1]})]
-    assert migration.updated == 1234.5 and migration.detail == {"attempt": 2, "rounds": [1]}
+        ("sent", "done", 1234.5, {"state": "prepared", "rounds": [{"bytes": 1}]})]
+    assert migration.updated == 1234.5 and migration.given() == {"attempt": 2, "rounds": [{"bytes": 1}]}
     found = migration.journal.by_id(migration.id, migration.role)
-    assert found and found.state is State.PREPARED and found.detail == migration.detail and found.updated == 1234.5
+    assert found and found.state is State.PREPARED and found.given() == migration.given() and found.updated == 1234.5
 
 
 def made(journal: Journal, **detail: Any) -> Migration:
@@ -145,7 +146,7 @@ def test_who_has_ended_it(migration: Migration, monkeypatch: pytest.MonkeyPatch,
     pid, started = container_lock.this_process()
     migration.note("attempt", attempt=1)
     migration.move(Event.ROLL_BACK)
-    assert not migration.was_ended_by(pid, started) and "ended_by" not in migration.detail
+    assert not migration.was_ended_by(pid, started) and migration.ending.ended_by is None
     migration.move(Event.ROLLED_BACK)
     assert migration.was_ended_by(pid, started)
     assert not migration.was_ended_by(pid + 1, started) and not migration.was_ended_by(pid, started + 1)
@@ -160,5 +161,5 @@ def test_who_has_ended_it(migration: Migration, monkeypatch: pytest.MonkeyPatch,
 def test_another_thread_may_record(migration: Migration) -> None:
     """What is written in the background may tell of it."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(migration.note, "other", other=True).result()
+        pool.submit(migration.note, "other", attempt=7).result()
     assert [each.step for each in migration.events()][-1] == "other"

@@ -13,7 +13,7 @@ import pytest
 from migrator.errors import UsageError
 from migrator.errors.data import NoSpace
 from migrator.host import btrfs
-from migrator.record.journal import ROOT_CALLER
+from migrator.record.detail import ROOT_CALLER
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.frames import Kind
 from migrator.transfer.room_bounds import MARGIN, SLACK, Bounds
