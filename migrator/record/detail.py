@@ -19,7 +19,7 @@ from migrator.errors.this_host import JournalBroken
 from migrator.host.network import Port
 
 ROOT_CALLER = "ssh"  # who has begun what is not recorded with another caller: root, here or over SSH
-NO_PROCESS = -1
+NO_PROCESS = -1  # no process has this id
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,16 +30,16 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     destination_fingerprint: str = ""  # on the source: of the key of a paired destination
     source_lxcpath: str = ""
     destination_lxcpath: str = ""
-    lxcpath_given: bool = False  # the LXC path of this host has to be named in commands
+    lxcpath_given: bool = False  # commands for this host name its LXC path (-P)
     other_name: str = ""  # of the container on the other host
     origin: str = ""  # see `migrator.copies.origins`
     moves: list[str] | None = None  # on the destination: earlier migrations of the container, the latest last
     mapped_root: int = 0  # on the destination: the user id that the container's root has on its host
     disk: str | None = None  # on the destination: see `lxc_disk.of`
-    bridges: dict[str, str] = {}  # on the source: of here, each with the one that takes its place there
+    bridges: dict[str, str] = {}  # on the source: those of --map-bridge, a bridge here to one there
     memory: bool = True  # its memory moves along; not with --no-memory
-    one_shot: bool = False  # by `migrator migrate`
-    options: dict[str, Any] | None = None  # on the source: of `migrator migrate`, for `migrator resume`
+    one_shot: bool = False  # begun by `migrator migrate`, which takes all stages in one go
+    options: dict[str, Any] | None = None  # on the source: those of `migrator migrate`, which `resume` goes on with
     ticket: str = ""  # see `resume_rules.is_known`
     never_began: bool = False  # see `Journal.never_begin`
 
@@ -54,7 +54,7 @@ class Consent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskRound(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A round of disk data. The destination records its uuid alone, and of an older version the source no parent."""
+    """A round of disk data, of which the destination records the uuid alone. Each field is on record once known."""
 
     parent: str | None = None  # path of the snapshot that it is an increment to, "" for the whole disk
     uuid: str = ""  # of the source's snapshot, once that is made
@@ -90,8 +90,8 @@ class Still(msgspec.Struct, frozen=True, kw_only=True):
     stopped_at: float | None = None  # the same of one that goes without its memory
     still_monotonic: float = 0.0  # either by time.monotonic()
     stop_timeout: float = 0.0  # seconds that it may take to end by itself
-    stopping: bool = False  # it was told to end, and was not started again since
-    held: bool | None = None  # whether a rollback had it frozen still, or stopped
+    stopping: bool = False  # --no-memory has told it to end, and it has not been started again
+    held: bool | None = None  # recorded by a rollback: the container still was frozen or stopped
 
     @property
     def first(self) -> tuple[int, int | None]:
@@ -154,11 +154,11 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     abandoned: bool | None = None  # on the source: whether the destination has recorded that it will never run it
     forced: bool = False  # without the other host
     forced_at: float | None = None  # seconds since 1970
-    forcing: tuple[int, int] | None = None  # id and start of the process that forces a rollback at this moment
+    forcing: tuple[int, int] | None = None  # id and start of the process that is forcing a rollback
     forgotten: bool = False  # on the destination: nothing tells any more whether the container has left since
     forgotten_there: bool = False  # on the source: the destination has no record of it any more
-    given_up_here: bool = False  # on the destination: there, and not by its source
-    source_knows: bool = False  # on the destination: its source has heard of that
+    given_up_here: bool = False  # on the destination: somebody gave it up there, without the source
+    source_knows: bool = False  # on the destination: the source has been told so
 
 
 class Told(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -189,7 +189,7 @@ def read(part: type[Part], keys: dict[str, Any]) -> Part:
 
 
 def written(given: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has it. A key that no part has, or a value of another type, is a slip of the program's: TypeError."""
+    """What JSON stores of it. An unknown key, or a value of the wrong type, is a bug in migrator: TypeError."""
     if unknown := given.keys() - KEYS:
         raise TypeError(f"no record has {', '.join(sorted(unknown))}")
     try:
@@ -201,9 +201,9 @@ def written(given: dict[str, Any]) -> dict[str, Any]:
 
 
 class Recorded:
-    """A record in its parts, each read when it is asked for: what is wrong with one spoils no other.
+    """A record, part by part. A part is read when it is first used: a damaged one leaves the others usable.
 
-    Raises JournalBroken where a value is not of its type.
+    Reading a part raises JournalBroken if a value has the wrong type.
     """
 
     def __init__(self, text: str, path: Path) -> None:
@@ -245,7 +245,7 @@ class Recorded:
         return self._part(Ending)
 
     def learn(self, **keys: Any) -> None:
-        """Know this from now on; on disk it is with the next record."""
+        """Use these values from now on; the next record takes them to disk."""
         self._know(self._keys | written(keys))
 
     def given(self) -> dict[str, Any]:
