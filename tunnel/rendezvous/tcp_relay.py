@@ -12,16 +12,13 @@ import socket
 import ssl
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from migrator.base.strict_json import Malformed
 from tunnel.relay import gso
 from tunnel.relay import relay_messages as wire
+from tunnel.rendezvous.forwarder import Forwarder
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener
-
-if TYPE_CHECKING:
-    from tunnel.rendezvous.pairs import End
-    from tunnel.rendezvous.udp_relay import Relay
+from tunnel.rendezvous.pairs import End
 
 QUEUE = 256 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
 
@@ -29,7 +26,7 @@ QUEUE = 256 * 1024  # bytes that wait for one slow end; beyond that datagrams ar
 class TcpRelay:
     """Listens for ends that come by TCP."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Forwarder) -> None:
         self.port = 0
         self._relay = relay
         limits = relay.limits
@@ -38,7 +35,7 @@ class TcpRelay:
         self.connections: set[_Connection] = set()
 
     @classmethod
-    async def serve(cls, relay: Relay, hosts: Sequence[str], port: int, tls: ssl.SSLContext | None) -> TcpRelay:
+    async def serve(cls, relay: Forwarder, hosts: Sequence[str], port: int, tls: ssl.SSLContext | None) -> TcpRelay:
         """Listen on these addresses; raises OSError."""
         made = cls(relay)
         loop = asyncio.get_running_loop()
@@ -65,7 +62,7 @@ class TcpRelay:
 class _Connection(asyncio.Protocol):
     """One end's connection."""
 
-    def __init__(self, relay: Relay, all_: TcpRelay) -> None:
+    def __init__(self, relay: Forwarder, all_: TcpRelay) -> None:
         self.end: End | None = None
         self._relay = relay
         self._all = all_

@@ -1,50 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The relay: forwards datagrams between the two ends of a session that found no direct path. It reads none of them.
-
-An end is known by the address it joined from (`tunnel.relay.relay_messages`), so that afterwards WireGuard speaks to
-the relay as if that were its peer. UDP is forwarded by a thread of its own, many datagrams a call (udp(7): UDP_GRO,
-UDP_SEGMENT); an end whose network lets no UDP out comes by TCP instead (`tcp_relay`). State lives in memory alone.
+"""The relay with its sockets: UDP is forwarded by a thread of its own, many datagrams a call (udp(7): UDP_GRO,
+UDP_SEGMENT); an end whose network lets no UDP out comes by TCP instead (`tcp_relay`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from migrator.base.clock import Clock
-from tunnel.candidates.nat import Endpoint
 from tunnel.relay import gso
 from tunnel.relay import relay_messages as wire
-from tunnel.rendezvous.limits import bind, family_of, group
-from tunnel.rendezvous.pairs import End, Limits, Pairs, Send
+from tunnel.rendezvous.forwarder import Forwarder
+from tunnel.rendezvous.limits import bind, family_of
+from tunnel.rendezvous.pairs import Limits
 from tunnel.rendezvous.tcp_relay import TcpRelay
 
-COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
 SWEEP = 5.0  # seconds between two looks for ends that are gone
 
 
-class Relay:
+class Relay(Forwarder):
     """A running relay. `serve` makes it; `token` and `close` may be called from the event loop's thread."""
 
     def __init__(self, limits: Limits | None = None, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
-        self.limits = limits or Limits()
-        self.pairs = Pairs(self.limits, clock, wall)
-        self._clock = clock
-        self._wall = wall
+        super().__init__(limits, clock, wall)
         self.udp_port = 0
         self.tcp_port = 0
-        self.forwarded = 0  # bytes
-        self.dropped = 0  # datagrams for which there was no end, allowance or room
-        self._secret = secrets.token_bytes(32)
-        self._cookies = secrets.token_bytes(32)
         self._udp: list[socket.socket] = []
         self._tcp: TcpRelay | None = None
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -71,12 +59,6 @@ class Relay:
             raise
         return relay
 
-    def token(self, session: bytes, own: bytes, peer: bytes) -> tuple[bytes, bytes]:
-        """The claim and the key with which `own` may join the session with `peer`; both are public identities."""
-        expires = int(self._wall() + self.limits.token_life)
-        claim = wire.Claim(session, wire.identity_hash(own), wire.identity_hash(peer), expires).pack()
-        return claim, wire.token_key(self._secret, claim)
-
     def open_connections(self) -> int:
         """How many there are by TCP, joined or not."""
         return self._tcp.door.open if self._tcp else 0
@@ -96,42 +78,6 @@ class Relay:
             os.close(self._stop)
             self._stop = -1
         self._udp.clear()
-
-    # --- Joining ---
-
-    def answer(self, data: bytes, address: Endpoint, via: Hashable, send: Send) -> tuple[bytes, End | None] | None:
-        """What to answer to a JOIN from `address`, and the end if it is now one; None where nothing is to be said."""
-        asked = wire.parse_join(data)
-        if asked is None:
-            return None
-        key = wire.token_key(self._secret, asked.packed)
-        if not wire.proved(data, key) or asked.claim.own == asked.claim.peer:
-            return None
-        window = int(self._clock() // COOKIE_WINDOW)
-        good = [wire.cookie(self._cookies, address, each) for each in (window, window - 1)]
-        if asked.cookie not in good:
-            return None if asked.leaves else (wire.challenge(key, asked.number, good[0]), None)
-        if asked.leaves:
-            self.pairs.leave(asked.claim, via)
-            return None
-        end = self.pairs.join(asked.claim, group(address[0]), via, send)
-        if isinstance(end, wire.Refusal):
-            return wire.refused(key, asked.number, end), None
-        return wire.joined(key, asked.number, present=end.other is not None), end
-
-    # --- Forwarding ---
-
-    def forward(self, end: End, data: memoryview, segment: int) -> None:
-        """Hand what an end sent to the other one, if that is there and the pair may."""
-        end.seen = self._clock()
-        other = end.other
-        if other is None or not self.pairs.may(end.pair, len(data), end.seen):
-            self.dropped += 1
-            return
-        self.forwarded += len(data)
-        other.send(data, segment)
-
-    # --- UDP ---
 
     def _open(self, host: str, port: int) -> int:
         sock = socket.socket(family_of(host), socket.SOCK_DGRAM)
@@ -192,7 +138,6 @@ class Relay:
             self.forward(end, data, 0)
         else:
             self.dropped += 1
-
 
 
 def _send(sock: socket.socket, address: tuple[str, int], data: memoryview, segment: int) -> None:
