@@ -25,7 +25,7 @@ from migrator.base.result import Result
 from migrator.errors import UsageError
 from migrator.record import grant
 from migrator.remote.destination import ConnectOptions
-from stages.steps import arguments
+from stages.steps import arguments, peer_json
 from stages.steps.peer_options import (
     Add,
     Allow,
@@ -41,7 +41,7 @@ from stages.steps.peer_options import (
 )
 
 if TYPE_CHECKING:
-    from tunnel.identity.peers import Peer, Peers
+    from tunnel.identity.peers import Peers
 
 NAME = "peer"
 HELP = "pair with hosts behind NAT; show, rename and remove them"
@@ -160,13 +160,13 @@ def run(options: PeerOptions) -> Result | None:
             return _show(name)
         case Allow(name, may):
             peer = _peers().allow(name, may.words)
-            return Result({"peer": describe(peer)}, f"{peer.name} may {grant.of_peer(peer).text}.")
+            return Result({"peer": peer_json.of(peer)}, f"{peer.name} may {grant.of_peer(peer).text}.")
         case Rename(name, new_name):
             peer = _peers().rename(name, new_name)
-            return Result({"peer": describe(peer)}, f"{name} is now called {peer.name}.")
+            return Result({"peer": peer_json.of(peer)}, f"{name} is now called {peer.name}.")
         case Remove(name):
             peer = _peers().remove(name)
-            return Result({"removed": describe(peer)}, f"{peer.name} is a peer no more.")
+            return Result({"removed": peer_json.of(peer)}, f"{peer.name} is a peer no more.")
     from stages.steps import pair_hosts
 
     match options:
@@ -193,7 +193,7 @@ def _list() -> Result:
     rows = [[peer.name, peer.public.fingerprint, time.strftime("%Y-%m-%d", time.localtime(peer.added)),
              ", ".join(map(str, peer.servers)) or "-", grant.of_peer(peer).text] for peer in peers]
     text = table(["NAME", "FINGERPRINT", "PAIRED", "RENDEZVOUS", "MAY"], rows) if rows else "This host has no peers."
-    return Result({"peers": [describe(peer) for peer in peers]}, text)
+    return Result({"peers": [peer_json.of(peer) for peer in peers]}, text)
 
 
 def _show(name: str) -> Result:
@@ -209,10 +209,4 @@ def _show(name: str) -> Result:
     lines = [peer.name, f"  fingerprint  {peer.public.fingerprint}", f"  paired       {added}",
              f"  may          {grant.of_peer(peer).text}",
              *(f"  rendezvous   {url}" for url in peer.rendezvous)]
-    return Result({"peer": describe(peer)}, "\n".join(lines))
-
-
-def describe(peer: Peer) -> dict[str, Any]:
-    """A peer as `--json` shows it; `added` in seconds since 1970."""
-    return {"name": peer.name, "fingerprint": peer.public.fingerprint, "identity": peer.public.to_text(),
-            "added": peer.added, "rendezvous": list(peer.rendezvous), "allowed": grant.of_peer(peer).to_json()}
+    return Result({"peer": peer_json.of(peer)}, "\n".join(lines))

@@ -248,11 +248,9 @@ def _servers(rendezvous: tuple[str, ...]) -> tuple[Server, ...]:
 
 
 def _paired(pairing: _Pairing) -> Result:
-    from stages.peer import describe
-
     peer = pairing.peers.get(pairing.name)
     text = f"Paired with {peer.name}, whose fingerprint is {peer.public.fingerprint}."
-    return Result({"peer": describe(peer)}, text)
+    return Result({"peer": peer_json.of(peer)}, text)
 
 
 def _print(data: dict[str, Any], text: str) -> None:
