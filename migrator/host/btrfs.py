@@ -263,11 +263,6 @@ def _widen(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
-def describe(snapshot: Path, parent: Path | None) -> str:
-    """The send as it could be pasted, for `--dry-run`."""
-    return shown(send_command(snapshot, parent))
-
-
 def wait_deleted(path: Path) -> None:
     """Until the room of deleted subvolumes is free, which btrfs sees to behind (btrfs-subvolume(8), sync)."""
     sync(path)

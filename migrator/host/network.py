@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import log, names, programs
+from migrator.base.internet_checksum import internet_checksum
 from migrator.base.run import run
 from migrator.errors.containers import InvalidName
 from migrator.errors.this_host import ProgramMissing
@@ -211,18 +212,9 @@ def unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> byt
     target = ipaddress.IPv6Address("ff02::1").packed
     body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + address.packed + b"\x02\x01" + mac
     pseudo = address.packed + target + struct.pack("!II", len(body), 58)
-    checksum = _checksum(pseudo + body)
-    body = body[:2] + struct.pack("!H", checksum) + body[4:]
+    body = body[:2] + struct.pack("!H", internet_checksum(pseudo + body)) + body[4:]
     header = struct.pack("!IHBB", 0x60000000, len(body), 58, 255) + address.packed + target
     return b"\x33\x33\x00\x00\x00\x01" + mac + struct.pack("!H", _ETH_IPV6) + header + body
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071) of an even number of bytes."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:

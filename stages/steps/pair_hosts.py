@@ -248,9 +248,11 @@ def _servers(rendezvous: tuple[str, ...]) -> tuple[Server, ...]:
 
 
 def _paired(pairing: _Pairing) -> Result:
+    from stages.peer import describe
+
     peer = pairing.peers.get(pairing.name)
     text = f"Paired with {peer.name}, whose fingerprint is {peer.public.fingerprint}."
-    return Result({"peer": peer_json.of(peer)}, text)
+    return Result({"peer": describe(peer)}, text)
 
 
 def _print(data: dict[str, Any], text: str) -> None:

@@ -376,7 +376,7 @@ async def test_a_relays_datagrams_that_are_too_short_are_not_handed_to_wireguard
 ) -> None:
     """They do not end the path: the relay has them from whoever can send under the other end's address."""
     sent: list[bytes] = []
-    monkeypatch.setattr("tunnel.relay.gso.send", lambda _sock, data, _size, _to: sent.append(bytes(data)))
+    monkeypatch.setattr("tunnel.gso.send", lambda _sock, data, _size, _to: sent.append(bytes(data)))
     path = TcpPath(NONE, NONE)
     path._local, path._wireguard = object(), ("127.0.0.1", 1)  # type: ignore[assignment]
     nothing, one = relay_messages.framed(b"") * 1000, relay_messages.framed(b"x") * 1000

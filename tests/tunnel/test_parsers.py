@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from migrator.base.strict_json import Malformed, encode
 from tests.effort import tries
 from tests.tunnel.candidates.test_candidate import json_values
+from tunnel import gso
 from tunnel.candidates import hops, reflection
 from tunnel.punching import raw
-from tunnel.relay import gso, relay_messages
+from tunnel.relay import relay_messages
 from tunnel.relay.relay_client import Joining, RelayToken
 from tunnel.relay.relay_messages import Answer, Claim, Refusal, Type
 from tunnel.session import offers

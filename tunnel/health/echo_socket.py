@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import time
 from collections.abc import Callable
 
-_SOCKET_BUFFER = 4 * 1024 * 1024  # bytes
+from tunnel import gso
+
 _READS = 64  # datagrams before other tasks have their turn
 _SO_TIMESTAMPNS = 35  # asm-generic/socket.h; also the kind of its ancillary message
-_UDP_SEGMENT, _UDP_GRO = 103, 104  # linux/udp.h
 _IPV6_DONTFRAG = 62  # linux/in6.h
 _TIMESPEC = struct.Struct("@qq")
 
@@ -31,10 +30,7 @@ class EchoSocket:
             # Larger than the interface's MTU means too large, not two fragments.
             self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-            for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-                self._socket.setsockopt(socket.SOL_SOCKET, option, _SOCKET_BUFFER)
-            with contextlib.suppress(OSError):  # a kernel before 5.0
-                self._socket.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+            gso.enlarge(self._socket)
         except BaseException:
             self._socket.close()
             raise
@@ -66,8 +62,7 @@ class EchoSocket:
         """In one call where the kernel can."""
         try:
             if count > 1:
-                segment = [(socket.IPPROTO_UDP, _UDP_SEGMENT, struct.pack("=H", len(datagram)))]
-                self._socket.sendmsg([datagram * count], segment, 0, self._remote)
+                self._socket.sendmsg([datagram * count], gso.cut_into(len(datagram)), 0, self._remote)
             else:
                 self._socket.sendto(datagram, self._remote)
         except BlockingIOError:
@@ -87,8 +82,8 @@ class EchoSocket:
                 return
             segment, arrived = len(data), time.time_ns()
             for level, kind, value in ancillary:
-                if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
-                    segment = struct.unpack("=i", value[:4])[0]
+                if each := gso.size_told(level, kind, value):
+                    segment = each
                 elif level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(value) == _TIMESPEC.size:
                     seconds, nanoseconds = _TIMESPEC.unpack(value)
                     arrived = seconds * 1_000_000_000 + nanoseconds

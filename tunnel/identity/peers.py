@@ -77,10 +77,6 @@ class Peers:
                 return peer
         raise PeerUnknown(name=name)
 
-    def by_identity(self, public: PublicIdentity) -> Peer | None:
-        """The peer with that identity."""
-        return next((peer for peer in self._read() if peer.public == public), None)
-
     def by_id(self, id: bytes) -> Peer | None:
         """The peer whose identity has that id (`PublicIdentity.id`)."""
         return next((peer for peer in self._read() if peer.public.id == id), None)

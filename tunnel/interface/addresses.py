@@ -6,14 +6,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import ipaddress
-import re
 from typing import Literal
 
 Role = Literal["initiator", "responder"]
 
 SESSION_SIZE = 16  # bytes
 PREFIX = "mig-"
-_SESSION_NAME = re.compile(r"mig-[0-9a-f]{8}")
 
 # Below the ports that kernels choose for outgoing connections (32768 and up), above those of most services.
 _PORTS = range(20000, 30000)
@@ -34,11 +32,6 @@ class Inside:
 def interface_name(session: bytes) -> str:
     """The name of a session's interface."""
     return PREFIX + _checked(session)[:4].hex()
-
-
-def is_interface_name(name: str) -> bool:
-    """Whether an interface or table of that name is a session's."""
-    return _SESSION_NAME.fullmatch(name) is not None
 
 
 def inside(session: bytes, role: Role) -> Inside:

@@ -68,11 +68,6 @@ def parse(key: bytes, data: bytes) -> Probe | None:
         return None
 
 
-def looks_like_one(data: bytes) -> bool:
-    """Whether a datagram claims to be a probe; says nothing about who made it."""
-    return len(data) == SIZE and data.startswith(_MAGIC)
-
-
 class Replays:
     """Which of the peer's sequence numbers have been seen: a sliding window, as in RFC 6479."""
 

@@ -14,6 +14,7 @@ import ipaddress
 import socket
 import struct
 
+from migrator.base.internet_checksum import internet_checksum
 from tunnel.candidates.candidate import source_towards
 from tunnel.candidates.nat import Endpoint
 from tunnel.candidates.ports import READS, Receiver
@@ -112,10 +113,7 @@ def datagram(source: Endpoint, to: Endpoint, data: bytes) -> bytes:
     length = _UDP.size + len(data)
     addresses = ipaddress.ip_address(source[0]).packed + ipaddress.ip_address(to[0]).packed
     summed = addresses + struct.pack("!HH", socket.IPPROTO_UDP, length) + _UDP.pack(source[1], to[1], length, 0) + data
-    total = sum(struct.unpack(f"!{(len(summed) + 1) // 2}H", summed + b"\0" * (len(summed) % 2)))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return _UDP.pack(source[1], to[1], length, ~total & 0xFFFF or 0xFFFF) + data
+    return _UDP.pack(source[1], to[1], length, internet_checksum(summed) or 0xFFFF) + data
 
 
 def _socket(family: socket.AddressFamily, port: int) -> socket.socket:

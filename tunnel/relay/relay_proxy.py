@@ -16,8 +16,9 @@ import ssl
 from collections.abc import Callable
 
 from migrator.base.clock import now
+from tunnel import gso
 from tunnel.candidates.nat import Endpoint
-from tunnel.relay import gso, relay_messages
+from tunnel.relay import relay_messages
 from tunnel.relay.relay_client import Joining, RelayToken
 from tunnel.relay.relay_messages import Type
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 
 from migrator.base.strict_json import Malformed
-from tunnel.relay import gso
+from tunnel import gso
 from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.forwarder import Forwarder
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from migrator.base.clock import Clock
-from tunnel.relay import gso
+from tunnel import gso
 from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.forwarder import Forwarder
 from tunnel.rendezvous.limits import bind, family_of

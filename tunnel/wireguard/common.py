@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
@@ -22,10 +21,6 @@ class Stats:
     tx_bytes: int
     endpoint: Endpoint | None  # where the peer was last heard from, or else was told to be
 
-    def handshake_age(self) -> float | None:
-        """Seconds since the last handshake; None before the first one."""
-        return time.time() - self.last_handshake if self.last_handshake else None
-
 
 def ignore(_pid: int) -> None:
     """For who does not want to know."""
@@ -41,9 +36,6 @@ class Backend(Protocol):
 
     def why_not(self) -> str:
         """Why this back end cannot be used here, as the system itself answers; empty where it can."""
-
-    def is_supported(self) -> bool:
-        """Whether this back end can be used here."""
 
     def create(self, name: str, private_key: bytes, listen_port: int, *,
                started: Callable[[int], None] = ignore) -> None:

@@ -45,9 +45,6 @@ class Kernel:
             return f"the kernel refuses it: {said(error)}"
         return ""
 
-    def is_supported(self) -> bool:
-        return not self.why_not()
-
     @apart
     def create(self, name: str, private_key: bytes, listen_port: int, *,
                started: Callable[[int], None] = ignore) -> None:

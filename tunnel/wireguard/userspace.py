@@ -61,9 +61,6 @@ class Userspace:
             return f"{TUN}: {error.strerror}"
         return ""
 
-    def is_supported(self) -> bool:
-        return not self.why_not()
-
     def create(self, name: str, private_key: bytes, listen_port: int, *,
                started: Callable[[int], None] = ignore) -> None:
         socket_path(name).unlink(missing_ok=True)

@@ -42,7 +42,7 @@ def test_both_sides_derive_the_same(session: bytes) -> None:
     assert (one.name, one.tcp_port, one.echo_port) == (two.name, two.tcp_port, two.echo_port)
     assert (one.local, one.remote) == (two.remote, two.local)
     assert two.listens and not one.listens
-    assert addresses.is_interface_name(one.name) and len(one.name) <= 15  # IFNAMSIZ - 1
+    assert len(one.name) <= 15  # IFNAMSIZ - 1
     assert one.tcp_port != one.echo_port
     assert 20000 <= min(one.tcp_port, one.echo_port) <= max(one.tcp_port, one.echo_port) < 30000
     for address in (one.local, one.remote):
@@ -58,7 +58,6 @@ def test_sessions_do_not_share_addresses(first: bytes, second: bytes) -> None:
 
 def test_names() -> None:
     assert addresses.interface_name(SESSION) == "mig-00010203"
-    assert not any(map(addresses.is_interface_name, ["mig-0001020", "mig-0001020g", "wg0", "mig-00010203\n", ""]))
     with pytest.raises(ValueError, match="16 bytes"):
         addresses.inside(b"short", "initiator")
 
@@ -258,9 +257,6 @@ class FakeBackend:
 
     def why_not(self) -> str:
         return ""
-
-    def is_supported(self) -> bool:
-        return True
 
     def create(self, name: str, private_key: bytes, listen_port: int, *,
                started: Callable[[int], None] = lambda _: None) -> None:

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from tests.effort import tries
 from tests.tunnel.clock import eventually, standing
+from tunnel import gso
 from tunnel.candidates.nat import Endpoint
-from tunnel.relay import gso, relay_messages
+from tunnel.relay import relay_messages
 from tunnel.relay.relay_client import Joining, RelayToken
 from tunnel.relay.relay_proxy import TcpPath
 from tunnel.rendezvous import tcp_relay

@@ -32,9 +32,9 @@ def receive(sock: socket.socket, buffer: bytearray) -> tuple[int, int, Endpoint]
     Raises OSError as recvmsg does.
     """
     size, ancillary, _, sender = sock.recvmsg_into([buffer], 64)
-    for level, kind, data in ancillary:
-        if level == socket.IPPROTO_UDP and kind == _UDP_GRO:
-            return size, _INT.unpack(data[:4])[0], (sender[0], sender[1])
+    for message in ancillary:
+        if segment := size_told(*message):
+            return size, segment, (sender[0], sender[1])
     return size, 0, (sender[0], sender[1])
 
 
@@ -42,7 +42,7 @@ def send(sock: socket.socket, data: memoryview, segment: int, to: Endpoint) -> N
     """Send datagrams of `segment` bytes each (the last may be shorter; 0: one datagram). What does not fit is lost."""
     try:
         if segment and len(data) > segment:
-            sock.sendmsg([data], [(socket.IPPROTO_UDP, _UDP_SEGMENT, _U16.pack(segment))], 0, to)
+            sock.sendmsg([data], cut_into(segment), 0, to)
         else:
             sock.sendto(data, to)
     except BlockingIOError:
@@ -52,6 +52,17 @@ def send(sock: socket.socket, data: memoryview, segment: int, to: Endpoint) -> N
         for each in split(data, segment):
             with contextlib.suppress(OSError):
                 sock.sendto(each, to)
+
+
+def cut_into(segment: int) -> list[tuple[int, int, bytes]]:
+    """The ancillary message that has the kernel cut what is sent into datagrams of `segment` bytes."""
+    return [(socket.IPPROTO_UDP, _UDP_SEGMENT, _U16.pack(segment))]
+
+
+def size_told(level: int, kind: int, data: bytes) -> int:
+    """The size of each datagram, where an ancillary message of what was received tells it; else 0."""
+    told: int = _INT.unpack(data[:4])[0] if level == socket.IPPROTO_UDP and kind == _UDP_GRO else 0
+    return told
 
 
 def split(data: memoryview, segment: int) -> list[memoryview]:
