@@ -21,7 +21,7 @@ from migrator.base import log
 from migrator.base.result import Result
 from migrator.base.strict_json import Malformed
 from migrator.errors import UsageError
-from stages.steps import arguments
+from stages.steps import arguments, peer_json
 from stages.steps.peer_options import Add, Allowance, Invite, Join
 from tunnel.identity import peers, private_files, tunnel_config
 from tunnel.identity.own_identity import Identity, PublicIdentity
@@ -248,11 +248,9 @@ def _servers(rendezvous: tuple[str, ...]) -> tuple[Server, ...]:
 
 
 def _paired(pairing: _Pairing) -> Result:
-    from stages.peer import describe
-
     peer = pairing.peers.get(pairing.name)
     text = f"Paired with {peer.name}, whose fingerprint is {peer.public.fingerprint}."
-    return Result({"peer": describe(peer)}, text)
+    return Result({"peer": peer_json.of(peer)}, text)
 
 
 def _print(data: dict[str, Any], text: str) -> None:
