@@ -35,8 +35,7 @@ from migrator.remote.other_host import connected, require_stable_path
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.rpc import Connection
 from stages import check
-from stages.rollback import thaw_source
-from stages.steps import arguments, ask_state, offer, restore_over, room, take
+from stages.steps import arguments, ask_state, offer, restore_over, room, take, thaw_again
 from stages.steps.dump import Dump
 from stages.steps.handover import INCREMENT
 from stages.steps.options import MAX_DOWNTIME, MoveRequest, StandstillOptions
@@ -152,7 +151,7 @@ def heal(migration: Migration) -> None:
     """
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
     with container_lock.held_back():
-        left = offer.drop_here(migration, runs=thaw_source(migration))  # nobody may take it up for days
+        left = offer.drop_here(migration, runs=thaw_again.thaw_source(migration))  # nobody may take it up for days
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         migration.move(Event.THAW, **left)
 

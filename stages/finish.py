@@ -10,29 +10,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import math
 from pathlib import Path
-from typing import Any
 
 from migrator.base import log
 from migrator.base.result import Result, of_dry_run
-from migrator.config import container_config, include_copies
+from migrator.config import container_config
 from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing
 from migrator.errors import MigratorError, UsageError
 from migrator.errors.containers import NoMigration, OutOfOrder
 from migrator.errors.convert import FIELD_MAX
-from migrator.errors.memory import CopyNotEnded, StartFailed
-from migrator.host import btrfs, lxc, network
-from migrator.record import lxc_disk, next_commands
+from migrator.errors.memory import CopyNotEnded
+from migrator.host import lxc, network
+from migrator.record import next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
-from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, after, decide
-from migrator.remote.answering import Service
+from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, decide
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
-from migrator.transfer import received_snapshot
 from migrator.transfer.rpc import Connection
-from stages.steps import arguments, ask_state, confirmed, earlier_stay, gave_way, offer, settling, unrecorded
+from stages.steps import arguments, ask_source, ask_state, confirmed, finish_here, force, offer, unrecorded
 from stages.steps.options import NamedContainer
 
 NAME = "finish"
@@ -209,8 +205,6 @@ def described(migration: Migration) -> Result:
 
 def _on_destination(options: FinishOptions, migration: Migration) -> Result:
     """Typed on the destination: the source ends its own copy, unless it is lost for good."""
-    from stages.steps import ask_source, force  # which need this module
-
     if options.force is None or options.dry_run:
         raise OutOfOrder(stage=NAME, missing="the copy that was left behind is on the source",
                          next=next_commands.command("finish@source", migration))
@@ -219,116 +213,4 @@ def _on_destination(options: FinishOptions, migration: Migration) -> Result:
                               off=options.machine_is_off)
 
 
-def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
-
-    RunsUnrecorded where it runs, and that is not on record. StoppedThere where it has run, and does not, and the
-    source's copy may be of more use. Once it is on record that it runs that stays so, wherever it has gone since.
-    """
-    migration = service.migration(fields)
-    if migration.state not in (State.RESTORED, State.FINISHED):
-        unrecorded.refuse(migration)
-        raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
-    if migration.arrived.given_way:
-        raise gave_way.never_finished(migration, NAME)
-    if settling.is_gone(migration):
-        raise settling.gone(migration)
-    settling.refuse_stopped(migration)
-    return {"state": migration.state}
-
-
-def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
-    """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
-    migration = service.migration(fields)
-    unrecorded.record(migration)
-    stopped = end_here(migration)
-    return {"state": migration.state, "stopped": stopped}
-
-
-def end_here(migration: Migration, *, alone: bool = False) -> str:
-    """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat.
-
-    Asked for once more when the container has begun another migration since, that is recorded, and nothing else is
-    done: what lies here is of a later stay. So with one that has given way. Raises DiskAway.
-
-    Returns what there is to say where it does not run: its source is about to say that it has moved here.
-    """
-    newest = migration.journal.latest(migration.name, migration.lxcpath)
-    later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
-    if migration.state is State.FINISHED and (later or migration.arrived.given_way):
-        migration.move(Event.FINISHED, forced=alone)
-        return ""
-    after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    failed = ""
-    if migration.state is State.RESTORED and lxc_disk.has_ended(layout, migration.begun.disk):
-        container_config.unfence(layout.container, migration.id)  # all else was done then
-    else:
-        with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
-            failed = _make_ours(migration, layout)
-    found = origins.rootfs_uuid(migration)
-    migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
-    _drop_includes(layout)
-    drop_way_back(migration)
-    log.debug(f"{migration.name} is ours for good")
-    return " ".join(filter(None, [failed and f"{failed.rstrip('.')}.", _stopped(migration, layout)]))
-
-
-def _stopped(migration: Migration, layout: Layout) -> str:
-    """Where it stands if it does not run; "" where it does, or that cannot be told."""
-    with contextlib.suppress(MigratorError, OSError):
-        state = lxc.Container(migration.name, migration.lxcpath).state
-        if state == "STOPPED" and not settling.lives(layout, layout.rootfs):
-            return f"It is stopped; start it with: lxc-start -n {migration.name} -P {migration.lxcpath}"
-    return ""
-
-
-def _make_ours(migration: Migration, layout: Layout) -> str:
-    """All of it is on this disk, and nothing keeps it from running; a fence that were not seen would stay.
-
-    Returns why it could not be started, where it stood fenced.
-    """
-    failed = ""
-    if btrfs.is_subvolume(layout.rootfs):
-        btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
-    if settling.stands_stopped(migration) and after_crash.has_stopped(migration):
-        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
-                    f"lxc-start -n {migration.name} -P {migration.lxcpath}")
-    elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
-        try:
-            settling.go_on(migration, math.inf)
-        except StartFailed as error:  # it is all here, and nothing keeps it from being started
-            failed = str(error)
-            log.warning(failed)
-    # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
-    container_config.unfence(layout.container, migration.id)
-    return failed
-
-
-def _drop_includes(layout: Layout) -> None:
-    """Those of earlier stays. Not where it gives way: others' configurations are read for it, and the source waits."""
-    if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
-        include_copies.drop_unused(layout.container, keep=layout.id)
-
-
-def give_way(migration: Migration) -> None:
-    """It had run here, and does not: the source goes on with its own copy. What was kept for the way back goes."""
-    migration.move(Event.FINISHED, given_way=True)
-    try:  # the source must hear it
-        drop_way_back(migration)
-    except (MigratorError, OSError) as error:
-        log.warning(f"{migration.name} has given way, but something of it is left for now: {error}")
-
-
-def drop_way_back(migration: Migration) -> None:
-    """Remove what was kept on the destination until it was certain that the container stays."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    for old in (layout.old, layout.former_old):
-        earlier_stay.drop(migration, layout, old)
-    layout.drop_images()
-    received_snapshot.clear(layout.folder, layout.spool)
-    layout.drop_spool()
-    bases.prune(migration)
-
-
-HANDLERS = {"running": running, "finish": finish}
+HANDLERS = finish_here.HANDLERS

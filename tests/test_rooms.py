@@ -72,6 +72,15 @@ def test_a_module_imports_what_its_room_may(module: str) -> None:
     assert not beyond
 
 
+def test_no_import_circle() -> None:
+    """Not even by an import in a function: who reads one of the two would have to read the other first."""
+    left = {module: set(those) for module, those in IMPORTS.items()}
+    while free := {module for module, those in left.items() if not those & left.keys()}:
+        left = {module: those for module, those in left.items() if module not in free}
+    circle = {module: those & left.keys() for module, those in left.items()}
+    assert not circle
+
+
 def test_no_name_twice() -> None:
     """A command's module is called as the command; no other is called as another one, or as a folder."""
     names = collections.Counter(module.rpartition(".")[2] for module in MODULES

@@ -87,8 +87,8 @@ def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
 
 def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
     """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
-    from stages import finish, import_data
-    from stages.steps import gave_way, settling, stopped_here
+    from stages import import_data
+    from stages.steps import finish_here, gave_way, settling, stopped_here
 
     if migration.arrived.given_way:  # it had run here, and the source was to go on without it
         gave_way.refuse_back(migration)
@@ -99,7 +99,7 @@ def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone:
         if not gone:
             raise settling.gone(migration)
         gave_way.refuse_lost(migration)
-        finish.give_way(migration)
+        finish_here.give_way(migration)
         return
     if migration.state in (State.RESTORED, State.FINISHED):
         settling.refuse_stopped(migration)

@@ -43,8 +43,8 @@ from migrator.record.states import Role, State, step
 from migrator.transfer import bandwidth, plan
 from migrator.transfer.plan import Plan, Round
 from migrator.transfer.rpc import Connection
-from stages import check, cleanup, create_dump, finish, prepare_data, rollback
-from stages.steps import ask_state, offer, same_host
+from stages import check, cleanup, create_dump, finish, prepare_data
+from stages.steps import ask_state, give_back, offer, same_host
 from stages.steps.cleaner import Cleaner
 from stages.steps.options import MoveOptions, MoveRequest
 from stages.steps.reconnect import Link, cause_of, say
@@ -226,7 +226,7 @@ class Drive:
         self.stopped_there = finish.carry_out(self._of, there).data["stopped_there"]
 
     def _roll_back(self, there: Connection) -> None:
-        self.ended = rollback.roll_back(self._of, lambda: rollback.tell(self._of, there))
+        self.ended = give_back.roll_back(self._of, lambda: give_back.tell(self._of, there))
 
     # --- back ---
 
@@ -256,7 +256,7 @@ class Drive:
         log.warning(f"{cause} The attempt is rolled back.")
         migration = self._of
         try:
-            done = rollback.roll_back(migration, self._tell)
+            done = give_back.roll_back(migration, self._tell)
         except (BackThere, GoneThere, RunsUnrecorded, StoppedThere):
             raise
         except AlreadyRuns:
@@ -271,7 +271,7 @@ class Drive:
 
     def _tell(self) -> str:
         """Have the destination give the token back."""
-        return self._over_any_connection(lambda there: rollback.tell(self._of, there))
+        return self._over_any_connection(lambda there: give_back.tell(self._of, there))
 
     def _try_finish(self, error: DocumentedError) -> None:
         """It runs there: what is left to do needs a connection that works."""

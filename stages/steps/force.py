@@ -25,8 +25,7 @@ from migrator.record import container_lock, next_commands
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Owner, State
-from stages import finish, rollback
-from stages.steps import consented, settling, stopped_here, two_copies
+from stages.steps import consented, finish_here, give_back, settling, stopped_here, two_copies
 from tunnel.tunnel_errors import PeerAbsent, PeerSilent
 
 POLL = 0.2  # seconds
@@ -56,7 +55,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     where a firewall answers for it, or another host by its name. Raises ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
-        return rollback.roll_back(migration, tell)  # nobody else's word is needed
+        return give_back.roll_back(migration, tell)  # nobody else's word is needed
     there = next_commands.other_host(migration)
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
@@ -67,14 +66,14 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     for last in (False, True):
         for ask in (tell, recorded) if recorded else (tell,):
             try:
-                return rollback.roll_back(migration, ask)
+                return give_back.roll_back(migration, ask)
             except SourceStateUnknown as error:
                 container_lock.check_interrupted()
                 _must_be_lost(migration, error, there, elsewhere=ask is not (recorded or tell), off=off)
             container_lock.check_interrupted()  # whatever has become of the exception on its way
         if last or off or not wait_out(migration, there):
             break
-    done = rollback.roll_back(migration, None)
+    done = give_back.roll_back(migration, None)
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
                   f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
@@ -199,8 +198,8 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
             raise OutOfOrder(stage="finish --force", missing=f"{there} answers, it is {known} there",
                              next=next_commands.command(stage, migration))
     container_lock.check_interrupted()
-    finish.end_here(migration, alone=True)
-    return Result({"migration": migration.id, "name": name, "stage": finish.NAME, "already": False, "forced": True},
+    finish_here.end_here(migration, alone=True)
+    return Result({"migration": migration.id, "name": name, "stage": "finish", "already": False, "forced": True},
                   f"{name} runs here for good. Should {there} come back, its copy does not start, unless that host was"
                   f" forced to run it again, which migrator status -a says there: then two copies run. Else end it"
                   f" there with: {next_commands.typed('finish@source', migration)}")
@@ -264,7 +263,7 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
         raise
     except AlreadyRuns as error:
         if isinstance(error, RunsUnrecorded) and not migration.ending.forced:  # it was never offered
-            raise OutOfOrder(stage=rollback.NAME, next=next_commands.command("resume", migration), missing=(
+            raise OutOfOrder(stage="rollback", next=next_commands.command("resume", migration), missing=(
                 f"on {there} something lives in what has arrived, which is not {migration.name} itself:"
                 f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
         path = shlex.quote(migration.begun.destination_lxcpath)
@@ -274,14 +273,14 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
         if elsewhere or not error.forgotten:
             raise
         migration.note("forgotten", abandoned=True, forgotten_there=True)
-        return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
+        return Result({"migration": migration.id, "name": migration.name, "stage": "rollback", "already": False,
                        "destination_told": False},
                       f"{there} answers, and does not know migration {migration.id} of {migration.name} any more, as"
                       f" where it was installed anew. If only its journal was lost, see there that it does not run:"
                       f" lxc-ls -f")
     bases.settle_late(migration, kept)
     migration.note("abandoned", abandoned=True)
-    return Result({"migration": migration.id, "name": migration.name, "stage": rollback.NAME, "already": False,
+    return Result({"migration": migration.id, "name": migration.name, "stage": "rollback", "already": False,
                    "destination_told": True},
                   f"{there} knows now that migration {migration.id} of {migration.name} was given up. "
                   f"{after_crash.note(migration)}".rstrip())

@@ -30,8 +30,18 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Owner, Role, State
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
-from stages import create_dump, finish, restore_dump, rollback
-from stages.steps import abandon, ask_source, ask_state, force, settling, stopped_here, two_copies
+from stages import create_dump, restore_dump
+from stages.steps import (
+    abandon,
+    ask_source,
+    ask_state,
+    finish_here,
+    force,
+    give_back,
+    settling,
+    stopped_here,
+    two_copies,
+)
 from stages.steps.ask_source import Asking
 from stages.steps.drive import Drive, locked_for
 from stages.steps.options import MAX_DOWNTIME, MoveOptions, MoveRequest, NamedContainer
@@ -112,13 +122,13 @@ def _on_source(options: ResumeOptions, journal: Journal, migration: Migration, *
     older_journal.bring_up(migration)
 
     def tell() -> str:
-        return rollback.tell_over(request.connect, request.destination, migration)
+        return give_back.tell_over(request.connect, request.destination, migration)
 
     if migration.ended:
         elsewhere = request.destination != migration.peer
         return force.tell_late(migration, tell, elsewhere=elsewhere) or _ended(migration)
     if migration.state is State.ROLLING_BACK:
-        return rollback.roll_back(migration, tell)
+        return give_back.roll_back(migration, tell)
     if at_boot and migration.state in DATA_FLOWS:
         return _waits(migration, " What has been sent is kept.")
     if at_boot and migration.state is State.DUMPING:
@@ -128,7 +138,7 @@ def _on_source(options: ResumeOptions, journal: Journal, migration: Migration, *
     if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(request, migration):
         log.warning(f"{request.destination} has lost the memory of {migration.name}, as after a reboot, or its"
                     f" container: it cannot be restored there")
-        return rollback.roll_back(migration, tell)
+        return give_back.roll_back(migration, tell)
     # Once it was handed over nothing of it is needed here any more: what is left there may have been removed.
     container = lxc.Container(migration.name, migration.lxcpath, defined=migration.owner is Owner.SOURCE)
     return Drive(NAME, request, options.move(migration), journal, container, migration).run()
@@ -228,7 +238,7 @@ def _complete_restored(asking: Asking, migration: Migration) -> Result | None:
             log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
                         f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
         two_copies.refuse(migration)  # last: a copy by another name keeps nothing from being fenced
-        finish.give_way(migration)
+        finish_here.give_way(migration)
         ask_source.state_of_source(asking, migration)  # which tells it
         return _result(migration, f"{message}.")
     if settling.is_gone(migration):
@@ -246,7 +256,7 @@ def _complete_restored(asking: Asking, migration: Migration) -> Result | None:
 
 def _end_too(migration: Migration) -> Result:
     """The source has finished, which this host has confirmed: its journal is older than that."""
-    finish.end_here(migration)
+    finish_here.end_here(migration)
     return _result(migration, f"{migration.peer} has finished. {after_crash.where(migration)}")
 
 

@@ -25,7 +25,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
-from stages.rollback import thaw_source
+from stages.steps import thaw_again
 
 ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
 
@@ -190,7 +190,7 @@ def _thaw(migration: Migration) -> bool:
     second signal comes between the two, unless the thaw is a start, which takes long.
     """
     if migration.state is not State.OFFERED:
-        return thaw_source(migration)
+        return thaw_again.thaw_source(migration)
     with thawing.undisturbed() if migration.memory else contextlib.nullcontext():
         try:
             with migration.journal.hurried():
@@ -199,7 +199,7 @@ def _thaw(migration: Migration) -> bool:
             log.warning(f"{migration.name} is given back before it is recorded that the offer was refused: {error}")
             if not migration.memory:
                 drop_here(migration)  # its start may need that room too
-        return thaw_source(migration)
+        return thaw_again.thaw_source(migration)
 
 
 def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:

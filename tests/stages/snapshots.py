@@ -19,7 +19,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer.rpc import Connection
-from stages import rollback
+from stages.steps import give_back, thaw_again
 
 SENT = "11111111-2222-3333-4444-555555555555"
 CUT = ConnectionLost(destination="root@hostb", reason="cut")
@@ -72,7 +72,7 @@ def thaws(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(str(found.state))
         return True
 
-    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     monkeypatch.setattr(origins, "is_there", lambda _: True)
     monkeypatch.setattr(after_crash, "where", lambda _: "It runs on here.")
     return done
@@ -118,4 +118,4 @@ class There:
 
 
 def tell(migration: Migration, there: There) -> str:
-    return rollback.tell(migration, cast("Connection", there))
+    return give_back.tell(migration, cast("Connection", there))

@@ -18,7 +18,8 @@ from migrator.host import btrfs
 from migrator.record.journal import KEPT, Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
-from stages import cleanup, finish, import_data
+from stages import cleanup, import_data
+from stages.steps import finish_here
 from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -46,7 +47,7 @@ def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, stand
     here = put_aside(tmp_path, came)
     stays = stands_there == "another disk"
     for _ in range(2):  # as after a kill
-        finish.end_here(came)
+        finish_here.end_here(came)
         assert (here.old / "rootfs" / "written").exists() is stays
         assert (here.old / "config").is_file() is stays
         assert here.set_aside() == []
@@ -59,7 +60,7 @@ def test_its_containers_name_does_not_remove_it_either(journal: Journal, tmp_pat
     begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid="other")
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
     here = put_aside(tmp_path, came)
-    finish.end_here(came)
+    finish_here.end_here(came)
     rootfs = here.old / "rootfs"
     assert f"btrfs subvolume delete {rootfs}" in " ".join(capfd.readouterr().err.split())
     for dry_run in (True, False):
@@ -76,7 +77,7 @@ def test_what_is_of_another_origin_counts_the_same(journal: Journal, tmp_path: P
     begun(journal, tmp_path, Role.SOURCE, *LEFT, rootfs_uuid="other")
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin="ffffffff")
     here = put_aside(tmp_path, came)
-    finish.end_here(came)
+    finish_here.end_here(came)
     clean(journal, tmp_path)
     assert (here.old / "rootfs" / "written").exists() and (here.old / "config").is_file()
 
@@ -150,7 +151,7 @@ def test_so_does_that_of_what_lies_aside(journal: Journal, tmp_path: Path, other
     import_data.keep_old(back)
     here.rootfs.rename(back.old / "rootfs")
     journal.forget(went)
-    finish.end_here(came)
+    finish_here.end_here(came)
     clean(journal, tmp_path)
     assert (back.old / "rootfs" / "written").exists() is other
 
@@ -163,7 +164,7 @@ def test_a_configuration_stays_with_what_was_put_aside(journal: Journal, tmp_pat
     here = put_aside(tmp_path, came)
     monkeypatch.setattr(btrfs, "nested", lambda path: ["srv/made"])
     for _ in range(2):
-        finish.end_here(came)
+        finish_here.end_here(came)
         assert len(here.set_aside()) == 1 and (here.old / "config").is_file()
 
 

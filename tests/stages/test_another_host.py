@@ -20,8 +20,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
-from stages import finish, prepare_data, rollback
-from stages.steps import ask_source, ask_state, drive, force, heal
+from stages import finish, prepare_data
+from stages.steps import ask_source, ask_state, drive, force, give_back, heal
 from stages.steps.ask_source import Asking
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
@@ -76,7 +76,7 @@ def source(pool: Path, hosts: Hosts) -> Iterator[Migration]:
 
 
 def tell(migration: Migration, host: Host) -> str:
-    return rollback.tell(migration, host)  # type: ignore[arg-type]
+    return give_back.tell(migration, host)  # type: ignore[arg-type]
 
 
 def lost(hosts: Hosts) -> None:
@@ -106,14 +106,14 @@ def test_its_word_thaws_nothing(source: Migration, hosts: Hosts, nothing_real: l
         also_begun_on(host)
     for _ in range(2):  # it remembers the first time
         with pytest.raises(SourceStateUnknown, match="does not know migration"):
-            rollback.roll_back(source, lambda: tell(source, host))
+            give_back.roll_back(source, lambda: tell(source, host))
         assert source.state is before and source.owner is not Owner.SOURCE and nothing_real == []
         assert ask_state.state(host, source) is None  # type: ignore[arg-type]
 
 
 def test_the_host_that_it_went_to_is_believed(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
     """By whichever name it is reached."""
-    assert rollback.roll_back(source, lambda: tell(source, hosts["hostb"])).data["destination_told"]
+    assert give_back.roll_back(source, lambda: tell(source, hosts["hostb"])).data["destination_told"]
     assert source.state is State.ROLLED_BACK and nothing_real == ["thawed"]
 
 
@@ -182,7 +182,7 @@ def test_an_address_that_is_silent_is_not_the_host(source: Migration, hosts: Hos
 def test_before_the_offer_the_container_is_ours(source: Migration, hosts: Hosts, nothing_real: list[str]) -> None:
     """It runs on whoever answers; but the host that has the data has not heard of it yet."""
     source.move(Event.REFUSED)
-    assert not rollback.roll_back(source, lambda: tell(source, hosts["hostc"])).data["destination_told"]
+    assert not give_back.roll_back(source, lambda: tell(source, hosts["hostc"])).data["destination_told"]
     assert source.owes
     with pytest.raises(DocumentedError, match="does not know migration"):
         force.tell_late(source, lambda: tell(source, hosts["hostc"]))

@@ -25,7 +25,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages import finish
-from stages.steps import ask_source, ask_state, heal, settling
+from stages.steps import ask_source, ask_state, finish_here, heal, settling
 from stages.steps.ask_source import Asking
 from stages.steps.options import StandstillOptions
 from stages.steps.stop import Stop
@@ -122,7 +122,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
                                (settling, "stands_stopped", False), (settling, "is_at_work", False),
                                (lxc, "Container", SimpleNamespace(state="STOPPED")),
                                (lxc_disk, "is_removed", False), (Layout, "is_own_rootfs", True),
-                               (finish, "drop_way_back", None)):
+                               (finish_here, "drop_way_back", None)):
         monkeypatch.setattr(module, name, lambda *_, said=said: said)
     args = Asking()
     boot.under_way = True

@@ -23,7 +23,7 @@ from migrator.host import lxc, monitor_socket, roots
 from migrator.record.detail import Still
 from migrator.record.journal import Journal
 from migrator.record.states import Event
-from stages import rollback
+from stages.steps import thaw_again
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
 from tests.stages.test_second_start import SLEEP, START, lives
@@ -114,7 +114,7 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, beside: Start
     beside.cgroup = called
     migration = frozen(journal, cgroup, os.getpid(), boot=OTHER_BOOT, memory=memory, stopping=not memory,
                        stop_timeout=1)
-    rollback.thaw_source(migration)
+    thaw_again.thaw_source(migration)
     said = capsys.readouterr().err
     assert started == (["web"] if called == OTHER else [])
     for told in (said, after_crash.where(migration)):
@@ -130,7 +130,7 @@ def test_beside_the_frozen_one(journal: Journal, cgroup: Path, beside: Start, st
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
         with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {beside.pid}\)") as raised:
-            rollback.thaw_source(migration)
+            thaw_again.thaw_source(migration)
         assert f"see first what process {beside.pid} is" in str(raised.value)
         assert standing.runs(migration)
         assert f"see first what process {beside.pid} is" in after_crash.note(migration)
@@ -138,7 +138,7 @@ def test_beside_the_frozen_one(journal: Journal, cgroup: Path, beside: Start, st
             inside.setattr(second_start, "_descends", lambda *_: True)
             assert not standing.runs(migration), "a user in there has made it"
         beside.cgroup = OTHER
-        assert rollback.thaw_source(migration)
+        assert thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
 
 
@@ -178,7 +178,7 @@ def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
     migration = frozen(journal, cgroup, os.getpid(), init=[1, 1], memory=False, stopping=True, stop_timeout=0.05,
                        rootfs_uuid=disk or "")
     assert remains.are_here(migration) is (disk is None)
-    assert not rollback.thaw_source(migration)
+    assert not thaw_again.thaw_source(migration)
     ending.kill(migration)
     assert not (cgroup / "cgroup.kill").exists() and started == []
 

@@ -16,7 +16,8 @@ from migrator.errors import MigratorError
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Role
-from stages import cleanup, finish, import_data
+from stages import cleanup, import_data
+from stages.steps import finish_here
 from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -106,7 +107,7 @@ def test_what_an_older_version_has_put_aside_under_them_is_kept(journal: Journal
     here = put_aside(tmp_path, came)
     note = counted(here, text)
     for _ in range(2):
-        finish.end_here(came)
+        finish_here.end_here(came)
         assert (here.old / "rootfs" / "written").exists() is some and (here.old / "config").is_file() is some
     clean(journal, tmp_path)
     assert here.old.exists() is some

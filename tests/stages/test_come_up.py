@@ -21,8 +21,7 @@ from migrator.record import lxc_disk, migration_paths
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State
-from stages import finish
-from stages.steps import abandon, left_running, settling
+from stages.steps import abandon, finish_here, left_running, settling
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
 
@@ -131,11 +130,11 @@ def test_what_lives_is_recorded_and_not_ended(
 def test_what_lives_without_a_monitor_is_this_hosts_in_the_end(
     restoring: Migration, acts: list[str], guest: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     settling.settle(restoring)
     assert "Start no second one" in after_crash.note(restoring)
-    finish.end_here(restoring)
+    finish_here.end_here(restoring)
     assert guest.poll() is None and str(restoring.state) == "finished" and fence(restoring) == ""
 
 

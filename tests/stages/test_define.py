@@ -17,7 +17,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import keep_config
-from stages import finish, import_data
+from stages import import_data
+from stages.steps import finish_here
 
 ID = "0badc0de"
 
@@ -84,10 +85,10 @@ def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
     assert copies(arriving) == ["00000001/00-x.conf"]
 
     define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"})
-    finish.drop_way_back(arriving)
+    finish_here.drop_way_back(arriving)
     assert "00000001/00-x.conf" in copies(arriving), "nor what gives way: no other container is asked for it"
     layout.spool.mkdir()
-    finish._drop_includes(layout)
+    finish_here._drop_includes(layout)
     assert copies(arriving) == [f"{ID}/00-x.conf"]
 
 

@@ -24,8 +24,20 @@ from migrator.record import lxc_disk, migration_paths
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import finish, import_data, prepare_data, restore_dump, rollback
-from stages.steps import abandon, arguments, ask_source, force, heal, restore_over, settling, stopped_here, take
+from stages import import_data, prepare_data, restore_dump
+from stages.steps import (
+    abandon,
+    arguments,
+    ask_source,
+    finish_here,
+    force,
+    give_back,
+    heal,
+    restore_over,
+    settling,
+    stopped_here,
+    take,
+)
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
 
@@ -108,8 +120,8 @@ ASKED: dict[str, Callable[[There], object]] = {
     "rollback there": lambda there: abandon.give_up_here(there.migration),
 }
 BEFORE_THE_END: dict[str, Callable[[There], object]] = {
-    "running": lambda there: finish.running(there.service, {"id": ID}),
-    "finish": lambda there: finish.finish(there.service, {"id": ID}),
+    "running": lambda there: finish_here.running(there.service, {"id": ID}),
+    "finish": lambda there: finish_here.finish(there.service, {"id": ID}),
     "finish --force there": lambda there: force.finish_alone(there.migration, ID, lambda: pytest.fail("is asked")),
 }
 
@@ -145,7 +157,7 @@ def test_what_has_run_was_not_destroyed(make: Callable[..., There], asked: str) 
         (ASKED | BEFORE_THE_END)[asked](there)
     assert there.migration.state is State.RESTORED
     there.mount()
-    assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(there.service, {"id": ID}) == {"state": State.RESTORED}
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -212,7 +224,7 @@ def test_it_may_be_mounted_between_two_looks(make: Callable[..., There], monkeyp
         return found
 
     monkeypatch.setattr(os.path, "lexists", lexists)
-    assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(there.service, {"id": ID}) == {"state": State.RESTORED}
     assert not there.disk.exists()
 
 
@@ -316,9 +328,9 @@ def test_the_end_can_be_repeated_though_the_spool_went_with_it(make: Callable[..
     with monkeypatch.context() as killed:
         killed.setattr(bases, "prune", lambda _: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
-            finish.end_here(there.migration)
+            finish_here.end_here(there.migration)
     assert not there.layout.spool.exists() and there.migration.state is State.FINISHED
-    finish.end_here(there.migration)
+    finish_here.end_here(there.migration)
 
 
 def test_a_migration_that_an_older_version_began(make: Callable[..., There]) -> None:
@@ -349,5 +361,5 @@ def test_a_fence_that_may_be_on_the_disk_is_to_be_seen(make: Callable[..., There
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
     asked: list[str] = []
     monkeypatch.setattr(bases, "require_seen", lambda migration: asked.append(migration.id))
-    rollback._require_fence_seen(there.migration)
+    give_back._require_fence_seen(there.migration)
     assert asked == ([ID] if recorded else [])

@@ -19,8 +19,7 @@ from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import finish
-from stages.steps import abandon, left_running, settling, take
+from stages.steps import abandon, finish_here, left_running, settling, take
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
 
@@ -79,7 +78,7 @@ def test_or_at_the_mark_that_it_has_stopped(make: Callable[..., There], monkeypa
     ran_mark.record(str(ran_mark.mark(there.layout.spool)))
     goes_before(monkeypatch, there, ran_mark, "was")
     with pytest.raises(DiskAway):
-        finish.running(there.service, {"id": ID})
+        finish_here.running(there.service, {"id": ID})
 
 
 def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +121,7 @@ def test_or_before_its_end_is_recorded(make: Callable[..., There], monkeypatch: 
     there = make(Event.RESTORE, Event.RESTORED)
     goes_before(monkeypatch, there, settling, "stands_fenced")
     with pytest.raises(DiskAway):
-        finish.end_here(there.migration)
+        finish_here.end_here(there.migration)
     assert there.migration.state is State.RESTORED
 
 

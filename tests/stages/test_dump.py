@@ -33,7 +33,7 @@ from migrator.record.states import Event, State
 from migrator.transfer import spool
 from migrator.transfer.rpc import Connection
 from stages import check
-from stages.steps import dump, offer
+from stages.steps import dump, offer, thaw_again
 from stages.steps.options import StandstillOptions
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -158,7 +158,7 @@ def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypa
     made = dump_of(migration, guest)
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(lxc, "freeze", lambda *_: None)
-    monkeypatch.setattr(offer, "thaw_source", lambda _: True)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
     with pytest.raises(SourceRunsAgain, match="it was dumped"):
         made.run()
     assert migration.still.init == (guest.pid, container_lock.start_time(guest.pid))
@@ -172,7 +172,7 @@ def test_what_was_frozen_in_it_since_is_not_dumped(
     made = dump_of(migration, guest)
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(network, "silence", lambda *_: pytest.fail("went on"))
-    monkeypatch.setattr(offer, "thaw_source", lambda _: True)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
 
     def freeze(*_: object) -> None:
         inner = cgroup / where

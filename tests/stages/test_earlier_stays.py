@@ -21,8 +21,8 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import cleanup, finish
-from stages.steps import settling
+from stages import cleanup
+from stages.steps import finish_here, settling
 from stages.steps.cleaner import Cleaner
 
 ID, LATER = "0badc0de", "00000002"
@@ -218,9 +218,9 @@ def test_a_fence_that_cannot_be_taken_away_is_no_end(journal: Journal, tmp_path:
     with monkeypatch.context() as disk:
         disk.setattr(container_config, "write_file", full)
         with pytest.raises(OSError, match="No space"):
-            finish.end_here(came)
+            finish_here.end_here(came)
     assert came.state is State.RESTORED
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert str(came.state) == "finished" and (here.container / "config").read_text() == CONFIG
 
 
@@ -234,7 +234,7 @@ def test_a_late_finish_leaves_a_later_stay_alone(journal: Journal, tmp_path: Pat
     copies = here.container / include_copies.FOLDER / LATER
     for path in (copies, here.snapshot(1), here.snapshot(2)):
         path.mkdir(parents=True)
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert copies.is_dir() and here.snapshot(1).is_dir() and here.snapshot(2).is_dir()
     assert not came.may_be_asked_for, "that the source has ended its copy is recorded all the same"
 
@@ -245,7 +245,7 @@ def test_a_finish_that_broke_off_is_completed(journal: Journal, tmp_path: Path) 
     here = Layout(tmp_path, "web", ID)
     for path in (here.snapshot(1), here.snapshot(2), here.spool):
         path.mkdir(parents=True)
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert not here.spool.exists() and not here.snapshot(1).exists() and here.snapshot(2).is_dir()
 
 
@@ -254,7 +254,7 @@ def test_what_has_given_way_keeps_its_fence(journal: Journal, tmp_path: Path) ->
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED)
     came.move(Event.FINISHED, given_way=True)
     stands(tmp_path)
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert origins.whose(Layout(tmp_path, "web", ID)) is Whose.OURS
 
 
@@ -282,7 +282,7 @@ def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, 
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=origin)
     here = put_aside(tmp_path, came)
     for _ in range(2):  # safe to repeat
-        finish.end_here(came)
+        finish_here.end_here(came)
         (kept,) = here.set_aside()
         assert (kept / "written").exists() and (here.old / "config").is_file()
     cleaner = Cleaner(dry_run=False)
@@ -297,7 +297,7 @@ def test_the_copy_of_what_comes_back_goes(journal: Journal, tmp_path: Path) -> N
     begun(journal, tmp_path, Role.SOURCE, *LEFT)
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
     here = put_aside(tmp_path, came)
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert here.set_aside() == [] and not here.old.exists()
 
 
@@ -311,7 +311,7 @@ def test_what_an_older_version_has_put_aside_is_kept_or_goes_by_the_same_rule(jo
     here.old.rename(here.former_old)
     here.spool.rename(here.former_spool)
     here.work.rmdir()  # which older versions had not
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert [(kept / "written").exists() for kept in here.set_aside()] == ([] if ours else [True])
     assert here.former_old.exists() is not ours
     clean(journal, tmp_path)
@@ -330,7 +330,7 @@ def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: P
     cleanup._clean_folder(cleaner, journal, here.work, set())
     assert cleaner.kept == [str(here.old)]
     here.spool.mkdir()  # of which that cleanup did not know that it is needed
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert len(here.set_aside()) == 1
 
 
@@ -353,7 +353,7 @@ def test_whose_disk_lies_in_another_place(journal: Journal, tmp_path: Path, capf
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID if ours else "ffffffff")
     here, disk = elsewhere(tmp_path, came)
     for _ in range(1 if ours else 2):  # safe to repeat
-        finish.end_here(came)
+        finish_here.end_here(came)
         assert f"btrfs:{disk}" in capfd.readouterr().err.replace("\n", "")
         assert (here.old / "config").is_file() is not ours and Path(disk).is_dir()
     clean(journal, tmp_path)
@@ -371,5 +371,5 @@ def test_the_configuration_of_another_one_without_a_disk(journal: Journal, tmp_p
     lines = {"its place": f"lxc.rootfs.path = btrfs:{here.rootfs}\n", "none": "",
              "by a link": f"lxc.rootfs.path = dir:{tmp_path}/link/web/rootfs\n"}
     container_config.fence(here.old, CONFIG + lines[named], ID, "no")
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert (here.old / "config").is_file() and "lies in" not in capfd.readouterr().err

@@ -34,8 +34,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
-from stages import cleanup, finish, rollback
-from stages.steps import ask_source, force, settling, stopped_here
+from stages import cleanup, finish
+from stages.steps import ask_source, finish_here, force, settling, stopped_here, thaw_again
 from stages.steps.options import NamedContainer
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
@@ -79,7 +79,7 @@ ALIVE: list[DocumentedError] = [
 def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     """There is no container here; what would be done to it."""
     done: list[str] = []
-    monkeypatch.setattr(rollback, "thaw_source", lambda _: done.append("thawed"))
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: done.append("thawed"))
     monkeypatch.setattr("migrator.copies.origins.is_there", lambda _: True)
     monkeypatch.setattr(after_crash, "where", lambda _: "It runs on here.")
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
@@ -511,7 +511,7 @@ def test_what_ended_without_its_source_is_remembered_until_that_has_ended_its_co
 
     forget()
     assert journal.by_id(migration.id, Role.DESTINATION)
-    finish.end_here(migration)  # the source has come back
+    finish_here.end_here(migration)  # the source has come back
     for each in journal.all():
         if each.role is Role.SOURCE:
             journal.forget(each)

@@ -18,8 +18,8 @@ from migrator.host import lxc, monitor_socket
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import restore_dump, rollback
-from stages.steps import left_running, renamed, settling
+from stages import restore_dump
+from stages.steps import give_back, left_running, renamed, settling, thaw_again
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_heal import owned as owned_by
 
@@ -131,8 +131,8 @@ def test_the_whole_rollback(journal: Journal, monkeypatch: pytest.MonkeyPatch) -
     folder = migration.lxcpath / "web"
     folder.mkdir()
     (folder / "config").touch()
-    monkeypatch.setattr(rollback, "thaw_source", lambda _: True)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
     monkeypatch.setattr("migrator.copies.origins.is_there", lambda _: True)
-    monkeypatch.setattr(rollback, "drop_attempt", lambda *_: None)
-    rollback.roll_back(migration, lambda: "")
+    monkeypatch.setattr(give_back, "drop_attempt", lambda *_: None)
+    give_back.roll_back(migration, lambda: "")
     assert migration.state is State.ROLLED_BACK

@@ -20,8 +20,7 @@ from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State
-from stages import finish
-from stages.steps import abandon, left_running, renamed, settling
+from stages.steps import abandon, finish_here, left_running, renamed, settling
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
 
@@ -42,7 +41,7 @@ def there(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> There:
     monkeypatch.setattr(btrfs, "parent_of", lambda *_: ANOTHERS)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=found.layout.rootfs))
     monkeypatch.setattr(include_copies, "used_by_others", lambda _: pytest.fail("the source is frozen meanwhile"))
-    finish.give_way(found.migration)
+    finish_here.give_way(found.migration)
     assert not found.layout.spool.exists() and found.layout.own_snapshots()
     return found
 
@@ -60,7 +59,7 @@ def refused(there: There) -> None:
         with pytest.raises(BackThere):
             asked_once_more(there, by_force=by_force)
     with pytest.raises(BackThere) as error:
-        finish.running(there.service, {"id": ID})
+        finish_here.running(there.service, {"id": ID})
     assert f"migrator finish web --force {ID}" in error.value.hint
     if not isinstance(error.value, MovedOn):
         assert "lxc-copy -R" in error.value.hint and "migrator rollback web" in error.value.hint
@@ -71,7 +70,7 @@ def refused(there: There) -> None:
 def goes_on(there: There) -> None:
     asked_once_more(there)
     with pytest.raises(OutOfOrder, match=r"^finish cannot run now: .* has given way"):
-        finish.running(there.service, {"id": ID})
+        finish_here.running(there.service, {"id": ID})
 
 
 def unfenced(there: There) -> None:
@@ -313,7 +312,7 @@ def test_a_disk_that_is_away_shows_nothing(there: There, monkeypatch: pytest.Mon
     there.umount()
     of = there.migration.begun.disk
     monkeypatch.setattr(lxc_disk, "of", lambda path: "of the root" if there.disk.exists() else of)
-    for ask in (lambda: asked_once_more(there), lambda: finish.running(there.service, {"id": ID})):
+    for ask in (lambda: asked_once_more(there), lambda: finish_here.running(there.service, {"id": ID})):
         with pytest.raises(DiskAway) as away:
             ask()
     assert f"mkdir -p {there.layout.spool}" in away.value.hint

@@ -21,8 +21,8 @@ from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import create_dump, rollback
-from stages.steps import heal
+from stages import create_dump
+from stages.steps import give_back, heal, thaw_again
 from stages.steps.drive import Drive
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
@@ -59,8 +59,8 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append("thawed")
         return True
 
-    monkeypatch.setattr(rollback, "thaw_source", thaw)
-    monkeypatch.setattr(rollback, "drop_attempt", lambda *_: done.append("dropped"))
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
+    monkeypatch.setattr(give_back, "drop_attempt", lambda *_: done.append("dropped"))
     monkeypatch.setattr(after_crash, "where", lambda _: "")
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
     return done
@@ -132,7 +132,7 @@ def test_a_rollback_thaws_first(journal: Journal, acts: list[str]) -> None:
     """Typed by hand: it ends with the container running; the next one does the rest."""
     migration = offered(journal)
     with pytest.raises(Interrupted):
-        rollback.roll_back(migration, lambda: "")
+        give_back.roll_back(migration, lambda: "")
     assert acts == ["begins to thaw, rolling-back", "thawed"] and migration.state is State.ROLLING_BACK
 
 
@@ -141,7 +141,7 @@ def test_what_a_killed_dump_has_left_runs_first(journal: Journal, acts: list[str
                                                 broken: bool) -> None:
     """Without its memory it was told to end, and would be left so."""
     migration = dumping(journal)
-    monkeypatch.setattr(create_dump, "thaw_source", rollback.thaw_source)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw_again.thaw_source)
     if broken:
         monkeypatch.setattr("migrator.config.container_config.unfence", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError if broken else Interrupted):
@@ -174,7 +174,7 @@ def test_the_way_back_goes_to_its_end(journal: Journal, acts: list[str], monkeyp
         acts.append("thawed")
         return True
 
-    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
 
     def fails() -> None:
         raise MigratorError(reason="the restore has failed")
@@ -188,7 +188,7 @@ def test_the_way_back_goes_to_its_end(journal: Journal, acts: list[str], monkeyp
 def test_nothing_is_tried_again_after_it(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection was lost while it was dumped, and Ctrl-C came while it was thawed for that."""
     migration = dumping(journal)
-    monkeypatch.setattr(rollback, "thaw_source", lambda _: False)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: False)
     tries = []
 
     def fails() -> None:

@@ -30,8 +30,8 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer.rpc import Connection
-from stages import finish, rollback
-from stages.steps import ask_source
+from stages import finish
+from stages.steps import ask_source, give_back
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
@@ -139,7 +139,7 @@ def test_a_rollback_leaves_what_runs_alone(migration: Migration, init: subproces
     known.pid = init.pid
     with pytest.raises(OutOfOrder):
         standing.require(migration, "restore-dump")
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolled-back" and fence(migration) == "" and init.poll() is None
 
 
@@ -174,7 +174,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     if stands in OURS:
         for _ in range(2):  # however often
             with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {known.pid}\)") as raised:
-                rollback.roll_back(migration, lambda: "")
+                give_back.roll_back(migration, lambda: "")
             assert f"lxc-stop -P {migration.lxcpath} -n web" in str(raised.value)
             assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
             # It may be a clone of that name, whose monitor was killed.
@@ -185,7 +185,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
         monkeypatch.setattr(cgroups, "holds", lambda top, _: top == str(cgroup))
         monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: pytest.fail("the frozen one is asked"))
     monkeypatch.setattr(known, "init_pid", property(lambda _: pytest.fail("LXC is asked before the thaw")))
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert (cgroup / "cgroup.freeze").read_text() == "0" and str(migration.state) == "rolled-back"
 
 

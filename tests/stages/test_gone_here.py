@@ -25,8 +25,7 @@ from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import rollback
-from stages.steps import heal
+from stages.steps import give_back, heal, thaw_again
 from tests.stages.snapshots import fence, layout_of, thaws  # noqa: F401 -- a fixture
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_rollback_typed import typed  # noqa: F401 -- a fixture
@@ -120,7 +119,7 @@ def test_another_one_is_not_started(journal: Journal, started: list[str], way: d
     migration = begun(journal, *DUMPED, **way)
     config = put(migration, ANOTHER)
     before = config.read_text()
-    done = rollback.roll_back(migration, lambda: "")
+    done = give_back.roll_back(migration, lambda: "")
     assert started == [] and done.data["thawed"] is False and migration.state is State.ROLLED_BACK
     assert config.read_text() == before and (config.parent / "rootfs" / "uuid").is_file()
     said = capsys.readouterr().err
@@ -134,7 +133,7 @@ def test_it_is_known_by_its_root_file_system_where_its_fence_was_taken_away(jour
                                                                             way: dict[str, Any]) -> None:
     migration = begun(journal, *DUMPED, **way)
     put(migration, ITS_OWN)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == [""] and layout_of(migration).own_snapshots() == []
 
 
@@ -144,7 +143,7 @@ def test_by_its_fence_where_its_snapshots_were_removed(journal: Journal, started
     migration = begun(journal, *DUMPED, **way)
     shutil.rmtree(layout_of(migration).folder)
     fenced = fence(migration)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert len(started) == 1 and fenced() == ""
 
 
@@ -158,7 +157,7 @@ def test_by_what_was_recorded_where_neither_is_left(journal: Journal, started: l
     migration = begun(journal, *DUMPED, **way, rootfs_uuid=recorded)
     shutil.rmtree(layout_of(migration).folder)
     put(migration, found)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == [""] * starts
 
 
@@ -171,11 +170,11 @@ def test_by_its_name_alone_none_is_started(journal: Journal, started: list[str],
     shutil.rmtree(layout_of(migration).folder)
     put(migration, found)
     with pytest.raises((StartFailed, SourceStillStopped), match="nothing tells") as refused:
-        rollback.roll_back(migration, lambda: "")
+        give_back.roll_back(migration, lambda: "")
     assert f"lxc-start -P {migration.lxcpath} -n web" in str(refused.value)
     assert started == [] and str(migration.state) == "rolling-back"
     monkeypatch.setattr(Stopped, "state", "RUNNING")
-    assert rollback.roll_back(migration, lambda: "").data["thawed"] is False
+    assert give_back.roll_back(migration, lambda: "").data["thawed"] is False
     assert started == [] and str(migration.state) == "rolled-back"
     assert "and that is not stopped" in capsys.readouterr().err
 
@@ -199,7 +198,7 @@ def test_what_its_snapshots_have_told_is_remembered(journal: Journal, started: l
         def note(*_: object, **__: object) -> None:
             raise JournalBroken(path=journal.path, reason="database or disk is full")
         monkeypatch.setattr(Migration, "note", note)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == [""]
     again = journal.by_id(ID, Role.SOURCE)
     assert again and again.copy.rootfs_uuid == ITS_OWN
@@ -216,9 +215,9 @@ def test_a_start_that_has_failed_is_tried_again(journal: Journal, started: list[
 
     with monkeypatch.context() as first, pytest.raises((StartFailed, SourceStillStopped)):
         first.setattr(no_memory, "start", fails)
-        rollback.roll_back(migration, lambda: "")
+        give_back.roll_back(migration, lambda: "")
     assert layout_of(migration).own_snapshots() == []
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == [""]
 
 
@@ -233,7 +232,7 @@ def test_a_root_file_system_that_is_not_mounted_is_no_other_one(journal: Journal
     """The start fails then, and is tried again."""
     migration = begun(journal, *DUMPED, **way)
     put(migration)
-    rollback.thaw_source(migration)
+    thaw_again.thaw_source(migration)
     assert len(started) == 1
 
 
@@ -241,7 +240,7 @@ def test_a_root_file_system_that_is_not_mounted_is_no_other_one(journal: Journal
 def test_what_was_removed_needs_no_start(journal: Journal, started: list[str], way: dict[str, Any],
                                          capsys: pytest.CaptureFixture[str]) -> None:
     migration = begun(journal, *DUMPED, **way)
-    done = rollback.roll_back(migration, lambda: "")
+    done = give_back.roll_back(migration, lambda: "")
     assert started == [] and done.data["kept"] == [] and migration.state is State.ROLLED_BACK
     assert "it was removed, or renamed" in capsys.readouterr().err
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
@@ -251,7 +250,7 @@ def test_what_was_removed_needs_no_start(journal: Journal, started: list[str], w
 def test_nor_is_it_lost_where_nobody_need_be_asked_first(journal: Journal, started: list[str],
                                                          way: dict[str, Any]) -> None:
     migration = begun(journal, *DUMPED[:2], **way, rounds=[{}])
-    rollback.roll_back(migration, lambda: "snapshot 1")
+    give_back.roll_back(migration, lambda: "snapshot 1")
     assert started == [] and str(migration.state) == "rolled-back" and migration.copy.last_copy == [f"{ID}.2"]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
 
@@ -262,17 +261,17 @@ def test_what_is_not_mounted_may_come(journal: Journal, started: list[str], way:
     shutil.rmtree(layout_of(migration).folder)
     for _ in range(2):
         with pytest.raises(ContainerNotFound):
-            rollback.roll_back(migration, lambda: "")
+            give_back.roll_back(migration, lambda: "")
         assert str(migration.state) == "rolling-back"
     fence(migration)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert len(started) == 1 and migration.ended
 
 
 def test_the_last_copy_is_no_base_any_more(journal: Journal, started: list[str]) -> None:
     """A container that is made anew under that name has bases dropped, when it moves or where room is short."""
     migration = begun(journal, *DUMPED)
-    done = rollback.roll_back(migration, lambda: "snapshot 2")
+    done = give_back.roll_back(migration, lambda: "snapshot 2")
     assert done.data["kept"] == migration.copy.kept == []
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
     assert migration.copy.last_copy == [f"{ID}.2"]
@@ -280,7 +279,7 @@ def test_the_last_copy_is_no_base_any_more(journal: Journal, started: list[str])
 
 def test_what_was_never_stopped_may_have_been_removed(journal: Journal, started: list[str]) -> None:
     migration = begun(journal, Event.SENT, memory=False)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == [] and migration.state is State.ROLLED_BACK
 
 
@@ -288,17 +287,17 @@ def test_once_it_was_found_gone_no_later_rollback_starts_it(journal: Journal, st
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     """It was put back in between, stopped: that is somebody's own doing."""
     migration = begun(journal, *DUMPED[:2], memory=False, stopping=True)
-    assert rollback.thaw_source(migration) is False
+    assert thaw_again.thaw_source(migration) is False
     migration.move(Event.THAW)
     put(migration, ITS_OWN)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == []
 
 
 def test_one_that_is_renamed_back_loses_its_fence(journal: Journal, started: list[str], thaws: list[str],
                                                   typed: Callable[..., Result]) -> None:
     migration = begun(journal, *DUMPED)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     fenced = fence(migration)
     assert typed(dry_run=True).data["already"] and fenced() == ID
     assert typed().data["already"] and fenced() == ""
@@ -334,7 +333,7 @@ def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch:
     assert done.status == 0 and not migration.ended
     assert f"LXC does not know of web in {migration.lxcpath} any more" in done.text
     assert "go on with: migrator resume web" in done.text and "give it up: migrator rollback web" in done.text
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert migration.state is State.ROLLED_BACK
 
 

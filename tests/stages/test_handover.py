@@ -21,7 +21,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
 from stages import check, create_dump
-from stages.steps import offer
+from stages.steps import thaw_again
 from stages.steps.handover import Handover
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from stages.steps.reconnect import Link
@@ -88,7 +88,7 @@ def thawed(monkeypatch: pytest.MonkeyPatch) -> list[State]:
         done.append(migration.state)
         return True
 
-    monkeypatch.setattr(offer, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     return done
 
 
@@ -140,7 +140,7 @@ def test_who_cannot_thaw_leaves_it_to_the_watchdog(migration: Migration, monkeyp
     def stuck(_: Migration) -> bool:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(offer, "thaw_source", stuck)
+    monkeypatch.setattr(thaw_again, "thaw_source", stuck)
     made = Plain(migration, "stop clock", DowntimeExceeded(name="web", seconds="120"))
     with pytest.raises(SourceStillFrozen):
         made.run()

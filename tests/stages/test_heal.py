@@ -19,8 +19,7 @@ from migrator.record import migration_paths
 from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, Role, State
-from stages import rollback
-from stages.steps import force, heal, offer
+from stages.steps import force, give_back, heal, offer
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_a_rollback_that_is_recorded_asks_nobody_again(journal: Journal) -> None
         migration = offered(journal)
         migration.move(Event.ROLL_BACK, held=True, **detail)
         with pytest.raises((MigratorError, OSError)):  # there is no container here to be thawed
-            rollback.roll_back(migration, lambda: pytest.fail("it is asked again"))
+            give_back.roll_back(migration, lambda: pytest.fail("it is asked again"))
         assert migration.state is State.ROLLING_BACK and migration.owner is Owner.SOURCE
         migration.move(Event.ROLLED_BACK)
         journal.forget(migration)

@@ -14,7 +14,8 @@ from migrator.copies import no_memory, remains
 from migrator.host import btrfs
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event
-from stages import finish, rollback
+from stages import finish
+from stages.steps import thaw_again
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
@@ -66,7 +67,7 @@ def test_a_strangers_container_is_not_killed_and_ours_is_started_again(
     configured(journal)
     migration = gone(journal, cgroup, memory=False, stopping=True, stop_timeout=0.05)
     container_config.fence(journal.path.parent / "web", "lxc.uts.name = web\n", migration.id, "no")
-    assert rollback.thaw_source(migration)
+    assert thaw_again.thaw_source(migration)
     assert started == ["web"] and not (cgroup / "cgroup.kill").exists()
 
 

@@ -17,8 +17,7 @@ from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import finish
-from stages.steps import abandon, ask_source, force, heal, left_running, settling
+from stages.steps import abandon, ask_source, finish_here, force, heal, left_running, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.test_removed_there import asked, no_lxc, there
@@ -43,7 +42,7 @@ def replaced(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Migration
 
 def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> None:
     """The last copy is the source's: it is not ended for that."""
-    for request in (finish.running, abandon.abandon):
+    for request in (finish_here.running, abandon.abandon):
         with pytest.raises(GoneThere):
             request(asked(replaced), {"id": ID})
     with pytest.raises(GoneThere):
@@ -82,7 +81,7 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
         return
     copies = here.container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
-    assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(AlreadyRuns):
         abandon.abandon(asked(replaced), {"id": ID, "gone": True})
     with pytest.raises(TwoCopies):
@@ -109,7 +108,7 @@ def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.Mo
         container_config.fence(there(replaced).container, "", ID, "no")
     else:  # somebody has removed them: nothing tells
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
-    assert finish.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(TwoCopies):
         heal._on_destination(Asking(), replaced)
 

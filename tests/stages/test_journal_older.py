@@ -20,8 +20,8 @@ from migrator.host import btrfs, lxc
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import finish, rollback
-from stages.steps import abandon, force, left_running, offer, unrecorded
+from stages import finish
+from stages.steps import abandon, finish_here, force, give_back, left_running, offer, unrecorded
 from tests import btrfs_roots
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
 from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
@@ -156,7 +156,7 @@ def runs_there(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The processes that live on hostb in what was brought there. On the source there is nothing to be ended."""
     found = [PID]
     monkeypatch.setattr(left_running, "in_own", lambda _: found)
-    monkeypatch.setattr(finish, "_make_ours", lambda *_: None)
+    monkeypatch.setattr(finish_here, "_make_ours", lambda *_: None)
     monkeypatch.setattr(finish, "stop_and_fence", lambda _: None)
     monkeypatch.setattr(bases, "prune", lambda *_, **__: [])
     return found
@@ -179,7 +179,7 @@ def test_what_runs_is_kept_with_the_id(source: Migration, hosts: Hosts, runs_the
     if taken:
         source.move(Event.TAKEN)
     with pytest.raises(RunsUnrecorded) as refused:
-        rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
+        give_back.roll_back(source, lambda: tell(source, hosts["hostb"]))
     assert f"migrator finish web -P /pool --force {ID}" in refused.value.hint and "lxc-copy -R" in refused.value.hint
     with pytest.raises(RunsUnrecorded):
         typed(source, hosts)
@@ -195,7 +195,7 @@ def test_so_where_the_journal_was_lost(source: Migration, hosts: Hosts, runs_the
     source.move(Event.TAKEN)
     lost(hosts)
     with pytest.raises(RunsUnrecorded):
-        rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
+        give_back.roll_back(source, lambda: tell(source, hosts["hostb"]))
     with pytest.raises(RunsUnrecorded):
         typed(source, hosts)
     typed(source, hosts, ID)
@@ -316,7 +316,7 @@ def test_what_was_not_offered_is_given_up_all_the_same(source: Migration, hosts:
     for event in NOT_OFFERED[state]:
         source.move(event)
     there = hosts["hostb"].destination
-    done = rollback.roll_back(source, lambda: tell(source, hosts["hostb"]))
+    done = give_back.roll_back(source, lambda: tell(source, hosts["hostb"]))
     assert source.state is State.ROLLED_BACK and source.owes and not done.data["destination_told"]
     assert "something lives in it, which is not web itself: it runs, as process 4711" in done.text
     assert there.state is State.RECEIVING and runs_there == [PID]
@@ -331,6 +331,6 @@ def test_what_was_not_offered_is_given_up_all_the_same(source: Migration, hosts:
 
 def test_what_was_rolled_back_by_force_has_a_second_copy_then(source: Migration, hosts: Hosts, runs_there: list[int],
                                                               nothing_real: list[str]) -> None:
-    rollback.roll_back(source, None)
+    give_back.roll_back(source, None)
     with pytest.raises(TwoCopies):
         force.tell_late(source, lambda: tell(source, hosts["hostb"]))

@@ -18,8 +18,8 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import check, create_dump, prepare_data, rollback
-from stages.steps import ask_state, drive, offer
+from stages import check, create_dump, prepare_data
+from stages.steps import ask_state, drive, give_back, offer, thaw_again
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.snapshots import fence, layout_of
 from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
@@ -43,7 +43,7 @@ def test_what_a_killed_dump_has_left_stays_for_rollback(journal: Journal, starte
     create_dump.heal(migration)
     assert started == [] and migration.state is State.PREPARED and dropped == [ID]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert started == [] and str(migration.state) == "rolled-back"
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
 
@@ -54,7 +54,7 @@ def test_of_one_that_is_there_nothing_of_that_stays(journal: Journal, started: l
     put(migration, ITS_OWN)
     create_dump.heal(migration)
     assert started == [""] and [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1"]
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert layout_of(migration).own_snapshots() == []
 
 
@@ -64,7 +64,7 @@ def test_destroyed_while_a_dump_of_it_was_sent(journal: Journal, started: list[s
     with pytest.raises(DowntimeExceeded):
         offer.give_up(migration, There(), TOO_LATE)  # type: ignore[arg-type]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
 
 
@@ -92,10 +92,10 @@ def test_no_rollback_forgets_it_while_its_disk_is_away(journal: Journal, started
     folder = layout_of(migration).folder
     folder.rename(folder.with_name("unmounted"))
     with pytest.raises(DiskAway) as away:
-        rollback.roll_back(migration, lambda: pytest.fail("nobody is told"))
+        give_back.roll_back(migration, lambda: pytest.fail("nobody is told"))
     assert away.value.hint.endswith(f"mkdir -p {folder}") and migration.state is State.PREPARED
     folder.with_name("unmounted").rename(folder)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert migration.copy.last_copy == [f"{ID}.2"]
 
 
@@ -108,7 +108,7 @@ def away_while_it_is_told(migration: Migration) -> Path:
         return ""
 
     with pytest.raises(DiskAway):
-        rollback.roll_back(migration, unmounted)
+        give_back.roll_back(migration, unmounted)
     return folder
 
 
@@ -118,7 +118,7 @@ def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Jou
     folder = away_while_it_is_told(migration)
     assert str(migration.state) == "rolling-back" and migration.copy.last_copy == []
     folder.with_name("unmounted").rename(folder)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert migration.copy.last_copy == [f"{ID}.2"]
 
 
@@ -142,10 +142,9 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def thaw(migration: Migration) -> bool:
         found.append(str(migration.state))
-        return rollback._may_be_frozen(migration)
+        return thaw_again.may_be_frozen(migration)
 
-    for module in (rollback, offer, create_dump):
-        monkeypatch.setattr(module, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
     return found
 
@@ -161,7 +160,7 @@ def test_what_was_destroyed_while_it_was_frozen_and_is_thawed(
         capsys: pytest.CaptureFixture[str]) -> None:
     migration = begun(journal, *events, rounds=[{}])
     IN_ITS_PLACE[place](migration)
-    done = rollback.roll_back(migration, lambda: "snapshot 2")
+    done = give_back.roll_back(migration, lambda: "snapshot 2")
     assert done.data["thawed"] and len(lives) == 1
     assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"] and migration.copy.kept == []
     said = capsys.readouterr().err
@@ -179,7 +178,7 @@ def test_of_what_is_there_and_is_thawed_nothing_stays(journal: Journal, lives: l
         subvolume(layout_of(migration).rootfs, ITS_OWN)
     else:
         put(migration, ITS_OWN)
-    assert rollback.roll_back(migration, lambda: "").data["thawed"]
+    assert give_back.roll_back(migration, lambda: "").data["thawed"]
     assert left_of(migration) == [] and migration.copy.last_copy == []
     assert "last copy" not in capsys.readouterr().err
 
@@ -192,10 +191,10 @@ def test_a_rollback_that_was_killed_after_the_thaw_has_not_forgotten_it(
 
     migration = begun(journal, *events)
     with monkeypatch.context() as first, pytest.raises(KeyboardInterrupt):
-        first.setattr(rollback, "drop_attempt", killed)
-        rollback.roll_back(migration, lambda: "")
+        first.setattr(give_back, "drop_attempt", killed)
+        give_back.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolling-back"
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
@@ -207,7 +206,7 @@ def test_its_dump_is_given_up(journal: Journal, lives: list[str], capsys: pytest
     assert "migrator rollback web" in again.value.hint and "create-dump" not in again.value.hint
     assert f"{layout_of(migration).snapshot(2)} is kept" in capsys.readouterr().err
     assert left_of(migration) == [f"{ID}.1", f"{ID}.2"] and migration.copy.gone
-    assert not rollback.roll_back(migration, lambda: "").data["thawed"]
+    assert not give_back.roll_back(migration, lambda: "").data["thawed"]
     assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
@@ -218,7 +217,7 @@ def test_a_dump_of_it_was_killed(journal: Journal, lives: list[str]) -> None:
     put(migration, ANOTHER)
     with pytest.raises(OutOfOrder, match="is another one"):
         bases.refuse_another(migration, "create-dump")
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert left_of(migration) == [f"{ID}.2"]
 
 
@@ -226,7 +225,7 @@ def test_its_disk_goes_away_before_that_is_recorded(journal: Journal, lives: lis
     migration = begun(journal, *DUMPED[:2])
     folder = away_while_it_is_told(migration)
     folder.with_name("unmounted").rename(folder)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
@@ -239,9 +238,9 @@ def test_nothing_is_forgotten_where_nothing_can_be_recorded(journal: Journal, li
 
     with monkeypatch.context() as first, pytest.raises(JournalBroken):
         first.setattr(Migration, "move", full)
-        rollback.roll_back(migration, lambda: "")
+        give_back.roll_back(migration, lambda: "")
     assert left_of(migration) == [f"{ID}.2"]
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
 
 
@@ -250,7 +249,7 @@ def test_of_what_was_started_from_another_disk_its_end_loses_nothing(
     """Without its memory, from what somebody has put behind the fence: that is no copy of it, as far as can be told."""
     migration = begun(journal, *DUMPED, memory=False, stopping=True)
     another_disk(migration)
-    assert rollback.roll_back(migration, lambda: "").data["thawed"] and len(started) == 1
+    assert give_back.roll_back(migration, lambda: "").data["thawed"] and len(started) == 1
     assert left_of(migration) == migration.copy.last_copy == [f"{ID}.2"]
     assert "when it ends" not in capsys.readouterr().err
 

@@ -21,8 +21,8 @@ from migrator.host import empty_cgroups, lxc, network
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import finish, restore_dump
-from stages.steps import abandon, ask_source, consented, force, heal, settling
+from stages import restore_dump
+from stages.steps import abandon, ask_source, consented, finish_here, force, heal, settling
 from stages.steps.ask_source import Asking
 from tests.stages.test_settling import ID, restoring
 
@@ -300,7 +300,7 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     monkeypatch.setattr(second_start, "on_disk", lambda *_: 4711 if lives else None)
     monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
-    monkeypatch.setattr(finish, "drop_way_back", lambda _: acts.append("gave way"))
+    monkeypatch.setattr(finish_here, "drop_way_back", lambda _: acts.append("gave way"))
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     if two:
         with pytest.raises(TwoCopies):

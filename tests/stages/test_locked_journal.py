@@ -19,8 +19,7 @@ from migrator.errors.this_host import JournalBroken
 from migrator.record import transactions
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
-from stages import rollback
-from stages.steps import offer
+from stages.steps import give_back, offer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -81,12 +80,12 @@ def test_a_rollback_thaws(journal: Journal, writer: sqlite3.Connection, done: li
     """What could not be recorded is then, before anything goes; and a base need not go for that."""
     migration = frozen(journal, offered)
     monkeypatch.setattr(bases, "named", lambda *_: ["0badc0de.1"])
-    monkeypatch.setattr(rollback, "drop_attempt", lambda each, kept: done.append(f"{each.state}, but {kept}"))
+    monkeypatch.setattr(give_back, "drop_attempt", lambda each, kept: done.append(f"{each.state}, but {kept}"))
     monkeypatch.setattr("migrator.copies.bases.supersede", lambda _: None)
     del done[:]
     if locked:
         writer.execute("BEGIN IMMEDIATE")
-    rollback.roll_back(migration, lambda: "uuid")
+    give_back.roll_back(migration, lambda: "uuid")
     first = ["thawed", "1", "10000"] if locked else ["1", "1", "thawed", "1"]
     assert done == [*first, "rolling-back, but ['0badc0de.1']", "10000"] and migration.state is State.ROLLED_BACK
 
@@ -94,9 +93,9 @@ def test_a_rollback_thaws(journal: Journal, writer: sqlite3.Connection, done: li
 def test_one_that_is_forced_is_recorded_first(journal: Journal, writer: sqlite3.Connection, done: list[str],
                                               monkeypatch: pytest.MonkeyPatch) -> None:
     migration = frozen(journal, offered)
-    monkeypatch.setattr(rollback, "drop_attempt", lambda *_: None)
+    monkeypatch.setattr(give_back, "drop_attempt", lambda *_: None)
     del done[:]
-    rollback.roll_back(migration, None)
+    give_back.roll_back(migration, None)
     assert done == ["10000", "1", "thawed", "1", "10000"]
     with Journal(journal.path, patience=0.001) as another:
         found: Any = another.by_id(migration.id, migration.role)
@@ -104,7 +103,7 @@ def test_one_that_is_forced_is_recorded_first(journal: Journal, writer: sqlite3.
         del done[:]
         writer.execute("BEGIN IMMEDIATE")
         with pytest.raises(JournalBroken) as refused:
-            rollback.roll_back(found, None)
+            give_back.roll_back(found, None)
         assert done == [] and transactions.is_busy(refused.value)
 
 

@@ -21,8 +21,7 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event
-from stages import rollback
-from stages.steps import offer
+from stages.steps import offer, thaw_again
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
 from tests.stages.test_second_start import BESIDE, NESTED, SLEEP, START, lives
@@ -58,7 +57,7 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list
                                    capsys: pytest.CaptureFixture[str], memory: bool) -> None:
     migration = rebooted(journal, cgroup, memory=memory)
     with another(monkeypatch) as pid:
-        assert not rollback.thaw_source(migration)
+        assert not thaw_again.thaw_source(migration)
         assert started == [] and f"lives (process {pid})" in capsys.readouterr().err
         told = after_crash.where(migration)
         assert "web runs on here, but LXC does not know of it" in told and f"to end it: kill -9 {pid}" in told
@@ -89,7 +88,7 @@ def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
         migration = frozen(journal, cgroup, os.getpid(), init=[1, 1], memory=memory, stopping=not memory,
                            stop_timeout=0.05)
         assert remains.are_here(migration)
-        assert not rollback.thaw_source(migration)
+        assert not thaw_again.thaw_source(migration)
         ending.kill(migration)
         assert not (cgroup / "cgroup.kill").exists() and started == []
         assert f"to end it: echo 1 >{cgroup}/cgroup.kill" in after_crash.where(migration)
@@ -104,7 +103,7 @@ def test_what_was_told_to_end_itself_is_no_lost_start(journal: Journal, cgroup: 
         (cgroup / "cgroup.procs").write_text(f"{pid}\n")
         migration = frozen(journal, cgroup, pid, memory=False, stopping=True, stop_timeout=0.05)
         with pytest.raises(SourceStillStopped, match=str(pid)):
-            rollback.thaw_source(migration)
+            thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.kill").exists() and started == [] and migration.still.stopping
     assert container_config.fence_of((journal.path.parent / "web" / "config").read_text()) == "0badc0de"
 
@@ -125,7 +124,7 @@ def test_what_it_leaves_behind_is_waited_for(journal: Journal, cgroup: Path, sta
 
         monkeypatch.setattr(second_start, "on_disk", ends)
         with pytest.raises(MigratorError, match="4242"):
-            rollback.thaw_source(migration)
+            thaw_again.thaw_source(migration)
     assert started == []
 
 
@@ -139,7 +138,7 @@ def test_a_visitor_keeps_nothing_from_its_start(journal: Journal, cgroup: Path, 
         monkeypatch.setattr(lxc, "container_processes", lambda _: [beside[which]])
         if second == "a user's":
             monkeypatch.setattr(os, "geteuid", lambda: 2**31)
-        rollback.thaw_source(migration)
+        thaw_again.thaw_source(migration)
     assert started == ["web"]
 
 
@@ -150,7 +149,7 @@ def test_what_is_just_ending_is_waited_for(journal: Journal, cgroup: Path, start
     with another(monkeypatch) as pid:
         looks = [[], [], [pid], [pid]]
         monkeypatch.setattr(lxc, "container_processes", lambda _: looks.pop())
-        rollback.thaw_source(rebooted(journal, cgroup, memory=True))
+        thaw_again.thaw_source(rebooted(journal, cgroup, memory=True))
     assert started == ["web"] and looks == [[]]
 
 

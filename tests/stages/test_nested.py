@@ -25,7 +25,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages import cleanup
-from stages.steps import drive, earlier_stay, handover, offer
+from stages.steps import drive, earlier_stay, handover, thaw_again
 from stages.steps.cleaner import Cleaner
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.test_handover import Plain
@@ -123,7 +123,7 @@ class Stopped(Plain):
 def migration(journal: Journal, util: Util, monkeypatch: pytest.MonkeyPatch) -> Migration:
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(lxc.Container, "rootfs", subvolume(journal.path.parent / "web" / "rootfs"))
-    monkeypatch.setattr(offer, "thaw_source", lambda _: False)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: False)
     monkeypatch.setattr(origins, "is_there", lambda _: True)
     made = dumping(journal)
     made.move(Event.THAW)

@@ -23,8 +23,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote import ssh, ssh_config
 from migrator.remote.destination import ConnectOptions, parse
-from stages import prepare_data, rollback
-from stages.steps import drive, offer
+from stages import prepare_data
+from stages.steps import drive, give_back, offer, thaw_again
 from stages.steps.reconnect import Link
 from tests.stages.test_given_back import acts, driven, handlers, press  # noqa: F401 -- fixtures
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
@@ -123,7 +123,7 @@ def test_after_a_refused_offer_it_waits_for_the_thaw(journal: Journal, monkeypat
         done.append("thawed")
         return True
 
-    monkeypatch.setattr(offer, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     migration = offered(journal)
     with pytest.raises(SourceRunsAgain):
         offer.make(migration, connection(There(DumpRefused(name="web", reason="it is incomplete"))))
@@ -141,12 +141,12 @@ def test_a_rollback_that_is_asking(journal: Journal, acts: list[str], frozen: bo
         acts.append("thawed")
         return True
 
-    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     migration = dumping(journal)
     if not frozen:
         migration.move(Event.THAW)
     with pytest.raises(Interrupted):
-        rollback.roll_back(migration, pressed)
+        give_back.roll_back(migration, pressed)
     assert acts == (["thawed"] if frozen else [])
     assert migration.state is (State.ROLLING_BACK if frozen else State.PREPARED)
 

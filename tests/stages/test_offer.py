@@ -33,7 +33,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Owner, State
 from migrator.transfer.rpc import Connection
-from stages.steps import offer
+from stages.steps import offer, thaw_again
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
@@ -80,7 +80,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         done.append(f"thawed, {migration.state} on record")
         return True
 
-    monkeypatch.setattr(offer, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     monkeypatch.setattr(origins, "is_there", lambda _: True)
     monkeypatch.setattr(btrfs, "delete", lambda path: done.append(f"deleted {path.name}"))
     monkeypatch.setattr(Layout, "drop_images", lambda _: done.append("images dropped"))
@@ -228,7 +228,7 @@ def test_what_does_not_thaw_stays_as_it_is(journal: Journal, acts: list[str], mo
     def stuck(_: Migration) -> bool:
         raise trouble
 
-    monkeypatch.setattr(offer, "thaw_source", stuck)
+    monkeypatch.setattr(thaw_again, "thaw_source", stuck)
     there = There({})
     raised = given_up(migration, there, error, lambda: pytest.fail("it does not run"))
     assert type(raised) is (SourceStillFrozen if memory else SourceStillStopped) and raised.__cause__ is error
@@ -247,7 +247,7 @@ def test_what_was_stopped_and_does_not_start_is_told_as_that(journal: Journal, a
     def stuck(_: Migration) -> bool:
         raise stopped
 
-    monkeypatch.setattr(offer, "thaw_source", stuck)
+    monkeypatch.setattr(thaw_again, "thaw_source", stuck)
     assert given_up(migration, There({}), DumpRefused(name="web", reason="of this")) is stopped
     assert acts == [] and migration.state is State.DUMPING
     assert "of this" in " ".join(capfd.readouterr().err.split()), "what began it is told too"
@@ -298,7 +298,7 @@ def test_what_has_become_of_it_is_told(journal: Journal, acts: list[str], monkey
     migration = dumping(journal)
     migration.note("memory", memory=memory)
     fence(migration)
-    monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: thawed)
     monkeypatch.setattr(origins, "is_there", lambda _: there)
     error = ConnectionLost(destination="hostb", reason="cut")
     raised = given_up(migration, There({}), error)

@@ -19,7 +19,8 @@ from migrator.host import btrfs, subvolume_uuids
 from migrator.record.journal import KEPT, Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
-from stages import cleanup, finish, import_data, prepare_data
+from stages import cleanup, import_data, prepare_data
+from stages.steps import finish_here
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.test_put_aside import (
     EARLIER,
@@ -83,7 +84,7 @@ def test_it_goes_with_what_has_arrived(owned: Migration, disk: Disk, finished: b
     assert origin(owned) == ""
     attempt(owned)
     if finished:
-        finish.end_here(owned)
+        finish_here.end_here(owned)
     assert origin(owned) == EARLIER
     made_anew(owned, disk)
     assert origin(owned) == ""
@@ -95,11 +96,11 @@ def test_it_outlives_the_snapshots(owned: Migration, disk: Disk) -> None:
     """`cleanup` removes them, and so does the next migration."""
     owned.note("origin", origin=EARLIER)
     attempt(owned)
-    finish.end_here(owned)
-    finish.end_here(owned)
+    finish_here.end_here(owned)
+    finish_here.end_here(owned)
     btrfs.delete(layout_of(owned).snapshot(1))
     assert origin(owned) == EARLIER
-    finish.end_here(owned)  # asked for once more, when nothing tells it any more
+    finish_here.end_here(owned)  # asked for once more, when nothing tells it any more
     assert origin(owned) == EARLIER
     made_anew(owned, disk)
     assert origin(owned) == ""
@@ -109,7 +110,7 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
     """It was made on the second host, where the first one's had been destroyed, and comes to the first host."""
     owned.note("origin", origin=EARLIER)
     attempt(owned)
-    finish.end_here(owned)
+    finish_here.end_here(owned)
     made_anew(owned, disk)
     with Journal(tmp_path / "first.db") as journal:
         went = journal.create(id=EARLIER, role=Role.SOURCE, name="web", lxcpath=tmp_path / "first", peer="hostb",
@@ -121,7 +122,7 @@ def test_another_container_of_that_name_takes_no_copys_place(owned: Migration, d
         for event in CAME:
             comes.move(event)
         in_its_place(comes, disk, "only-copy", EARLIER)
-        finish.end_here(comes)
+        finish_here.end_here(comes)
         assert found(comes, "of only-copy") == [".migrator/web+/00000003.ran.1"]
 
 
@@ -141,7 +142,7 @@ def test_it_ends_where_the_container_has_left(owned: Migration, disk: Disk, even
     """Its copy here is used again: other hosts may have a newer one of that origin."""
     owned.note("origin", origin=EARLIER)
     attempt(owned)
-    finish.end_here(owned)
+    finish_here.end_here(owned)
     went = leaves(owned, "00000003", *events, **detail)
     assert origin(owned) == (EARLIER if goes_on else "")
     if went.ended:
@@ -152,7 +153,7 @@ def test_it_ends_where_the_container_has_left(owned: Migration, disk: Disk, even
 def test_it_ends_where_it_has_given_way(owned: Migration, disk: Disk) -> None:
     owned.note("origin", origin=EARLIER)
     attempt(owned)
-    finish.give_way(owned)
+    finish_here.give_way(owned)
     assert origin(owned) == ""
 
 
@@ -178,7 +179,7 @@ def test_what_is_forgotten_tells_none(owned: Migration, disk: Disk, forced: bool
     """How the container came stays on record where its source may ask for that, and that it has left does not."""
     owned.note("origin", origin=EARLIER)
     attempt(owned)
-    finish.end_here(owned, alone=forced)
+    finish_here.end_here(owned, alone=forced)
     leaves(owned, "00000003", *LEFT)
     for _ in range(2):
         cleanup.forget(owned.journal, "web")
@@ -193,7 +194,7 @@ def test_a_newer_copy_elsewhere_is_put_aside(owned: Migration, disk: Disk, tmp_p
     """
     owned.note("origin", origin=EARLIER)
     attempt(owned)
-    finish.end_here(owned)
+    finish_here.end_here(owned)
     leaves(owned, "00000003", *LEFT)
     second = tmp_path / "second"
     with Journal(tmp_path / "second.db") as journal:
@@ -207,7 +208,7 @@ def test_a_newer_copy_elsewhere_is_put_aside(owned: Migration, disk: Disk, tmp_p
             comes.move(event)
         layout = in_its_place(comes, disk, "newest", went.id)
         disk.make(layout.folder / "00000004.2", "base", "newest")
-        finish.end_here(comes)
+        finish_here.end_here(comes)
         assert found(comes, "of newest") == [".migrator/web+/00000005.ran.1"]
         assert found(comes, "of base") == [".migrator/web/00000004.2"]
 
@@ -249,7 +250,7 @@ class Hosts:
             there.container.mkdir(exist_ok=True)
             (there.container / "config").write_text("lxc.uts.name = web\n")
             self.disk.make(there.rootfs, str(self.number))
-            finish.end_here(came)
+            finish_here.end_here(came)
 
     def attempt(self, source: str, target: str) -> None:
         """It begins to move, and that is given up."""
@@ -388,7 +389,7 @@ def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, 
     layout = layout_of(owned)
     if moved:
         attempt(owned)
-        finish.end_here(owned)
+        finish_here.end_here(owned)
     told: dict[str, Any] = {}
 
     class There:

@@ -23,8 +23,8 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import cleanup, finish, import_data, restore_dump
-from stages.steps import abandon
+from stages import cleanup, import_data, restore_dump
+from stages.steps import abandon, finish_here
 from stages.steps.cleaner import Cleaner
 
 ID, EARLIER = "0badc0de", "aaaaaaaa"
@@ -204,7 +204,7 @@ def test_without_an_earlier_stay_nothing_that_was_put_aside_is_removed(owned: Mi
     attempt(owned)
     layout = layout_of(owned)
     disk.make(layout.old / "rootfs", "precious")
-    finish.end_here(owned)
+    finish_here.end_here(owned)
     assert found(owned, "of precious") == [f".migrator/web+/{ID}.ran.1"] and not layout.old.exists()
     cleaner = Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, owned.journal, layout.work, set())

@@ -26,7 +26,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
 from stages import create_dump, finish, migrate, rollback
-from stages.steps import drive, heal
+from stages.steps import drive, give_back, heal
 from stages.steps.options import MoveRequest, NamedContainer
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
@@ -175,7 +175,7 @@ def test_silence_counts_where_it_may_run_there(older: Callable[..., Migration], 
                                                monkeypatch: pytest.MonkeyPatch, state: State) -> None:
     """The fence that stands is written when it is dumped, and does not say what came after that."""
     migration = older(state, State.DUMPED)
-    monkeypatch.setattr(rollback, "connected", silent)
+    monkeypatch.setattr(give_back, "connected", silent)
     with pytest.raises(SourceStateUnknown):
         rollback.run(rollback.RollbackOptions(named(migration)))
     with pytest.raises(ForceRefused):
@@ -194,7 +194,7 @@ def test_finish_ends_it(older: Callable[..., Migration], started: list[str], mon
     """The destination confirms that it runs there. What the fence said of its disk it says still."""
     migration, other = older(state, fenced_in), There(there)
     monkeypatch.setattr(finish, "connected", reaches(other))
-    monkeypatch.setattr(rollback, "connected", reaches(other))
+    monkeypatch.setattr(give_back, "connected", reaches(other))
     assert finish.run(finish.FinishOptions(named(migration))).data["already"] is False
     assert other.asked[-2:] == ["running", "finish"]
     assert recorded(migration).state is State.FINISHED and fence(migration) == ID and not started
@@ -242,7 +242,7 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
         older_journal.bring_up(migration)
     monkeypatch.setattr(Migration, "move", write)
     assert recorded(migration).state is State.DUMPING
-    monkeypatch.setattr(rollback, "connected", silent)
+    monkeypatch.setattr(give_back, "connected", silent)
     with pytest.raises(SourceStateUnknown):
         rollback.run(rollback.RollbackOptions(named(migration)))
     found = recorded(migration)
@@ -300,7 +300,7 @@ def test_after_a_crash_the_fence_of_that_dump_stands(older: Callable[..., Migrat
 def test_what_was_killed_in_dumping_is_given_back(older: Callable[..., Migration], started: list[str],
                                                   monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     migration = older(State.DUMPING, State.DUMPING)
-    monkeypatch.setattr(rollback, "connected", silent)
+    monkeypatch.setattr(give_back, "connected", silent)
     if how == "rollback":
         rollback.run(rollback.RollbackOptions(named(migration)))
     else:

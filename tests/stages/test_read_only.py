@@ -25,7 +25,7 @@ from migrator.record.detail import Still
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
 from stages import abort, create_dump, rollback
-from stages.steps import arguments, offer
+from stages.steps import arguments, give_back, offer
 from stages.steps.options import NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
@@ -41,7 +41,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(origins, "is_there", lambda _: True)
     monkeypatch.setattr(after_crash, "where", lambda _: "")
     monkeypatch.setattr(bases, "named", lambda *_: ["0badc0de.1"])
-    monkeypatch.setattr(rollback, "drop_attempt", lambda *_: found.append("dropped"))
+    monkeypatch.setattr(give_back, "drop_attempt", lambda *_: found.append("dropped"))
     return found
 
 
@@ -102,10 +102,10 @@ def test_a_rollback_thaws(journal: Journal, done: list[str], begun: Callable[[Jo
     for _ in range(2):  # typed once more
         del done[:]
         with pytest.raises(JournalBroken, match="readonly"):
-            rollback.roll_back(migration, tell)
+            give_back.roll_back(migration, tell)
         assert done[:2] == before and of(journal) is state
     journal._file.connection().execute("PRAGMA query_only = OFF")
-    assert rollback.roll_back(migration, tell).data["thawed"] and of(journal) is State.ROLLED_BACK
+    assert give_back.roll_back(migration, tell).data["thawed"] and of(journal) is State.ROLLED_BACK
 
 
 def test_what_a_killed_dump_has_left_runs_first(journal: Journal, done: list[str]) -> None:
@@ -130,8 +130,8 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
         monkeypatch.setattr(module, "Journal", opened)
     monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(rollback, "tell", lambda *_, **__: "uuid")
-    monkeypatch.setattr(rollback, "connected", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(give_back, "tell", lambda *_, **__: "uuid")
+    monkeypatch.setattr(give_back, "connected", lambda *_: contextlib.nullcontext())
     with pytest.raises(JournalBroken, match="readonly"):
         abort.run(abort.AbortOptions(NamedContainer(migration.name, str(migration.lxcpath))))
     assert done[0] == "thawed"

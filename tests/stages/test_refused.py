@@ -19,7 +19,7 @@ from migrator.errors.this_host import JournalBroken
 from migrator.record import transactions
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, State
-from stages.steps import offer
+from stages.steps import offer, thaw_again
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_offer import TAKEN_BACK, There, acts, connection, fence  # noqa: F401 -- a fixture
 
@@ -117,7 +117,7 @@ def test_a_ctrl_c_says_what_has_become_of_it(journal: Journal, acts: list[str], 
     """It was destroyed meanwhile, or not; it had not been stopped yet."""
     migration = dumping(journal)
     fence(migration)
-    monkeypatch.setattr(offer, "thaw_source", lambda _: thawed)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: thawed)
     monkeypatch.setattr(origins, "is_there", lambda _: there)
     with pytest.raises(Interrupted):
         offer.give_up(migration, connection(There({})), Interrupted(signal="SIGINT", number=2))

@@ -26,7 +26,8 @@ from migrator.host import cgroups, lxc, network
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import finish, rollback
+from stages import finish
+from stages.steps import thaw_again
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
 
@@ -114,7 +115,7 @@ def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Pat
         configured(journal)
     migration = frozen(journal, cgroup, init.pid)
     assert after_crash.memory_is_here(migration)
-    assert rollback.thaw_source(migration)
+    assert thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
     assert "Start no second one" in after_crash.where(migration)
     assert f"echo 1 >{cgroup}/cgroup.kill" in after_crash.where(migration)
@@ -132,11 +133,11 @@ def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, 
     (cgroup / "cgroup.procs").write_text("4242\n")
     assert not after_crash.memory_is_here(migration)
     with pytest.raises(StartFailed, match="4242"):
-        rollback.thaw_source(migration)
+        thaw_again.thaw_source(migration)
     assert started == heard == [], "nor may anybody else start it"
     assert container_config.fence_of((folder / "config").read_text()) == migration.id
     (cgroup / "cgroup.events").write_text("populated 0\nfrozen 1\n")
-    assert not rollback.thaw_source(migration)
+    assert not thaw_again.thaw_source(migration)
     assert started == ["web"]
 
 

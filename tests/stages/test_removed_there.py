@@ -29,8 +29,8 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
-from stages import finish, restore_dump
-from stages.steps import abandon, ask_source, force, heal, settling
+from stages import restore_dump
+from stages.steps import abandon, ask_source, finish_here, force, heal, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.test_settling import ID, mark, restoring
@@ -173,7 +173,7 @@ def asked(migration: Migration) -> Any:
 def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Migration) -> None:
     restoring.note("rounds", rounds=[])
     restoring.move(Event.RESTORED)
-    for request in (finish.running, abandon.abandon):
+    for request in (finish_here.running, abandon.abandon):
         with pytest.raises(GoneThere, match="not there any more") as error:
             request(asked(restoring), {"id": ID})
         assert error.value.fields == {"name": "web", "destination": this_host(), "source": "hosta",
@@ -185,7 +185,7 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
     assert abandon.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
     assert str(restoring.state) == "finished" and restoring.arrived.given_way
     with pytest.raises(OutOfOrder, match="has given way") as given:  # the answer was lost: the source's copy goes on
-        finish.running(asked(restoring), {"id": ID})
+        finish_here.running(asked(restoring), {"id": ID})
     assert given.value.fields["next"] == "migrator rollback web   (on hosta)"
     assert abandon.abandon(asked(restoring), {"id": ID})["known"] is True
 
@@ -194,7 +194,7 @@ def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migrat
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     restoring.move(Event.RESTORED)
     monkeypatch.setattr(settling, "lives_on", lambda _: True)
-    assert finish.running(asked(restoring), {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(asked(restoring), {"id": ID}) == {"state": State.RESTORED}
     with pytest.raises(AlreadyRuns, match="already runs"):
         abandon.abandon(asked(restoring), {"id": ID, "gone": True})
 
@@ -202,7 +202,7 @@ def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migrat
 def test_finish_is_asked_for_once_more_when_it_has_moved_on(restoring: Migration) -> None:
     restoring.move(Event.RESTORED)
     restoring.move(Event.FINISHED)
-    assert finish.running(asked(restoring), {"id": ID}) == {"state": State.FINISHED}
+    assert finish_here.running(asked(restoring), {"id": ID}) == {"state": State.FINISHED}
 
 
 def test_what_runs_in_any_cgroup_was_not_removed_for_good(restoring: Migration,

@@ -24,8 +24,7 @@ from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State
-from stages import finish
-from stages.steps import abandon, ask_source, heal, left_running, renamed, settling
+from stages.steps import abandon, ask_source, finish_here, heal, left_running, renamed, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.test_disk_away import ID, There, host, make
@@ -100,7 +99,7 @@ def asked(there: There, *, by_force: bool) -> None:
 def test_renamed_and_back(there: There, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     """Its disk leads nowhere; its addresses tell it. Whoever has renamed it back, as he was told, may finish."""
     put(there, monkeypatch, "web", ITS, state)
-    assert finish.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(there.service, {"id": ID}) == {"state": State.RESTORED}
     for by_force in (False, True):
         with pytest.raises(AlreadyRuns, match="already runs"):
             asked(there, by_force=by_force)
@@ -118,7 +117,7 @@ def test_what_runs_by_another_name_is_not_given_up(there: There, monkeypatch: py
         there.layout.container.mkdir()
         (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     with pytest.raises(GoneThere) as gone:
-        finish.running(there.service, {"id": ID})
+        finish_here.running(there.service, {"id": ID})
     assert "with mv" in gone.value.hint and "another name" in gone.value.hint
     with pytest.raises(CopyNotEnded, match=str(PID)):
         asked(there, by_force=True)
@@ -295,7 +294,7 @@ def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monke
     put(there, monkeypatch, "web", ITS)
     (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     with pytest.raises(GoneThere):
-        finish.running(there.service, {"id": ID})
+        finish_here.running(there.service, {"id": ID})
     with pytest.raises(CopyNotEnded, match="of which nothing tells whose it is"):
         asked(there, by_force=True)
     assert there.migration.state is State.RESTORED

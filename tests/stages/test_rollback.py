@@ -23,7 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from stages import rollback
-from stages.steps import force
+from stages.steps import force, give_back, thaw_again
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
@@ -46,7 +46,7 @@ def test_the_word_is_on_record_before_it_thaws(journal: Journal, thaws: list[str
     kept, gone = snapshot(migration, 1, SENT), snapshot(migration, 2, UUID)
     (layout_of(migration).spool).mkdir(parents=True)
     layout_of(migration).image_folders()[0].mkdir(parents=True)
-    told = rollback.roll_back(migration, lambda: SENT)
+    told = give_back.roll_back(migration, lambda: SENT)
     assert thaws == ["rolling-back"]
     assert told.data == {"migration": "0badc0de", "name": "web", "stage": "rollback", "already": False, "thawed": True,
                          "destination_told": True, "forced": False, "kept": [str(kept)]}
@@ -62,7 +62,7 @@ def test_the_word_is_on_record_before_it_thaws(journal: Journal, thaws: list[str
 def test_what_the_destination_does_not_keep_goes(journal: Journal, thaws: list[str]) -> None:
     migration = offered(journal)
     gone = snapshot(migration, 1, SENT)
-    told = rollback.roll_back(migration, lambda: "")
+    told = give_back.roll_back(migration, lambda: "")
     assert told.text == "It runs on here." and told.data["kept"] == []
     assert not gone.exists() and not layout_of(migration).folder.exists()
 
@@ -77,7 +77,7 @@ def test_without_its_word_what_was_offered_stays_frozen(journal: Journal, thaws:
     migration.note("memory", memory=memory)
     before = migration.state
     with pytest.raises(SourceStateUnknown) as unknown:
-        rollback.roll_back(migration, refuses(CUT))
+        give_back.roll_back(migration, refuses(CUT))
     assert type(unknown.value) is (SourceStateUnknown if memory else SourceStoppedUnknown)
     assert unknown.value.cause is CUT and "migrator rollback web" in unknown.value.hint
     assert thaws == [] and recorded(migration).state is before
@@ -86,7 +86,7 @@ def test_without_its_word_what_was_offered_stays_frozen(journal: Journal, thaws:
 def test_it_already_runs_there(journal: Journal, thaws: list[str]) -> None:
     migration = dumping(journal)
     with pytest.raises(AlreadyRuns):
-        rollback.roll_back(migration, refuses(AlreadyRuns(name="web", destination="hostb", next="x")))
+        give_back.roll_back(migration, refuses(AlreadyRuns(name="web", destination="hostb", next="x")))
     assert thaws == ["dumping"] and recorded(migration).state is State.DUMPING
 
 
@@ -94,7 +94,7 @@ def test_before_the_offer_nobody_else_is_needed(journal: Journal, thaws: list[st
     migration = dumping(journal)
     migration.note("rounds", rounds=[{"bytes": 1}, {}])
     kept, gone = snapshot(migration, 1, SENT), snapshot(migration, 2, UUID)
-    told = rollback.roll_back(migration, refuses(CUT))
+    told = give_back.roll_back(migration, refuses(CUT))
     assert thaws == ["dumping"] and told.data["destination_told"] is False and told.data["forced"] is False
     assert told.text.startswith("It runs on here. root@hostb could not be told (")
     assert "have it remove what it has received: migrator rollback web" in told.text
@@ -113,7 +113,7 @@ def test_what_the_destination_answers_makes_no_lines_of_its_own(journal: Journal
     """They would stand among what this host says."""
     migration = dumping(journal)
     answer.host = "hostb"
-    told = rollback.roll_back(migration, refuses(answer))
+    told = give_back.roll_back(migration, refuses(answer))
     assert "web runs on here, and is damaged" in told.text and "\n" not in told.text
 
 
@@ -121,7 +121,7 @@ def test_forced_it_asks_nobody(journal: Journal, thaws: list[str]) -> None:
     migration = offered(journal)
     kept = snapshot(migration, 1, SENT)
     migration.note("kept", kept=[kept.name])
-    told = rollback.roll_back(migration, None)
+    told = give_back.roll_back(migration, None)
     assert told.data["forced"] is True and told.data["destination_told"] is False
     assert recorded(migration).owes and recorded(migration).ending.forced is True and kept.is_dir()
 
@@ -131,7 +131,7 @@ def test_what_is_on_record_is_not_asked_for_again(journal: Journal, thaws: list[
     """It broke off between the record and the thaw."""
     migration = offered(journal)
     migration.move(Event.ROLL_BACK, held=True, kept=[], **detail)
-    told = rollback.roll_back(migration, lambda: pytest.fail("it is asked again"))
+    told = give_back.roll_back(migration, lambda: pytest.fail("it is asked again"))
     assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
     assert told.data["forced"] is bool(detail.get("forced")) and recorded(migration).owes is bool(detail.get("forced"))
 
@@ -150,7 +150,7 @@ def test_a_full_disk_does_not_keep_it_frozen(journal: Journal, thaws: list[str],
         honest(of, event, **detail)
 
     monkeypatch.setattr(Migration, "move", move)
-    told = rollback.roll_back(migration, refuses(CUT))
+    told = give_back.roll_back(migration, refuses(CUT))
     assert thaws == ["dumping"] and not sent.exists() and told.data["kept"] == []
     found = recorded(migration)
     assert found.state is State.ROLLED_BACK and found.copy.kept == [] and found.owes
@@ -165,7 +165,7 @@ def test_a_force_that_cannot_be_recorded_does_not_happen(journal: Journal, thaws
 
     monkeypatch.setattr(Migration, "move", full)
     with pytest.raises(JournalBroken):
-        rollback.roll_back(migration, None)
+        give_back.roll_back(migration, None)
     assert thaws == []
 
 
@@ -177,7 +177,7 @@ def test_only_a_newer_base_that_both_have_takes_an_earlier_ones_place(journal: J
     migration.note("peer", destination_host="root@hostb", rounds=[{"bytes": 1}])
     _, base = earlier(journal, migration, "00000001")
     snapshot(migration, 1, SENT)
-    rollback.roll_back(migration, (lambda: uuid) if told else refuses(CUT))
+    give_back.roll_back(migration, (lambda: uuid) if told else refuses(CUT))
     assert base.is_dir() is left
 
 
@@ -187,7 +187,7 @@ def test_who_hears_of_it_late_tells_what_it_keeps(journal: Journal, thaws: list[
     migration.note("peer", destination_host="root@hostb", rounds=[{"bytes": 1}, {"bytes": 1}])
     _, base = earlier(journal, migration, "00000001")
     one, two = snapshot(migration, 1, SENT), snapshot(migration, 2, UUID)
-    rollback.roll_back(migration, refuses(CUT))
+    give_back.roll_back(migration, refuses(CUT))
     assert one.is_dir() and two.is_dir() and base.is_dir()
     told = force.tell_late(migration, lambda: uuid)
     assert told and told.data["destination_told"] is True and "hostb knows now" in told.text
@@ -204,8 +204,8 @@ def test_a_base_is_not_worth_a_rollback(journal: Journal, thaws: list[str], monk
 
     with monkeypatch.context() as bad:
         bad.setattr(btrfs, "info", broken)
-        bad.setattr(rollback, "drop_attempt", lambda *_: None)
-        assert rollback.roll_back(migration, lambda: SENT).data["kept"] == []
+        bad.setattr(give_back, "drop_attempt", lambda *_: None)
+        assert give_back.roll_back(migration, lambda: SENT).data["kept"] == []
 
 
 # --- the thaw -------------------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_it_thaws_what_it_has_frozen(journal: Journal, acts: list[str], monkeypa
     monkeypatch.setattr(thawing, "thaw", thawed.append)
     waited: list[tuple[str, list[Path]]] = []
     monkeypatch.setattr(criu_dump, "wait_for_dump", lambda name, folders: waited.append((name, folders)))
-    assert rollback.thaw_source(migration) is True
+    assert thaw_again.thaw_source(migration) is True
     assert thawed == [thawing.Frozen("0badc0de", "web", migration.lxcpath, 1, Path("/nowhere"), ())]
     assert waited == [("web", layout_of(migration).dumped_into())] and acts == []
     assert [(each.step, each.phase) for each in migration.events()][-2:] == [("thaw", "begin"), ("thaw", "done")]
@@ -245,13 +245,13 @@ def test_the_record_of_a_thaw_is_not_needed(journal: Journal, acts: list[str], m
         raise JournalBroken(path=journal.path, reason="full")
 
     monkeypatch.setattr(Migration, "_event", full)
-    assert rollback.thaw_source(migration) is True and "thawed" in acts
+    assert thaw_again.thaw_source(migration) is True and "thawed" in acts
 
 
 def test_what_was_never_frozen_is_left_alone(journal: Journal, acts: list[str]) -> None:
     migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=journal.path.parent,
                                peer="root@hostb", event=Event.SEND, rounds=[])
-    assert rollback.thaw_source(migration) is False and acts == []
+    assert thaw_again.thaw_source(migration) is False and acts == []
 
 
 @pytest.mark.parametrize("ports", [[], [network.Port("eth0", "veth1", "br0")]])
@@ -260,7 +260,7 @@ def test_after_a_reboot_it_starts_from_its_disk(journal: Journal, acts: list[str
     migration = dumping(journal)
     migration.note("ports", ports=ports)
     monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
-    assert rollback.thaw_source(migration) is False
+    assert thaw_again.thaw_source(migration) is False
     assert acts == [*(["heard 0badc0de"] if ports else []), "started from disk"]
 
 
@@ -280,12 +280,12 @@ def test_what_was_stopped_is_started_again(journal: Journal, acts: list[str], mo
     monkeypatch.setattr(no_memory, "start_again", start)
     if isinstance(answer, Exception):
         with pytest.raises(SourceStillStopped) as stopped:
-            rollback.thaw_source(migration)
+            thaw_again.thaw_source(migration)
         assert stopped.value.cause is answer and stopped.value.__cause__ is answer
         assert "migrator resume web" in stopped.value.hint and "migrator rollback web" in stopped.value.hint
         assert this_host() in str(stopped.value)
     else:
-        assert rollback.thaw_source(migration) is answer
+        assert thaw_again.thaw_source(migration) is answer
     assert acts == []
 
 
@@ -326,6 +326,6 @@ def test_who_has_frozen_it(journal: Journal, monkeypatch: pytest.MonkeyPatch, st
     migration = dumping(journal)
     migration.state = state
     migration.learn(**detail)
-    assert rollback.thaw_source(migration) is ours and thawed == (["web"] if ours else [])
+    assert thaw_again.thaw_source(migration) is ours and thawed == (["web"] if ours else [])
     shown = [each["argv"] for each in rollback.described(migration).data["dry_run"]]
     assert (["tee", "/nowhere/cgroup.freeze"] in shown) is ours

@@ -26,7 +26,7 @@ from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
 from stages import import_data, rollback
-from stages.steps import force, heal
+from stages.steps import force, give_back, heal
 from stages.steps.options import NamedContainer
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
@@ -48,7 +48,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
           tmp_path: Path) -> Callable[..., Result]:
     """`migrator rollback web` on this host; nobody can be reached."""
     monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
-    monkeypatch.setattr(rollback, "connected", refuses(CUT))
+    monkeypatch.setattr(give_back, "connected", refuses(CUT))
     monkeypatch.setattr(rollback, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
@@ -70,11 +70,11 @@ def test_typed_on_the_source(journal: Journal, typed: Callable[..., Result], tha
                              monkeypatch: pytest.MonkeyPatch, given: str | None) -> None:
     migration = offered(journal)
     seen: list[str] = []
-    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": "", "kept": ""}), seen))
+    monkeypatch.setattr(give_back, "connected", connected_to(There({"known": True, "ticket": "", "kept": ""}), seen))
     migration.note("ticket", ticket="t")
     with pytest.raises(SourceStateUnknown):
         typed(destination=given)
-    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": "t"}), seen))
+    monkeypatch.setattr(give_back, "connected", connected_to(There({"known": True, "ticket": "t"}), seen))
     assert typed(destination=given).data["destination_told"] is True
     assert seen == [given or "root@hostb"] * 2 and thaws == ["rolling-back"]
     assert recorded(migration).state is State.ROLLED_BACK
@@ -94,7 +94,7 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
 
     signal.signal(signal.SIGINT, program._interrupt)
     monkeypatch.setattr(container_lock, "_interrupted", [])
-    monkeypatch.setattr(rollback, "connected", connected)
+    monkeypatch.setattr(give_back, "connected", connected)
     monkeypatch.setattr(heal, "_can_go_on", lambda *_: False)  # it has lost what it would be restored from
     monkeypatch.setattr(standing, "restore_silence", lambda _: None)
     if command == "rollback":
@@ -119,7 +119,7 @@ def test_typed_again_where_the_destination_does_not_know(journal: Journal, typed
     assert recorded(migration).owes
     with pytest.raises(ConnectionLost):
         typed()
-    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": True, "ticket": ""}), []))
+    monkeypatch.setattr(give_back, "connected", connected_to(There({"known": True, "ticket": ""}), []))
     assert typed().data["destination_told"] is True and not recorded(migration).owes
 
 
@@ -131,7 +131,7 @@ def test_typed_again_where_the_destination_has_forgotten_it(journal: Journal, ty
     migration = dumping(journal)
     migration.note("ticket", ticket="t")
     typed()
-    monkeypatch.setattr(rollback, "connected", connected_to(There({"known": False}), []))
+    monkeypatch.setattr(give_back, "connected", connected_to(There({"known": False}), []))
     with contextlib.nullcontext() if counts else pytest.raises(NotKnownThere):
         assert typed(destination=given).data["destination_told"] is False
     found = recorded(migration)
@@ -146,7 +146,7 @@ def test_what_was_removed_there_is_given_back_by_force(journal: Journal, typed: 
     """Without, the destination keeps its word on record, and its way back; it is told that the source runs it again."""
     migration = offered(journal)
     there = There({"known": True})
-    monkeypatch.setattr(rollback, "connected", connected_to(there, []))
+    monkeypatch.setattr(give_back, "connected", connected_to(there, []))
     typed(force=id_, destination=given)
     assert [fields["gone"] for _, fields in there.asked] == [id_ is not None]
     recorded(migration).note("abandoned", abandoned=False)
@@ -166,7 +166,7 @@ def test_forced_at_another_address_it_is_given_back_at_its_own_too(journal: Jour
             raise error
         return contextlib.nullcontext(there)
 
-    monkeypatch.setattr(rollback, "connected", connected)
+    monkeypatch.setattr(give_back, "connected", connected)
     assert typed(force="0badc0de", destination="10.0.0.2").data["destination_told"] is True
     assert [fields["gone"] for _, fields in there.asked] == [True]
 
@@ -221,7 +221,7 @@ def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., Result], 
         seen.append((of.id, id_, off))
         return Result({}, "")
 
-    monkeypatch.setattr(rollback, "connected", connected)
+    monkeypatch.setattr(give_back, "connected", connected)
     monkeypatch.setattr(force, "roll_back", forced)
     typed(force="0badc0de", destination=given, machine_is_off=off)
     typed(force="", destination=given, machine_is_off=off)
@@ -277,7 +277,7 @@ def test_who_is_kept_off_hears_which_one_it_is(journal: Journal, typed: Callable
         found.append(container_lock.of("web", tmp_path, tmp_path / "run" / "lock"))
         raise CUT
 
-    monkeypatch.setattr(rollback, "connected", connected)
+    monkeypatch.setattr(give_back, "connected", connected)
     typed()
     assert [each.lxcpath if each else None for each in found] == [str(tmp_path)]
 
@@ -287,7 +287,7 @@ def test_nobody_has_said_that_the_machine_is_off(journal: Journal, typed: Callab
     """A command line that has no word for it does not say it."""
     migration = offered(journal)
     unknown = HostUnreachable(destination="root@hostb", reason="a jump host is down")
-    monkeypatch.setattr(rollback, "connected", refuses(unknown))
+    monkeypatch.setattr(give_back, "connected", refuses(unknown))
     with pytest.raises(SourceStateUnknown):
         typed(force="0badc0de")
     assert thaws == [] and recorded(migration).state is State.OFFERED

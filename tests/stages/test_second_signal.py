@@ -26,8 +26,8 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import create_dump, rollback
-from stages.steps import offer
+from stages import create_dump
+from stages.steps import give_back, offer, thaw_again
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 
 CUT = ConnectionLost(destination="hostb", reason="cut")
@@ -51,8 +51,7 @@ def left(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.is_dir() and path == here.snapshot(1))
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     monkeypatch.setattr(Layout, "own_snapshots", lambda self: [self.snapshot(1)] if self.snapshot(1).is_dir() else [])
-    for module in (offer, rollback, create_dump):
-        monkeypatch.setattr(module, "thaw_source", lambda _: True)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
     monkeypatch.setattr(origins, "is_there", lambda _: True)
     monkeypatch.setattr(after_crash, "where", lambda _: "")
     monkeypatch.setattr(bases, "held", lambda *_, **__: [])
@@ -103,7 +102,7 @@ def given_up(migration: Migration) -> None:
 
 
 def rolled_back(migration: Migration) -> None:
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
 
 
 def nothing_left(here: Layout) -> bool:
@@ -131,7 +130,7 @@ def test_the_next_start_completes_it(journal: Journal, left: Layout, work: Calla
         assert str(migration.state) == "prepared" and left.images() is None and not left.snapshot(1).exists()
         assert not container_config.fence_of((left.container / "config").read_text())
     if not migration.ended:
-        rollback.roll_back(migration, lambda: "")
+        give_back.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolled-back" and nothing_left(left)
 
 
@@ -153,7 +152,7 @@ def test_where_an_offer_is_refused_it_does_not_keep_it_from_the_thaw(journal: Jo
     def offer_it(migration: Migration) -> None:
         offer.make(migration, Refuses())  # type: ignore[arg-type]
 
-    monkeypatch.setattr(offer, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     made = journal.by_id("0badc0de", Role.SOURCE)
     assert made
     made.move(Event.OFFER)
@@ -161,5 +160,5 @@ def test_where_an_offer_is_refused_it_does_not_keep_it_from_the_thaw(journal: Jo
     assert runs.exists() and ended is ((place, times) != (RECORD, 1))
     migration = journal.by_id("0badc0de", Role.SOURCE)
     assert migration and migration.state in (State.DUMPING, State.PREPARED)
-    rollback.roll_back(migration, lambda: "")
+    give_back.roll_back(migration, lambda: "")
     assert str(migration.state) == "rolled-back" and nothing_left(left)

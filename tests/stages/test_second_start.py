@@ -25,7 +25,7 @@ from migrator.errors.memory import StartFailed
 from migrator.host import cgroups, lxc, roots
 from migrator.record.journal import Journal
 from migrator.record.states import Event
-from stages import rollback
+from stages.steps import thaw_again
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init, started  # noqa: F401 -- fixtures
 
@@ -82,10 +82,10 @@ def test_who_lives_beside(journal: Journal, cgroup: Path, started: list[str], mo
         migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
         if second == "another start":
             with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {beside[which]}\)") as raised:
-                rollback.thaw_source(migration)
+                thaw_again.thaw_source(migration)
             assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
         else:
-            assert rollback.thaw_source(migration)
+            assert thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == ("1" if second == "another start" else "0") and started == []
 
 
@@ -96,7 +96,7 @@ def test_what_is_started_inside_is_none(journal: Journal, cgroup: Path, started:
         assert len(ours) == 3
         monkeypatch.setattr(lxc, "container_processes", lambda _: ours[1:])
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
-        assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+        assert thaw_again.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "0"
 
 
@@ -121,7 +121,7 @@ def test_what_is_no_other_start_of_it(journal: Journal, cgroup: Path, started: l
         monkeypatch.setattr(cgroups, "holds", holds)
         monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[1]])
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
-        assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+        assert thaw_again.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "0"
 
 
@@ -151,7 +151,7 @@ def test_one_that_comes_while_criu_is_waited_for(journal: Journal, cgroup: Path,
         monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: found.append(beside[1]))
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         with pytest.raises(StartFailed, match=rf"\(process {beside[1]}\)"):
-            rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+            thaw_again.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "1"
 
 
@@ -189,7 +189,7 @@ def test_a_user_of_this_host_starts_none(journal: Journal, cgroup: Path, started
         monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[1]])
         monkeypatch.setattr(os, "geteuid", lambda: 2**31)  # root is another one than who has made them
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
-        assert rollback.thaw_source(frozen(journal, cgroup, ours[1]))
+        assert thaw_again.thaw_source(frozen(journal, cgroup, ours[1]))
     assert (cgroup / "cgroup.freeze").read_text() == "0"
 
 
@@ -224,7 +224,7 @@ def test_how_it_is_ended(journal: Journal, cgroup: Path, started: list[str], mon
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         migration = frozen(journal, cgroup, ours[1])
         with pytest.raises(StartFailed) as raised:
-            rollback.thaw_source(migration)
+            thaw_again.thaw_source(migration)
         stop, kill = f"lxc-stop -P {migration.lxcpath} -n web", f"kill -9 {beside[1]}"
         assert (stop in str(raised.value), kill in str(raised.value)) == (knows == "that one", knows != "that one")
 
@@ -235,5 +235,5 @@ def test_what_cannot_be_told_keeps_nothing_frozen(journal: Journal, cgroup: Path
         raise OSError(23, "Too many open files in system")
 
     monkeypatch.setattr(roots, "of", root_of)
-    assert rollback.thaw_source(frozen(journal, cgroup, init.pid))
+    assert thaw_again.thaw_source(frozen(journal, cgroup, init.pid))
     assert (cgroup / "cgroup.freeze").read_text() == "0"

@@ -32,8 +32,7 @@ from migrator.record import migration_paths
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import rollback
-from stages.steps import offer
+from stages.steps import give_back, offer, thaw_again
 from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixture
 from tests.stages.test_answers import UUID
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -148,7 +147,7 @@ def test_what_could_not_be_recorded_is_in_the_next_record(stopped: Migration, st
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as while_full:
         full_journal(while_full)
-        assert rollback.thaw_source(stopped)
+        assert thaw_again.thaw_source(stopped)
     stopped.move(Event.THAW)
     found = stopped.journal.by_id(ID, Role.SOURCE)
     assert found and found.state is State.PREPARED and found.still.stopping is False
@@ -168,13 +167,13 @@ def test_a_rollback_makes_room_for_a_start_that_fails(stopped: Migration, starte
     monkeypatch.setattr(no_memory, "start", start)
     full_journal(monkeypatch)
     with pytest.raises(JournalBroken):
-        rollback.roll_back(stopped, lambda: UUID)
+        give_back.roll_back(stopped, lambda: UUID)
     assert started == [f"lxc.uts.name = web; {'' if needs_room else first.name}"] and fence_of(stopped) == ""
 
 
 def test_with_room_it_keeps_what_both_hosts_have(stopped: Migration, started: list[str]) -> None:
     one, two = snapshot(stopped, 1, SENT), snapshot(stopped, 2, UUID)
-    told = rollback.roll_back(stopped, lambda: SENT)
+    told = give_back.roll_back(stopped, lambda: SENT)
     assert told.data["kept"] == [str(one)] and one.is_dir() and not two.exists()
     assert len(started) == 1 and fence_of(stopped) == ""
 
@@ -195,9 +194,9 @@ def test_a_rollback_makes_room_where_only_the_containers_disk_is_full(
     monkeypatch.setattr(no_memory, "start", start)
     if keeps:
         with pytest.raises(SourceStillStopped):
-            rollback.roll_back(stopped, lambda: keeps)
+            give_back.roll_back(stopped, lambda: keeps)
         assert started.pop(1) == "lxc.uts.name = web; 0badc0de.1" and stopped.state is State.ROLLING_BACK
-    told = rollback.roll_back(stopped, lambda: keeps)
+    told = give_back.roll_back(stopped, lambda: keeps)
     assert started.pop(0).startswith("lxc.uts.name = web; 0badc0de."), "before the other host was asked"
     assert started == ["lxc.uts.name = web; "] and stopped.state is State.ROLLED_BACK and told.data["kept"] == []
 
@@ -216,7 +215,7 @@ def test_a_rollback_makes_no_room_that_is_not_on_record(stopped: Migration, star
         honest(of, event, **detail)
 
     monkeypatch.setattr(Migration, "move", move)
-    rollback.roll_back(stopped, lambda: "")
+    give_back.roll_back(stopped, lambda: "")
     assert started == ["lxc.uts.name = web; 0badc0de.1"] and not first.exists()
 
 
@@ -235,8 +234,8 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
             raise StartFailed(name="web", reason="No space left on device", log="x")
         return True
 
-    monkeypatch.setattr(rollback, "thaw_source", thaw)
-    rollback.roll_back(stopped, lambda: "")
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
+    give_back.roll_back(stopped, lambda: "")
     assert there == ([True, False] if gone else [True]) and not first.exists()
 
 
@@ -251,13 +250,13 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
         acts.append("thaw")
         return True
 
-    monkeypatch.setattr(rollback, "thaw_source", thaw)
+    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
 
     def tell() -> str:
         acts.append(f"tell{fence_of(stopped)}")
         return ""
 
-    rollback.roll_back(stopped, tell)
+    give_back.roll_back(stopped, tell)
     assert acts == ["thaw", "tell"] and stopped.still.held is False
 
 
@@ -273,7 +272,7 @@ def test_so_is_what_can_only_be_started(stopped: Migration, started: list[str], 
         asked.append(len(started))
         return ""
 
-    told = rollback.roll_back(stopped, tell)
+    told = give_back.roll_back(stopped, tell)
     assert asked == [1] and len(started) == 1 and fence_of(stopped) == ""
     assert stopped.still.held is False and told.data["thawed"] is not memory
     assert stopped.state is State.ROLLED_BACK
@@ -290,10 +289,10 @@ def test_its_disk_is_away_when_that_is_carried_on(stopped: Migration, started: l
     pool.rename(disk)
     for _ in range(2):
         with pytest.raises(DiskAway, match="/web is missing"):
-            rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+            give_back.roll_back(stopped, lambda: pytest.fail("it was told"))
         assert str(stopped.state) == "rolling-back"
     disk.rename(pool)
-    rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+    give_back.roll_back(stopped, lambda: pytest.fail("it was told"))
     assert str(stopped.state) == "rolled-back" and fence_of(stopped) == ""
     assert len(started) == (not memory), "what this has stopped, and fenced, nobody has started at that boot"
 
@@ -304,10 +303,10 @@ def test_what_was_removed_for_good_is_no_disk_that_is_away(stopped: Migration, s
     stopped.move(Event.ROLL_BACK, abandoned=True, forced=False, held=False, kept=[])
     shutil.rmtree(stopped.lxcpath / "web")
     with pytest.raises(DiskAway) as away:
-        rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+        give_back.roll_back(stopped, lambda: pytest.fail("it was told"))
     assert f"mkdir -p {stopped.lxcpath}/.migrator/web" in away.value.hint
     (stopped.lxcpath / ".migrator" / "web").mkdir(parents=True)
-    rollback.roll_back(stopped, lambda: pytest.fail("it was told"))
+    give_back.roll_back(stopped, lambda: pytest.fail("it was told"))
     assert stopped.state is State.ROLLED_BACK and started == []
 
 
@@ -320,7 +319,7 @@ def test_a_network_that_cannot_be_heard_keeps_nothing_from_its_start(stopped: Mi
     monkeypatch.setattr(remains, "require_none", lambda _: None)
     monkeypatch.setattr("migrator.host.network.hear", hear)
     stopped.note("record", memory=True, ports=[{"inside": "eth0", "outside": "veth1", "bridge": "br0"}])
-    assert rollback.thaw_source(stopped) is False
+    assert thaw_again.thaw_source(stopped) is False
     assert len(started) == 1 and "What kept web silent stays" in capfd.readouterr().err
 
 
@@ -330,13 +329,13 @@ def test_what_its_owner_has_stopped_meanwhile_is_not_started(stopped: Migration,
     stopped.note("record", memory=True)
     here = [True]
     monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: here[0])
-    monkeypatch.setattr(rollback, "thaw_source", lambda _: here[0] or pytest.fail("it is started"))
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: here[0] or pytest.fail("it is started"))
 
     def tell() -> str:
         here[0] = False
         return ""
 
-    rollback.roll_back(stopped, tell)
+    give_back.roll_back(stopped, tell)
     assert stopped.state is State.ROLLED_BACK
 
 
@@ -353,7 +352,7 @@ def test_the_last_copy_makes_no_room(stopped: Migration, started: list[str], mon
 
     monkeypatch.setattr(no_memory, "start", start)
     with pytest.raises(StartFailed):
-        rollback.roll_back(stopped, lambda: SENT)
+        give_back.roll_back(stopped, lambda: SENT)
     assert two.is_dir()
 
 

@@ -22,8 +22,19 @@ from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State
-from stages import finish, restore_dump
-from stages.steps import abandon, arguments, ask_source, force, heal, left_running, renamed, settling, stopped_here
+from stages import restore_dump
+from stages.steps import (
+    abandon,
+    arguments,
+    ask_source,
+    finish_here,
+    force,
+    heal,
+    left_running,
+    renamed,
+    settling,
+    stopped_here,
+)
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
 from tests import btrfs_roots
@@ -182,7 +193,7 @@ def test_it_is_not_finished_alone(here: Migration, monkeypatch: pytest.MonkeyPat
 
 def test_what_finishing_alone_risks(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     lxc_says(monkeypatch, "RUNNING")
-    monkeypatch.setattr(finish, "end_here", lambda *_, **__: None)
+    monkeypatch.setattr(finish_here, "end_here", lambda *_, **__: None)
     with pytest.raises(ForceRefused, match="may have been forced to run web again"):
         force.finish_alone(here, "", lambda: None)
     with pytest.raises(TwoCopies):
@@ -252,7 +263,7 @@ def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside
 def test_it_is_fenced_whatever_runs_beside_it(here: Migration, beside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And does not give way while a copy of it runs, which is named: there is nothing to stop by its own name."""
     the_source(monkeypatch, State.ROLLED_BACK)
-    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
     if beside == BESIDE[0]:
         for _ in range(2):
             with pytest.raises(TwoCopies) as error:
@@ -292,7 +303,7 @@ def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch
     monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ask_source, "_run_on_source", lambda *_: pytest.fail("it is told to go on"))
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
-    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
     text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
     again = here.journal.by_id(here.id, here.role)
     assert again and again.state is State.FINISHED and not again.arrived.given_way

@@ -25,8 +25,19 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import finish, restore_dump, rollback
-from stages.steps import abandon, arguments, ask_source, drive, force, heal, restore_over, settling
+from stages import restore_dump
+from stages.steps import (
+    abandon,
+    arguments,
+    ask_source,
+    drive,
+    finish_here,
+    force,
+    give_back,
+    heal,
+    restore_over,
+    settling,
+)
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
 from tests.stages.test_settling import ID, acts, mark, restoring
@@ -59,7 +70,7 @@ def left(migration: Migration, *, memory: bool = True, boot: str = "") -> Migrat
 
 REQUESTS: dict[str, Callable[[Migration], object]] = {
     "restore": lambda of: restore_over.restore_for_source(asked(of), {"id": ID, "limit": 60}, lambda: math.inf),
-    "running": lambda of: finish.running(asked(of), {"id": ID}),
+    "running": lambda of: finish_here.running(asked(of), {"id": ID}),
     "rollback": lambda of: abandon.abandon(asked(of), {"id": ID}),
     "rollback there": abandon.give_up_here,
     "resume there": lambda of: heal._on_destination(Asking(), of),
@@ -146,12 +157,12 @@ def test_one_whose_end_was_asked_for_is_left_to_its_administrator(restoring: Mig
                                                                   monkeypatch: pytest.MonkeyPatch,
                                                                   capfd: pytest.CaptureFixture[str]) -> None:
     """The source's copy is gone by then."""
-    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     monkeypatch.setattr("migrator.host.btrfs.is_subvolume", lambda _: False)
     left(restoring)
     settling.settle(restoring)
-    finish.end_here(restoring)
+    finish_here.end_here(restoring)
     assert acts == ["ended", "unfenced"] and restoring.state is State.FINISHED
     assert f"lxc-start -n web -P {restoring.lxcpath}" in " ".join(capfd.readouterr().err.split())
 
@@ -281,7 +292,7 @@ def test_the_driver_does_not_finish_it(monkeypatch: pytest.MonkeyPatch,
     def roll_back(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(rollback, "roll_back", roll_back)
+    monkeypatch.setattr(give_back, "roll_back", roll_back)
     driver = drive.Drive.__new__(drive.Drive)
     driver.migration = SimpleNamespace()  # type: ignore[assignment]
     monkeypatch.setattr(drive.Drive, "_try_finish", lambda *_: pytest.fail("its copy is ended"))

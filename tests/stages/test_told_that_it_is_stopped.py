@@ -15,7 +15,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
 from stages import finish
-from stages.steps import drive, settling
+from stages.steps import drive, finish_here, settling
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import journal, offered
 from tests.stages.test_settling import ID, acts, restoring
@@ -28,12 +28,12 @@ START = "It is stopped; start it with: lxc-start -n web -P"
 def asked(migration: Migration) -> Any:
     """By its source, which has ended its copy."""
     service: Any = SimpleNamespace(migration=lambda _: migration)
-    return finish.finish(service, {"id": ID})
+    return finish_here.finish(service, {"id": ID})
 
 
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finish, "drop_way_back", lambda _: None)
+    monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
 
 

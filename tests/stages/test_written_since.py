@@ -22,7 +22,7 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import cleanup, finish
-from stages.steps import arguments
+from stages.steps import arguments, finish_here
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     ID,
@@ -70,7 +70,7 @@ def test_the_end_of_a_move_back_keeps_it(journal: Journal, tmp_path: Path, disk:
     here = put_aside(tmp_path, came)
     disk.written = written
     for _ in range(2):  # as after a kill
-        finish.end_here(came)
+        finish_here.end_here(came)
         assert [path.name for path in here.set_aside()] == ([f"{LATER}.ran.1"] if stays else [])
         assert (here.old / "config").is_file() is stays and not (here.old / "rootfs").exists()
     assert ("was written to after it had been left here" in " ".join(capfd.readouterr().err.split())) is stays
@@ -127,7 +127,7 @@ def test_who_is_told_how_it_goes_is_told_what_that_costs(journal: Journal, tmp_p
     elif held == "clones":
         here.container.mkdir(exist_ok=True)
         (here.container / "lxc_snapshots").write_text("/var/lib/lxc\nclone\n")
-    finish.end_here(came)
+    finish_here.end_here(came)
     assert (here.old / "rootfs" / "written").exists()
     told = " ".join(capfd.readouterr().err.split())
     if another:  # nothing tells what was written to that one

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The source's half of a rollback: the destination records that it never runs the attempt, then the container goes on
+here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+
+from migrator.base import log, printable
+from migrator.base.result import Result
+from migrator.config import container_config
+from migrator.copies import after_crash, bases, origins, resume_rules
+from migrator.errors import Interrupted, MigratorError
+from migrator.errors.containers import AlreadyRuns, NotKnownThere, RunsUnrecorded
+from migrator.errors.documented import DocumentedError
+from migrator.errors.memory import StartFailed
+from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, outcome
+from migrator.errors.this_host import CommandTimeout, JournalBroken
+from migrator.host import btrfs
+from migrator.record import container_lock, next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from migrator.record.states import Event, Owner, State
+from migrator.record.transactions import is_busy
+from migrator.remote.destination import ConnectOptions
+from migrator.remote.other_host import connected
+from migrator.transfer.rpc import Connection
+from stages.steps import thaw_again
+
+ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
+
+
+def tell_over(connect: ConnectOptions, where: str, migration: Migration, *, gone: bool = False) -> str:
+    """`tell`, over a connection of its own."""
+    with contextlib.ExitStack() as heard, connected(connect, where) as there:
+        kept = tell(migration, there, gone=gone)
+        # It is back: what stands still here does not wait for more.
+        heard.enter_context(container_lock.held_back(raised=False))
+        return kept
+
+
+def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
+    """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does.
+
+    GoneThere where it did, and was removed: with `gone`, by force, or when it runs here again, it is recorded then too.
+    Returns the uuid of the snapshot that both hosts have and it keeps, "" where there is none. Raises NotKnownThere
+    where another host answers, or one that has lost its journal: its word lets nothing run.
+    """
+    held: list[str] = []
+    with contextlib.suppress(MigratorError, OSError):  # a base is not worth a container that stays frozen
+        held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
+    answer = there.call_within(
+        ABANDON_LIMIT, "abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
+        lxcpath=migration.begun.destination_lxcpath, source_host=this_host(), held=held,
+        gone=gone or migration.state is State.ROLLED_BACK)
+    if not resume_rules.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
+                                   answered=str(answer.get("ticket", ""))):
+        error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
+        # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
+        unheard_of, same = answer.get("known") is False, there.peer_host == migration.begun.destination_host
+        error.forgotten, error.another = unheard_of and same, unheard_of and not same
+        raise error
+    return str(answer.get("kept", ""))
+
+
+def offered(migration: Migration) -> bool:
+    """Whether the token may be with the destination, for all that is known here."""
+    return migration.owner is not Owner.SOURCE
+
+
+def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
+    """Let the destination give the token back for ever (`tell`), thaw, and clean up.
+
+    Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
+    """
+    name = migration.name
+    forced = tell is None or migration.ending.forced
+    left_there = ""
+    interrupted: Interrupted | None = None
+    kept = list(migration.copy.kept)
+    thawed, given_back = _give_back_first(migration)
+    bases.require_last_copy(migration)
+    if tell and not forced and not migration.ending.abandoned:
+        try:
+            uuid = tell()
+        except DocumentedError as error:  # the tunnel's too
+            lives_in_it = isinstance(error, RunsUnrecorded) and not offered(migration)
+            if isinstance(error, AlreadyRuns) and not lives_in_it:
+                raise
+            if offered(migration):
+                raise outcome(SourceStateUnknown, memory=migration.memory)(
+                    error, name=name, destination=migration.peer, rollback=next_commands.command("rollback", migration),
+                    path=next_commands.path(migration),
+                ) from error
+            if isinstance(error, Interrupted):
+                if not after_crash.held(migration):
+                    raise  # it runs, and nothing has been done
+                interrupted = error
+            why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
+                   f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
+            left_there = f" {migration.peer} {printable.line(why)}. {after_crash.tell_later(migration)}"
+            kept = bases.acknowledged(migration)
+        else:
+            kept = bases.named(migration, uuid)
+    told = not left_there and not forced
+    record = {"abandoned": told, "forced": forced, "held": not given_back and after_crash.held(migration), "kept": kept,
+              **({"gone": True} if thawed and not origins.is_there(migration) else {})}
+    busy = full = False  # where it could not be recorded
+    with container_lock.held_back():
+        try:
+            with contextlib.nullcontext() if forced else migration.journal.hurried():
+                migration.move(Event.ROLL_BACK, **record)
+        except JournalBroken as error:
+            if forced:  # the destination may come back, and must then be told
+                raise
+            full = not (busy := is_busy(error))
+            log.warning(f"{name} is given back before that is recorded: {error}")
+        # For its start; where it is gone there may be no other copy.
+        makes_room = not (given_back or busy or after_crash.memory_is_here(migration)) and origins.is_there(migration)
+        if makes_room:
+            origins.remember(migration)
+            with contextlib.suppress(MigratorError, OSError):
+                drop_attempt(migration, [] if full else kept)
+        try:
+            if not given_back:  # once: who stops or freezes it since, means that
+                thawed = thaw_again.thaw_source(migration)
+        except (SourceStillStopped, StartFailed, CommandTimeout):
+            if makes_room and kept and not full:  # all that is left for the next one
+                with contextlib.suppress(MigratorError, OSError):
+                    migration.note("kept", kept=[])
+                    drop_attempt(migration, [])
+            raise
+    if interrupted:
+        raise interrupted
+    if busy:
+        migration.move(Event.ROLL_BACK, **record)
+    if full:
+        kept = record["kept"] = []  # room is what is missing
+    gone = (thawed or record["held"] or migration.copy.gone) and not origins.is_there(migration)
+    last = bases.last_copy(migration, runs=thawed) if gone else []
+    bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
+    if not thawed:
+        _require_fence_seen(migration)
+    drop_attempt(migration, [*kept, *last])  # which may make room for records
+    if full:
+        migration.move(Event.ROLL_BACK, **record)
+    container_config.unfence(migration.lxcpath / name, migration.id)
+    if told and kept:
+        bases.supersede(migration)
+    # What may be the last copy is no base any more, which the next container of that name might have dropped.
+    migration.move(Event.ROLLED_BACK, **(
+        {"kept": [each for each in kept if each not in last], "last_copy": last} if last else {}))
+    kept_here = [str(path) for path in bases.paths(migration)]
+    text = f" {bases.note(migration)}" if kept_here else ""
+    return Result({"migration": migration.id, "name": name, "stage": "rollback", "already": False, "thawed": thawed,
+                   "destination_told": told, "forced": forced, "kept": kept_here},
+                  f"{after_crash.where(migration)}{left_there}{text}")
+
+
+def _give_back_first(migration: Migration) -> tuple[bool, bool]:
+    """In `dumping` nobody else has a word in that, and the other host may take its time to answer.
+
+    Whether it was thawed, or started again, as in `thaw_source`; and whether that is done. Where it cannot be started,
+    as on a full disk, or is gone, that is tried once more when it is known what is to be kept.
+    """
+    if migration.state is not State.DUMPING:
+        return False, False
+    with container_lock.held_back():
+        if migration.memory and after_crash.memory_is_here(migration):
+            thawed = given_back = thaw_again.thaw_source(migration)
+        else:
+            try:
+                thawed, given_back = thaw_again.thaw_source(migration), origins.is_there(migration)
+            except (MigratorError, OSError) as error:
+                log.warning(f"{migration.peer} is told first: {error}")
+                return False, False
+        if given_back and migration.memory:  # it shall come up again with its host, whatever ends this now
+            with contextlib.suppress(OSError):
+                container_config.unfence(migration.lxcpath / migration.name, migration.id)
+        return thawed, given_back
+
+
+def _require_fence_seen(migration: Migration) -> None:
+    """Raises DiskAway where its fence may stand on a disk that is not there: nobody would take it away any more."""
+    still = migration.still
+    # Of these older versions recorded the last alone.
+    stood_still = any(each is not None for each in (still.boot, still.init, still.pid))
+    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    if stood_still and not after_crash.memory_is_here(migration) and not os.path.lexists(config):
+        bases.require_seen(migration)
+
+
+def drop_attempt(migration: Migration, kept: list[str]) -> None:
+    """Remove what this migration has made on the source, except what it keeps; bases of earlier ones stay."""
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout.drop_images()
+    for path in layout.own_snapshots():
+        if path.name not in kept:
+            btrfs.delete(path)
+    layout.drop_spool()
+    layout.tidy()

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How what stood still on the source runs again: it is thawed, or started from its disk."""
+
+from __future__ import annotations
+
+import contextlib
+
+from migrator.copies import after_crash, no_memory, origins, remains, second_start, thawing
+from migrator.copies.thawing import Frozen
+from migrator.criu import criu_dump
+from migrator.errors import MigratorError
+from migrator.errors.memory import StartFailed
+from migrator.errors.outcomes import SourceStillStopped
+from migrator.errors.this_host import CommandTimeout
+from migrator.host import btrfs, network
+from migrator.record import next_commands
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
+from migrator.record.next_commands import this_host
+from migrator.record.states import FROZEN, State
+
+
+def thaw_source(migration: Migration) -> bool:
+    """Plug the container in again and thaw it, if this migration has frozen it; True if so.
+
+    The process id and cgroup are those of the freeze, whatever LXC says. If these are gone, as after a reboot, it is
+    started from its disk, unfenced, unless somebody has. Raises StartFailed, also beside a second start, and OSError.
+    One stopped without its memory is started again; raises SourceStillStopped. A full disk keeps nothing from running.
+    """
+    if not migration.memory:
+        return _start_again(migration)
+    if not migration.still.cgroup or not may_be_frozen(migration):
+        return False
+    if not after_crash.memory_is_here(migration):
+        remains.require_none(migration)
+        if migration.still.ports:
+            thawing.attempt(f"What kept {migration.name} silent stays", lambda: network.hear(migration.id))
+        after_crash.start_from_disk(migration)
+        return False
+    frozen = Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still)
+    criu_dump.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
+    with migration.step("thaw", must_be_recorded=False):
+        # Last: nothing but a look keeps another one from being started meanwhile.
+        second_start.refuse(frozen, its=migration.copy.rootfs_uuid)
+        thawing.thaw(frozen)
+    return True
+
+
+def may_be_frozen(migration: Migration) -> bool:
+    """Whether it is this migration that keeps it frozen: once it was thawed, who has frozen it since meant that."""
+    return migration.state in FROZEN and migration.still.held is not False
+
+
+def _start_again(migration: Migration) -> bool:
+    if migration.state is State.DUMPING and origins.is_there(migration):  # else that may be the last copy
+        here = Layout(migration.lxcpath, migration.name, migration.id)
+        with contextlib.suppress(MigratorError, OSError):  # its disk may be full; other rounds may be needed
+            btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))
+    try:
+        return no_memory.start_again(migration)
+    except (StartFailed, CommandTimeout) as error:
+        raise SourceStillStopped(error, name=migration.name, source=this_host(),
+                                 next=next_commands.command("resume", migration),
+                                 rollback=next_commands.command("rollback", migration)) from error
