@@ -42,6 +42,7 @@ class Bound(NamedTuple):
     mount: int  # that its file is on, -1 where CRIU could not tell
     deleted: bool
     connected: bool  # it may have its name of the one that it was accepted by; CRIU does not bind it anew
+    start: str = ""  # the folder that a relative name begins in, where CRIU binds it; it never makes that one again
 
 
 class File(NamedTuple):
@@ -69,9 +70,9 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
                        os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()), root)]
         others = _others(stack, init, pids, root)
         patience = Patience()
-        ways: dict[tuple[int, str], Way | str] = {}  # of many sockets that were accepted by one
+        ways: dict[tuple[int, str, str], Way | str] = {}  # of many sockets that were accepted by one
         for each in sockets:
-            view, key = _of(each.mount, views, others), (each.mount, each.name)
+            view, key = _of(each.mount, views, others), (each.mount, each.name, each.start)
             if view is None:
                 if each.connected:  # CRIU, too, finds no such mount, and need not go by the name
                     continue
@@ -89,6 +90,8 @@ def refused(socket: Bound, trouble: str) -> str:
 def _way(view: View, socket: Bound, patience: Patience) -> Way | str:
     """Where its name leads, or why it must not be followed; raises OSError."""
     try:
+        if socket.start and not follow(view, socket.start, patience, socket.mount).is_folder:
+            return f"begins in {socket.start}, which is gone"
         return follow(view, socket.name, patience, socket.mount)
     except (Astray, AsksServer) as error:
         return str(error)
@@ -177,11 +180,13 @@ def bound(images: Path) -> list[Bound]:
         name = os.fsdecode(string(entry.get(_NAME)).partition(b"\0")[0])
         if not name:  # it has none, or one that is no path (unix(7), "abstract")
             continue
-        if not name.startswith("/"):
-            name = f"{os.fsdecode(string(entry.get(_FOLDER)))}/{name}"
         connected = number(entry.get(_STATE)) == _ESTABLISHED and number(entry.get(_TYPE)) != _DATAGRAMS
+        start = ""
+        if not name.startswith("/"):
+            start = os.fsdecode(string(entry.get(_FOLDER)))
+            name = f"{start}/{name}"
         found.append(Bound(number(entry.get(_INODE)), name, signed(entry.get(_MOUNT)), bool(entry.get(_DELETED)),
-                           connected))
+                           connected, "" if connected else start))
     return found
 
 

@@ -8,7 +8,8 @@ wherever they lead by then, and any user of the container can have put one in th
 that only root of the container may connect to, or, by the links of /proc, out of the container. There
 `/proc/self/fd/N` leads to what CRIU itself has open, this host's own /proc for one.
 
-For a deleted socket it also makes the folders that are missing (bind_on_deleted).
+For a deleted socket it also makes the folders that are missing (bind_on_deleted), but not the one that
+a relative name begins in, which it enters first (prep_unix_sk_cwd).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from migrator.host.roots import Root
 
 LINKS_MAX = 40  # on one way; path_resolution(7)
 WORDS_MAX = 300_000  # of all names together, while a container stands still: some seconds
+ANYBODY = -1  # no user id
 
 
 class View(NamedTuple):
@@ -48,6 +50,9 @@ class Way(NamedTuple):
     is_socket: bool = False
     by_users: bool = False  # over a link that is not root's, or lies in a folder that is not
     by_link: bool = False  # the last word is a link
+    is_folder: bool = False
+    owner: int = ANYBODY
+    movers: frozenset[int] = frozenset()  # `movers_of` all folders on the way but the root, and of itself if it is one
 
 
 class Astray(PermissionError):
@@ -78,6 +83,7 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
     here = [os.dup(view.root)]  # each folder on the way, for ".."
     path: list[str] = []  # and its name
     words, links, gone, by_users, by_link = _words(name), 0, False, False, False
+    movers: set[int] = set()
     try:
         while words:
             patience.take()
@@ -111,15 +117,29 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
                     os.close(here.pop())
                     path.pop()
                 words += _words(target)
-            elif words and not stat.S_ISDIR(found.st_mode):
+            elif stat.S_ISDIR(found.st_mode):
+                movers |= movers_of(found)
+            elif words:
                 gone = True
         folder = f"/{'/'.join(path[:-1])}"
         if gone:
-            return Way(folder, None, by_users=by_users, by_link=by_link)
-        return Way(folder, _place(here[-1], view, own), stat.S_ISSOCK(os.fstat(here[-1]).st_mode), by_users, by_link)
+            return Way(folder, None, by_users=by_users, by_link=by_link, movers=frozenset(movers))
+        place = _place(here[-1], view, own)
+        found = os.fstat(here[-1])
+        return Way(folder, place, stat.S_ISSOCK(found.st_mode), by_users, by_link, stat.S_ISDIR(found.st_mode),
+                   found.st_uid, frozenset(movers))
     finally:
         for fd in here:
             os.close(fd)
+
+
+def movers_of(folder: os.stat_result) -> frozenset[int]:
+    """The user ids, as they are here, of those who can rename what is in a folder and put a link in its place.
+
+    Its owner, and ANYBODY where the group or others may write to it, be it sticky; an access control list shows in the
+    group's bits.
+    """
+    return frozenset([folder.st_uid, ANYBODY] if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else [folder.st_uid])
 
 
 def superuser(uid_map: str) -> int:

@@ -268,11 +268,11 @@ def test_nested_subvolume(guest: Rig) -> None:
     assert finding["severity"] == "error"
     first, second = re.findall(r": (lxc-attach .*?)(?: -- and once|$)", finding["cure"])
     guest.sh("hosta", first)
-    attach(guest, "mount", "-t", "tmpfs", "none", "/inner.subvolume/mnt")
-    attach(guest, "sh", "-c", "echo 3 >/inner.subvolume/mnt/file")
+    attach(guest, "mount", "-t", "tmpfs", "none", "/inner.subvolume/inner/mnt")
+    attach(guest, "sh", "-c", "echo 3 >/inner.subvolume/inner/mnt/file")
     assert guest.exec("hosta", "sh", "-c", second, check=False).status  # what is mounted in it
-    assert attach(guest, "cat", "/inner/file", "/inner.subvolume/mnt/file").split() == ["2", "3"]
-    attach(guest, "umount", "/inner.subvolume/mnt")
+    assert attach(guest, "cat", "/inner/file", "/inner.subvolume/inner/mnt/file").split() == ["2", "3"]
+    attach(guest, "umount", "/inner.subvolume/inner/mnt")
     guest.sh("hosta", second)
     assert "nested-subvolume" not in found(check(guest))
     assert attach(guest, "cat", "/inner/file").split() == ["2"]

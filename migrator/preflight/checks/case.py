@@ -59,8 +59,15 @@ class Case:
         return f"{self.container.lxcpath}/{self.container.name}/config"
 
     def inside(self, *command: str) -> str:
-        """A command for in the container, so that it does nothing to the host where it is typed, or to another one."""
+        """A command for in the container, so that it does nothing to the host where it is typed, or to another one.
+
+        It is root's there: on a path only where that `is_fixed`.
+        """
         return shlex.join(["lxc-attach", "-P", str(self.container.lxcpath), "-n", self.container.name, "--", *command])
+
+    def is_fixed(self, path: str) -> bool:
+        """Whether no user of the container can make a path in there lead root elsewhere (`fixed_paths`)."""
+        return path in self.container.fixed
 
     def notes(self, kind: str) -> list[Note]:
         return [note for note in self.container.tasks.notes if note.kind == kind]

@@ -97,13 +97,25 @@ def supported(case: Case) -> Iterator[Finding]:
         if mount.kind == "unsupported":
             yield UNSUPPORTED.found(
                 f"{mount.target} in {case.container.name} is a file system of the type {mount.type}.",
-                f"Unmount it in the container: {case.inside('umount', mount.target)}")
+                _capital(_unmount(case, mount)))
         elif mount.kind == "unreachable":
             yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",
-                                    f"Unmount it in the container: {case.inside('umount', mount.target)}")
+                                    _capital(_unmount(case, mount)))
         elif mount.kind == "deleted":
             yield DELETED.found(f"What is mounted at {mount.target} in {case.container.name} has been deleted.",
-                                f"Unmount it in the container: {case.inside('umount', mount.target)}")
+                                _capital(_unmount(case, mount)))
+
+
+def _unmount(case: Case, mount: Mount) -> str:
+    """How a mount goes, as a part of a sentence."""
+    if case.is_fixed(mount.target):
+        return f"unmount it in the container: {case.inside('umount', mount.target)}"
+    return ("unmount it as the user who has mounted it, or start the container anew without it: by that path a user in "
+            "there may lead root elsewhere; for FUSE: fusermount3 -u")
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def nested(case: Case) -> Iterator[Finding]:
@@ -152,12 +164,11 @@ def disks(case: Case) -> Iterator[Finding]:
                 f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file: what "
                 f"its file system still writes as {name} ends comes too late for the last snapshot.",
                 f"See that the file lies in the container's own root file system that stands beside {mount.loop}: "
-                f"{LOSETUP} -- and unmount it in the container: {case.inside('umount', mount.target)}")
+                f"{LOSETUP} -- and {_unmount(case, mount)}")
         else:
             yield DISK.found(
                 f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",
-                "Copy what is on it into the container's root file system, and unmount it in the container: "
-                f"{case.inside('umount', mount.target)} {shared}")
+                f"Copy what is on it into the container's root file system, and {_unmount(case, mount)} {shared}")
 
 
 def bound(case: Case) -> Iterator[Finding]:
@@ -168,7 +179,7 @@ def bound(case: Case) -> Iterator[Finding]:
             if not is_lxcs(mount.target):
                 yield TERMINAL.found(
                     f"{mount.target} in {case.container.name} is the terminal {path} of the host.",
-                    f"Unmount it in the container: {case.inside('umount', mount.target)}",
+                    _capital(_unmount(case, mount)),
                 )
         elif path and not path.startswith(SYSTEM):
             yield BOUND.found(

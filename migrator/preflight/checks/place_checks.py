@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import shlex
 from collections.abc import Iterator
 
@@ -134,14 +135,31 @@ def storage(case: Case) -> Iterator[Finding]:
 def _into_a_folder(case: Case, path: str) -> str:
     """How the subvolume at a path in the container becomes a folder, with what it holds.
 
-    Inside, not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile. What is
-    mounted there refuses to be moved (EBUSY); what is mounted in it, find leaves (-xdev), as rm -r would not. With -T
-    nothing goes into a folder that somebody has put there by the new name, or that a link of his leads to.
+    Inside, not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile. So could
+    a user in there, where a folder on the way is his; then it is his to do. What is mounted there refuses to be moved
+    (EBUSY); what is mounted in it, find leaves (-xdev), as rm -r would not. With -T nothing goes into a folder that
+    somebody has put there by the new name, or that a link of his leads to. Root moves it to where nobody else comes: a
+    user who has a folder in it could put a link to /root in its place, and cp would read on there.
     """
-    away = f"{path}.subvolume"
-    words = f"mv -T {shlex.quote(path)} {shlex.quote(away)} && cp -aT {shlex.quote(away)} {shlex.quote(path)}"
-    return (f"Make each a folder, with nothing at work in it: {case.inside('sh', '-c', words)} -- and once all is "
-            f"there: {case.inside('find', away, '-xdev', '-delete')}")
+    named, away = shlex.quote(path), shlex.quote(f"{path}.subvolume")
+    if case.is_fixed(path):
+        inner = shlex.quote(f"{path}.subvolume/{posixpath.basename(path)}")
+        made = f"mkdir -m 700 {away} && mv -T {named} {inner} && cp -aT {inner} {named}"
+        ended = f"find {inner} -xdev -delete && rmdir {away}"
+        return (f"Make {named} a folder, with nothing at work in it: {case.inside('sh', '-c', made)} -- and once all "
+                f"is there: {case.inside('sh', '-c', ended)}")
+    if path not in case.container.owned:
+        return (f"Let those whose it is move what {named} holds into a folder, or delete it, not root: a user in there "
+                "may make that path lead elsewhere.")
+    made, ended = f"mv -T {named} {away} && cp -aT {away} {named}", f"find {away} -xdev -delete"
+    return (f"Make {named} a folder as the USER in there whose it is, if all in it is his, or delete it so, not as "
+            f"root, whom he may lead elsewhere by that path: {_as_user(case, made)} -- and once all is there: "
+            f"{_as_user(case, ended)}")
+
+
+def _as_user(case: Case, words: str) -> str:
+    """By su, which gives him his groups and no others: lxc-attach -u would take any that it is told."""
+    return case.inside("su", "-s", "/bin/sh", "-c", words, "USER")
 
 
 def quota(case: Case) -> Iterator[Finding]:

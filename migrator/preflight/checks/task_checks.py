@@ -240,11 +240,12 @@ def device_dumpable(note: Note) -> bool:
 def watches(case: Case) -> Iterator[Finding]:
     for note in case.notes("watch-symlink"):
         path = shlex.quote(note.detail)
-        copied = f'cp --remove-destination "$(readlink -f {path})" {path}'
+        copied = f'cp -p --remove-destination "$(readlink -f {path})" {path}'
         yield SYMLINK.found(
             f"{holder(note)} watches the symbolic link {note.detail}.",
             f"Make it a regular file in the container: {case.inside('sh', '-c', copied)} -- and restart "
-            f"{shlex.quote(note.task)}.",
+            f"{shlex.quote(note.task)}." if case.is_fixed(note.detail) else
+            f"Let it watch a regular file instead, or end it: kill {note.pid}",
         )
     for kind, what in (("watch-deleted", "has been deleted"), ("watch-hidden", "is hidden by a mount over it")):
         for note in case.notes(kind):

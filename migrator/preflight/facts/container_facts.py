@@ -22,7 +22,7 @@ from migrator.host import cgroups, mountinfo, net_state, roots
 from migrator.host.mountinfo import Mount, parse_mountinfo
 from migrator.host.net_state import Interface, Unsaved
 from migrator.host.proc import link, read_text
-from migrator.preflight.facts import apparmor_facts, task_facts
+from migrator.preflight.facts import apparmor_facts, fixed_paths, task_facts
 from migrator.preflight.facts.apparmor_facts import AppArmor
 from migrator.preflight.facts.task_facts import Tasks
 
@@ -68,6 +68,8 @@ class ContainerFacts:
     controllers: tuple[str, ...] = ()  # that its cgroup gives to those below it
     ephemeral: bool = False  # it runs so: LXC destroys it once it stops
     frozen: tuple[str, ...] = ()  # the folders of cgroups that stay frozen when its own is thawed, some of them
+    fixed: tuple[str, ...] = ()  # paths in it that only its root can make lead elsewhere, of those that cures name
+    owned: tuple[str, ...] = ()  # likewise, of a subvolume with which only its root and its owner can
 
 
 def gather(container: Container, *, full: bool = True) -> ContainerFacts:
@@ -103,15 +105,19 @@ def _own_text(container: Container) -> str:
 def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
     pids = [pid for pid in cgroups.processes(str(cgroup)) if pid > 0]
     tasks, networks = task_facts.gather(init, pids), net_state.namespaces(init, pids)
+    lines = parse_mountinfo(read_text(f"/proc/{init}/mountinfo"))
+    mounts = mountinfo.classify(lines, parse_mountinfo(read_text("/proc/self/mountinfo")),
+                                [entry.target for entry in facts.config.mounts if entry.bind])
+    fixed, owned = fixed_paths.gather(
+        init, lines, [mount.target for mount in mounts if mount.kind not in ("root", "own")],
+        [note.detail for note in tasks.notes if note.kind == "watch-symlink"],
+        [f"/{name}" for name in facts.rootfs.nested[:1]])
     return dataclasses.replace(
         facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
         init_root=link(f"/proc/{init}/root") or "/", tasks=tasks,
         rootfs=dataclasses.replace(facts.rootfs, replaced=roots.is_elsewhere(init, Path(facts.rootfs.path))),
         memory=memory_of(read_text(str(cgroup / "memory.stat"))) or tasks.memory,
-        mounts=mountinfo.classify(
-            parse_mountinfo(read_text(f"/proc/{init}/mountinfo")), parse_mountinfo(read_text("/proc/self/mountinfo")),
-            [entry.target for entry in facts.config.mounts if entry.bind],
-        ),
+        mounts=mounts, fixed=fixed, owned=owned,
         interfaces=net_state.interfaces(init), networks=len(networks),
         encrypted=net_state.encrypted(networks[:net_state.NAMESPACES_MAX]),
         frozen=tuple(os.fsencode(path).decode(errors="replace")

@@ -29,27 +29,36 @@ EVIL = "/e;>pwned;$(>pwned)`>pwned`&>pwned #"
 NAMED = "e;>p;$(>p)"  # the kernel takes that for an interface
 QUOTED = shlex.quote(EVIL)
 INSIDE = f"in the container: lxc-attach -P {CONTAINER.lxcpath} -n c1 --"
-COPIED = f'cp --remove-destination "$(readlink -f {QUOTED})" {QUOTED}'
+COPIED = f'cp -p --remove-destination "$(readlink -f {QUOTED})" {QUOTED}'
 AWAY = shlex.quote(f"{EVIL}.subvolume")
+INNER = shlex.quote(f"{EVIL}.subvolume{EVIL}")
+FIXED = {"fixed": (EVIL,)}
+MADE = f"mkdir -m 700 {AWAY} && mv -T {QUOTED} {INNER} && cp -aT {INNER} {QUOTED}"
 NEW = shlex.quote(f"{EVIL}.new")
 ROOTFS = CONTAINER.rootfs.path
 RESTORED = shlex.quote(f"{EVIL}/c1/rootfs")
 
 CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
-    ("inotify-symlink", {"tasks.notes": notes(("watch-symlink", EVIL))}, {},
+    ("inotify-symlink", {"tasks.notes": notes(("watch-symlink", EVIL)), **FIXED}, {},
      f"{INSIDE} sh -c {shlex.quote(COPIED)} -- "),
     ("cgroup-frozen", {"frozen": (EVIL,)}, {}, f"echo 0 >{shlex.quote(EVIL + '/cgroup.freeze')}"),
-    ("mount-unsupported", {"mounts": (ROOT, Mount(EVIL, "fuse.x", "unsupported"))}, {},
+    ("mount-unsupported", {"mounts": (ROOT, Mount(EVIL, "fuse.x", "unsupported")), **FIXED}, {},
      f"{INSIDE} umount {QUOTED}"),
-    ("mount-unreachable", {"mounts": (ROOT, Mount(EVIL, "ext4", "unreachable"))}, {},
+    ("mount-unreachable", {"mounts": (ROOT, Mount(EVIL, "ext4", "unreachable")), **FIXED}, {},
      f"{INSIDE} umount {QUOTED}"),
-    ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3"))}, {},
+    ("terminal-mounted", {"mounts": (ROOT, Mount(EVIL, "devpts", "external", "/dev/pts/3")), **FIXED}, {},
      f"{INSIDE} umount {QUOTED}"),
     ("interface-kind", {"interfaces": (LO, Interface(NAMED, kind="gre"))}, {},
      f"{INSIDE} ip link delete dev '{NAMED}' -- "),
-    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {},
-     f"sh -c {shlex.quote(f'mv -T {QUOTED} {AWAY} && cp -aT {AWAY} {QUOTED}')} -- and"),
-    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f" -n c1 -- find {AWAY} -xdev -delete"),
+    ("mount-unsupported", {"mounts": (ROOT, Mount(EVIL, "fuse.x", "unsupported"))}, {}, ": fusermount3 -u"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],), **FIXED}, {}, f" -n c1 -- sh -c {shlex.quote(MADE)} -- and"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],), **FIXED}, {},
+     f" -n c1 -- sh -c {shlex.quote(f'find {INNER} -xdev -delete && rmdir {AWAY}')}"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],), "owned": (EVIL,)}, {},
+     f" -n c1 -- su -s /bin/sh -c {shlex.quote(f'mv -T {QUOTED} {AWAY} && cp -aT {AWAY} {QUOTED}')} USER -- and"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],), "owned": (EVIL,)}, {},
+     f" -n c1 -- su -s /bin/sh -c {shlex.quote(f'find {AWAY} -xdev -delete')} USER"),
+    ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f"what {QUOTED} holds"),
     ("disk-quota", {"rootfs.quota": (("0/256", 10 << 20, 5 << 20),)}, {"storage.path": EVIL},
      f"btrfs qgroup limit 10485760 {RESTORED} && btrfs qgroup limit -e 5242880 {RESTORED}"),
     ("disk-quota", {"rootfs.quota": (("1/7", 1, -1),)}, {}, "put it into such a qgroup"),

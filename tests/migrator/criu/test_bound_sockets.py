@@ -52,9 +52,11 @@ def test_the_names(tmp_path: Path) -> None:
          unix(5, b"/d \xff\0x", 0, deleted=True), unix(6, "/e"), unix(7, "/f", 9, connected=True),
          unix(8, "/g", 9, connected=True, type_=2))
     assert bound_sockets.bound(tmp_path) == [
-        Bound(3, "/run/a", 12, False, False), Bound(4, "/srv/b/c", 12, False, False),
+        Bound(3, "/run/a", 12, False, False), Bound(4, "/srv/b/c", 12, False, False, "/srv"),
         Bound(5, "/d \udcff", 0, True, False), Bound(6, "/e", -1, False, False), Bound(7, "/f", 9, False, True),
         Bound(8, "/g", 9, False, False)]
+    made(tmp_path, unix(9, b"h\0", 12, folder="/srv", connected=True))
+    assert bound_sockets.bound(tmp_path) == [Bound(9, "/srv/h", 12, False, True)], "CRIU does not bind it anew"
 
 
 NONSENSE = {
@@ -122,6 +124,27 @@ def test_a_name_leads_to_its_socket(tmp_path: Path) -> None:
         assert look(tmp_path, unix(inode, "b/s\0", mount, folder=str(tmp_path))) == ""
         assert look(tmp_path, unix(inode, f"{tmp_path}/a/s\0")) == ""
         assert look(tmp_path, unix(inode, b"\0s"), unix(inode, "")) == ""
+
+
+@pytest.mark.parametrize("there", ["nothing", "a file", "a folder"])
+def test_the_folder_that_a_relative_name_begins_in(tmp_path: Path, there: str) -> None:
+    """CRIU makes folders again that the name itself has, and goes into this one as it is (chdir in criu/sk-unix.c)."""
+    folder = tmp_path / "app"
+    (folder / "b").mkdir(parents=True)
+    with listening(folder / "b/s") as (inode, mount):
+        (folder / "b/s").unlink()
+        (folder / "b").rmdir()
+        record = unix(inode, "b/s\0", mount, folder=str(folder), deleted=True)
+        assert look(tmp_path, record) == ""
+        folder.rmdir()
+        {"nothing": lambda: None, "a file": folder.touch, "a folder": folder.mkdir}[there]()
+        said = "" if there == "a folder" else f"{folder}/b/s, to which a UNIX socket is bound, begins in {folder}, "
+        assert look(tmp_path, record).startswith(said)
+        assert bool(look(tmp_path, record)) is bool(said)
+        assert look(tmp_path, unix(inode, "b/s\0", mount, folder=str(folder), connected=True)) == ""
+        whole = unix(inode, f"{folder}/b/s\0", mount, deleted=True)
+        assert look(tmp_path, whole) == "", "all of whose folders it makes again"
+        assert bool(look(tmp_path, whole, record)) is bool(said)
 
 
 KINDS: dict[str, dict[str, Any]] = {"listens": {}, "deleted": {"deleted": True}, "connected": {"connected": True}}

@@ -196,6 +196,26 @@ def test_in_which_folder_it_is(tmp_path: Path) -> None:
     assert {name: look(tmp_path, name).folder for name in folders} == folders
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_who_could_make_it_lead_elsewhere(tmp_path: Path) -> None:
+    """The owner of each folder on the way, also to a link, and of the last; anybody where not only he may write."""
+    nobody = socket_names.ANYBODY
+    for owner, folder, mode in ((1, "a", 0o755), (2, "a/b", 0o755), (3, "c", 0o775), (4, "d", 0o1757), (5, "e", 0o700)):
+        (tmp_path / folder).mkdir()
+        os.chown(tmp_path / folder, owner, 9)
+        (tmp_path / folder).chmod(mode)
+    (tmp_path / "e/l").symlink_to("/a/f")
+    (tmp_path / "a/f").touch()
+    os.chown(tmp_path / "a/f", 6, 9)
+    (tmp_path / "a/f").chmod(0o666)
+    said = {"/": set(), "/a": {1}, "/a/b": {1, 2}, "/a/b/gone/x": {1, 2}, "/a/f": {1}, "/c": {3, nobody},
+            "/d/gone": {4, nobody}, "/e/l": {5, 1}, "/a/b/../f": {1, 2}}
+    assert {name: set(look(tmp_path, name).movers) for name in said} == said
+    ways = {name: look(tmp_path, name) for name in ("/", "/a/b", "/a/f", "/e/l", "/gone")}
+    assert [way.owner for way in ways.values()] == [0, 2, 6, 6, nobody]
+    assert [way.is_folder for way in ways.values()] == [True, True, False, False, False]
+
+
 def test_names_that_are_dear_to_follow(tmp_path: Path) -> None:
     """All of them together come to an end, while a container stands still."""
     (tmp_path / "l").symlink_to("/".join([".", "..", "a"] * 30))

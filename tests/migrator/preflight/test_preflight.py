@@ -176,8 +176,12 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "0 B that are its own alone (qgroup 0/256), 1.0 GiB (qgroup 1/7)"),
     ("rootfs-not-subvolume", ERROR, Change(container={"rootfs.subvolume": False, "config.backend": "overlayfs",
                                                       "rootfs.path": "/a:/b"}), "is an overlay of /a:/b"),
-    ("nested-subvolume", ERROR, Change(container={"rootfs.nested": ("var/lib/machines",)}),
-     "-n c1 -- find /var/lib/machines.subvolume -xdev -delete"),
+    ("nested-subvolume", ERROR, Change(container={
+        "rootfs.nested": ("var/lib/machines",), "fixed": ("/var/lib/machines",)}),
+     "find /var/lib/machines.subvolume/machines -xdev -delete"),
+    ("nested-subvolume", ERROR, Change(container={"rootfs.nested": ("home/u/s",), "owned": ("/home/u/s",)}),
+     "cp -aT /home/u/s.subvolume /home/u/s' USER -- and once"),
+    ("nested-subvolume", ERROR, Change(container={"rootfs.nested": ("home/u/s",)}), "delete it, not root"),
     ("nested-unknown", ERROR, Change(container={"rootfs.nested_unknown": "EIO."}), "EIO"),
     ("disk-full", ERROR, Change(destination={"storage.free": GIB // 2}), "512.0 MiB free"),
     ("disk-full", ERROR, Change(options={"disk_needed": 60 * GIB}), "60.0 GiB"),
@@ -255,7 +259,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("unix-socket-outside", ERROR, task("unix-outside", "socket:[7]"), "nsenter -t 4711"),
     ("deleted-file-large", ERROR, task("deleted-file", "/tmp/big", size=300 << 20), "300.0 MiB"),
     ("deleted-file-astray", ERROR, task("deleted-astray", "/a/b: /a is a symbolic link by now"), "/a/b: /a is a"),
-    ("mount-deleted", ERROR, Change(container={"mounts": (ROOT, Mount("/m n", "btrfs", "deleted"))}), "umount '/m n'"),
+    ("mount-deleted", ERROR, Change(container={"mounts": (ROOT, Mount("/m n", "btrfs", "deleted")),
+                                                      "fixed": ("/m n",)}), "umount '/m n'"),
+    ("mount-deleted", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "btrfs", "deleted"))}), "Unmount it as"),
     ("nested-namespace", ERROR, task("nested-namespace", "uts"), "ProtectHostname=no"),
     ("nested-mount-namespace", INFO, task("nested-namespace", "mnt"), "mnt namespace"),
     ("namespace-file", ERROR, task("namespace-file", "net:[4026531840]"), "net:[4026531840]"),
@@ -268,7 +274,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("device-open", ERROR, task("device", "char 10:229 /dev/fuse"), "/dev/fuse"),
     ("device-open", ERROR, task("device", "block 7:0 /dev/loop0"), "/dev/loop0"),
     ("socket-astray", ERROR, task("socket-astray", "/h/s leads through /proc"), "bound once more: /h/s leads through"),
-    ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "--remove-destination"),
+    ("inotify-symlink", ERROR, Change(container={
+        "tasks.notes": notes(("watch-symlink", "/etc/localtime")), "fixed": ("/etc/localtime",)}), "cp -p --remove"),
+    ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "or end it: kill 4712"),
     ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
     ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
@@ -286,7 +294,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "/dev/vg0/webdata of here, which c1 mounts at /srv/data,"),
     ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK}, alone=True),
      "/dev/mapper/vg0-webdata of here, mounted in c1 at /srv/data,"),
-    ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK}), "umount /srv/data -- or"),
+    ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK, "fixed": ("/srv/data",)}),
+     "umount /srv/data -- or"),
+    ("disk-stays-behind", ERROR, Change(container={"mounts": ON_DISK}), "file system, and unmount it as the user who"),
     ("disk-stays-behind", ERROR, Change(container={"config.mounts": DISK}, destination={
         "present": {"/dev/vg0/webdata": "device"}}), "--ignore disk-stays-behind"),
     ("disk-stays-behind", ERROR, Change(container={"config.mounts": (
@@ -303,7 +313,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         "mounts": (ROOT, Mount("/srv/data", "btrfs", "external")), "config.mounts": OPTIONAL}),
      "is /srv/data of the host"),
     ("terminal-mounted", ERROR, Change(container={"mounts": (
-        ROOT, Mount("/srv/line", "devpts", "external", "/dev/pts/4"))}, alone=True), "umount /srv/line"),
+        ROOT, Mount("/srv/line", "devpts", "external", "/dev/pts/4")), "fixed": ("/srv/line",)}, alone=True),
+     "umount /srv/line"),
     # settings
     ("apparmor-missing", ERROR, confined(CGNS), "no AppArmor"),
     ("apparmor-generated", ERROR, confined(STACKED, "generated", loaded=(CGNS,), text="/pool/c1/apparmor/a <b>"),
@@ -513,6 +524,15 @@ def test_found(code: str, severity: Severity, changed: Change, words: str) -> No
     assert found, f"only {[finding.code for finding in changed.find()]}"
     assert {finding.severity for finding in found} == {severity}
     assert any(words in f"{finding.message} {finding.cure}" for finding in found), found
+
+
+@pytest.mark.parametrize("changed", [case[2] for case in FOUND], ids=[case[0] for case in FOUND])
+def test_a_path_that_users_can_make_lead_elsewhere_is_not_for_root(changed: Change) -> None:
+    """Else one could have /etc/passwd copied over by a link in the place of a folder of his, or / unmounted."""
+    free = dataclasses.replace(changed, container={**changed.container, "fixed": ()})
+    for finding in free.find():
+        for _, _, typed in (part.partition(" -- ") for part in finding.cure.split("lxc-attach -P ")[1:]):
+            assert typed.startswith(("su -s /bin/sh -c ", "ip link delete dev ")), finding
 
 
 @pytest.mark.parametrize(("code", "changed"), NOT_FOUND, ids=[case[0] for case in NOT_FOUND])
