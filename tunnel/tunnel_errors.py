@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The errors of the tunnel: a class each, as `migrator.errors.documented` has it."""
+"""The errors of the tunnel, a class each, in the form of `migrator.errors.documented`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class TunnelFileUnusable(TunnelError):
 
 
 class IdentityChanged(TunnelError):
-    """The identity of the peer {name} has changed: {pinned} is pinned, {found} was presented."""
+    """The identity of the peer {name} has changed: {pinned} is pinned, but it presented {found}."""
 
     status = 71
     cure = (
-        "Somebody may be posing as it. If that host was set up anew and you trust it: migrator peer remove {name} "
+        "Someone may be impersonating it. If that host was reinstalled and you trust it: migrator peer remove {name} "
         "on this host, then pair again."
     )
 
@@ -34,7 +34,7 @@ class PeerUnknown(TunnelError):
     """This host has no peer called {name}."""
 
     status = 72
-    cure = "Pair with it: migrator peer invite --name {name}; those known are shown by: migrator peer list"
+    cure = "Pair with it: migrator peer invite --name {name}; to list the known peers: migrator peer list"
 
 
 class PeerNameRefused(TunnelError):
@@ -44,28 +44,28 @@ class PeerNameRefused(TunnelError):
 
 
 class RendezvousUnavailable(TunnelError):
-    """No rendezvous server can be used: {reason}"""
+    """No rendezvous server is usable: {reason}"""
 
     status = 73
-    cure = "Check `servers` in {config}, or name one with --rendezvous; migrator rendezvous starts one."
+    cure = "Check `servers` in {config}, or name one with --rendezvous; migrator rendezvous runs one."
 
 
 class PairingFailed(TunnelError):
     """The pairing failed: {reason}"""
 
     status = 74
-    cure = "Nothing was pinned. A code that was tried is used up; begin again: migrator peer invite"
+    cure = "Nothing was pinned. A code can be tried only once; start over with: migrator peer invite"
 
 
 class OfferRejected(TunnelError):
     """An offer was rejected: {reason}"""
 
     status = 75
-    cure = "Nothing was done with it. If it comes back, the rendezvous or somebody on the way to it is not honest."
+    cure = "It was ignored. If this happens again, the rendezvous server or someone on the way to it is not honest."
 
 
 class PeerAbsent(TunnelError):
-    """The peer {name} does not wait at the rendezvous {server}."""
+    """The peer {name} is not waiting at the rendezvous server {server}."""
 
     status = 89
     cure = "On that host: systemctl start migrator-agent, or for one move: migrator agent --once"
@@ -78,21 +78,22 @@ class NoPath(TunnelError):
     """No path to the peer was found: {reason}"""
 
     status = 76
-    cure = "A rendezvous started with --relay carries what cannot go directly; --path prefer-direct uses it."
+    cure = "A rendezvous server started with --relay carries what cannot go directly; --path prefer-direct uses it."
 
 
 class PeerRefuses(TunnelError):
     """The peer {name} refuses: {reason}"""
 
     status = 77
-    cure = "See what it says itself: journalctl -u migrator-agent"
+    cure = "See what it logs itself: journalctl -u migrator-agent"
 
 
 class PeerSilent(TunnelError):
     """The peer {name} does not answer: {reason}"""
 
     status = 78
-    cure = "See that both hosts have the same version of migrator; then on that host: systemctl restart migrator-agent"
+    cure = ("Make sure that both hosts have the same version of migrator; then on that host: "
+            "systemctl restart migrator-agent")
 
 
 class TunnelBroken(TunnelError):
@@ -106,17 +107,17 @@ class TunnelBroken(TunnelError):
 
 
 class WireGuardMissing(TunnelError):
-    """This host has no WireGuard that can be used: {reason}"""
+    """This host has no usable WireGuard: {reason}"""
 
     status = 82
-    cure = "Install the package wireguard-go, or start a kernel that has the WireGuard module."
+    cure = "Install the package wireguard-go, or boot a kernel with the WireGuard module."
 
 
 class WireGuardFailed(TunnelError):
     """WireGuard's interface {name} failed: {reason}"""
 
     status = 83
-    cure = "Run the command again; what is left of the interface is removed then."
+    cure = "Run the command again; it first removes what is left of the interface."
 
 
 class InterfaceFailed(TunnelError):
@@ -131,8 +132,8 @@ class TunnelSilent(TunnelError):
 
     status = 85
     cure = (
-        "If the handshake succeeded, a firewall on one of the hosts drops what comes from the tunnel: see nft list "
-        "ruleset there. Else try again, or use --path relay-only."
+        "If the handshake succeeded, a firewall on one of the hosts drops what comes out of the tunnel: see nft list "
+        "ruleset there. Otherwise try again, or use --path relay-only."
     )
 
 
@@ -144,7 +145,7 @@ class PathUnstable(TunnelError):
 
 
 class LeftoversRemain(TunnelError):
-    """Remains of an earlier tunnel could not be removed: {what}"""
+    """Leftovers of an earlier tunnel could not be removed: {what}"""
 
     status = 87
     cure = "Remove them by hand (ip link delete, nft delete table inet), then run the command again."

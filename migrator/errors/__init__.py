@@ -41,7 +41,7 @@ class InternalError(MigratorError):
 class Interrupted(DocumentedError):
     """Interrupted by {signal}."""
 
-    # It is no MigratorError: who goes on after such an error, as it is not worth an end, must not go on after this.
+    # Not a MigratorError: code that carries on after one of those, as too minor to stop for, must not do so after this.
 
     @property
     def exit_status(self) -> int:

@@ -10,14 +10,14 @@ class InvalidName(MigratorError):
     """{what} {name} is not a valid name: {reason}."""
 
     status = 20
-    cure = "Names have 1 to 63 letters, digits, '.', '_' or '-' and begin with a letter or digit."
+    cure = "A name is 1 to 63 letters, digits, '.', '_' or '-', and begins with a letter or digit."
 
 
 class ContainerNotFound(MigratorError):
     """There is no container {name} in {lxcpath}."""
 
     status = 21
-    cure = "See what there is with: lxc-ls -f -P {lxcpath}"
+    cure = "List the containers with: lxc-ls -f -P {lxcpath}"
 
 
 class ContainerNotRunning(MigratorError):
@@ -35,12 +35,12 @@ class ContainerExists(MigratorError):
 
 
 class HasClones(MigratorError):
-    """On {host_name}, clones (lxc-copy -s) are overlays on the root file system of the copy of {name} in {lxcpath}, as
-    {list} says: it must not be moved away under them."""
+    """On {host_name}, {list} lists clones (lxc-copy -s) that are overlays on the root file system of the copy of {name}
+    in {lxcpath}: it must not be moved from under them."""
 
     status = 37
-    cure = """Destroy the clones there first, and where none of them exists any more remove that file; or choose another
-    name with --new-name."""
+    cure = """Destroy the clones there first, or remove that file if none of them exists any more; or choose another
+        name with --new-name."""
 
 
 class ConfigInvalid(MigratorError):
@@ -53,23 +53,23 @@ class AlreadyMigrating(MigratorError):
     """{name} is already being migrated to {peer} (migration {id})."""
 
     status = 25
-    cure = "Go on with: {next} -- or give that migration up with: migrator rollback {name} {path}"
+    cure = "Continue with: {next} -- or give that migration up with: migrator rollback {name} {path}"
 
 
 class NoMigration(MigratorError):
-    """There is no migration of {name} on this host that {stage} could go on with."""
+    """This host has no migration of {name} that {stage} could continue."""
 
     status = 26
-    cure = "It begins with: {next}"
+    cure = "Start one with: {next}"
 
 
 class NotKnownThere(MigratorError):
-    """{destination} does not know migration {id} of {name}: it is another host, or has lost its journal."""
+    """{destination} does not know migration {id} of {name}: it is a different host, or has lost its journal."""
 
-    forgotten = False  # it goes by the name of the host that it was sent to, and knows none by that id
-    another = False  # it knows none by that id, and is not that host, for all that it shows
+    forgotten = False  # it has the name of the host that it was sent to, but knows no migration by that id
+    another = False  # it knows no migration by that id and, from all that can be seen, is not that host
     status = 35
-    cure = "It was sent to {peer}: see that this names the host that it was sent to, and not another one."
+    cure = "It was sent to {peer}: make sure that this name leads to that very host, and not to another one."
 
 
 class OutOfOrder(MigratorError):
@@ -87,68 +87,71 @@ class ContainerChanged(MigratorError):
 
 
 class AlreadyRuns(MigratorError):
-    """{name} already runs on {destination}: rolling back would lose what it did there."""
+    """{name} already runs on {destination}: rolling back would lose what it has done there."""
 
     status = 29
-    cure = "Complete the migration with: {next} -- and move it back with a new migration from there."
+    cure = "Complete the migration with: {next} -- then move it back with a new migration from there."
 
 
 class GoneThere(AlreadyRuns):
-    """{name} has run on {destination}, and is not there any more, whatever is called so now: destroyed, or renamed."""
+    """{name} has run on {destination} and is no longer there, whatever has that name now: it was destroyed or
+    renamed."""
 
     status = 31
-    cure = """If it was renamed there, rename it back, with mv rather than with lxc-copy -R, which leaves a copy, and go
-    on. If it was destroyed, see there that nothing of it runs by another name (lxc-ls -f). What it has done there is
-    lost then; the copy on {source}, as it was before the move, is the last one, and runs on with: {next}"""
+    cure = """If it was renamed there, rename it back, with mv rather than with lxc-copy -R, which leaves a copy, and
+        continue. If it was destroyed, make sure that nothing of it runs there under another name (lxc-ls -f). What it
+        has done there is then lost; the copy on {source}, as it was before the move, is the last one; let it run again
+        with: {next}"""
 
 
 class StoppedThere(AlreadyRuns):
-    """{name} was let run on {destination}, and had stopped before that could be recorded: it has run there for a while,
-    for a moment, or not at all."""
+    """{name} was allowed to run on {destination}, and had stopped before that could be recorded: it has run there for a
+    while, for a moment, or not at all."""
 
     status = 38
-    cure = """Unless {source} was rebooted since, its memory is still frozen there: one of the two is lost, and only you
-    can choose. To keep what it has written on {destination} ({rootfs}), and start it from there, type on that host:
-    {start} -- to keep the memory instead, destroy it there (lxc-destroy -P {lxcpath} -n {there}), then: {back}"""
+    cure = """Unless {source} has been rebooted since, its memory is still frozen there. One of the two will be lost,
+        and only you can choose which. To keep what it has written on {destination} ({rootfs}) and start it there, run
+        on that host: {start} -- to keep the memory instead, destroy it there (lxc-destroy -P {lxcpath} -n {there}),
+        then: {back}"""
 
 
 class BackThere(AlreadyRuns):
-    """{name} had given way on {destination}, and is back there: {how}."""
+    """The copy of {name} on {destination} had yielded to the one on the source, and is back: {how}."""
 
     status = 19
-    cure = """Two must not run, and only you can choose. To keep what stands still, as it was before the move, stop the
-    other one on {destination}, by the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename it,
-    which keeps what it has written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- and see that NEWNAME does not
-    start at boot, beside the other one and with its addresses: lxc.start.auto = 0 -- or destroy it: lxc-destroy
-    -P {lxcpath} -n {there} -- after that: {next} -- To keep that one, and end what stands still: {keep}"""
+    cure = """The two must not both run, and only you can choose which stays. To keep the halted one, as it was before
+        the move, stop the other on {destination}, under the name that it has there now: lxc-stop -k -P {lxcpath}
+        {there} -- then rename it, which keeps what it has written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME --
+        and make sure that NEWNAME does not start at boot, alongside the other and with its addresses: lxc.start.auto =
+        0 -- or destroy it: lxc-destroy -P {lxcpath} -n {there} -- after that: {next} -- To keep the one on
+        {destination}, and end the halted one: {keep}"""
 
 
 class MovedOn(BackThere):
-    """{name} had given way on {destination}, and has gone elsewhere from there since: the fence of that move stands
-    there."""
+    """The copy of {name} on {destination} had yielded to the one on the source, and has since moved on: the fence of
+    that move is in place there."""
 
     status = 81
-    cure = """It lives on where it went, with all that it has done: rolled back, two would run. Where that is,
-    migrator status -a {there} tells on {destination}. To end what stands still, as it was before the first move:
-    {keep}"""
+    cure = """It lives on where it went, with all that it has done; after a rollback two would run. To see where that
+        is, run migrator status -a {there} on {destination}. To end the halted copy, as it was before the first move:
+        {keep}"""
 
 
 class RunsUnrecorded(AlreadyRuns):
-    """{name} runs on {destination}, though the journal there does not say so, which is an older one, or was lost:
-    {how}."""
+    """{name} runs on {destination}, but the journal there does not say so; it is an older one, or was lost: {how}."""
 
     status = 80
-    cure = """Two must not run, and only you can choose. To keep that one, with all that it has done there, and end what
-    stands still on the source: {keep} -- To keep the latter, as it was before the move, stop that one on {destination},
-    by the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename it, which keeps what it has
-    written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- see that NEWNAME does not start at boot, beside the
-    other one and with its addresses: lxc.start.auto = 0 -- after that: {next}"""
+    cure = """The two must not both run, and only you can choose which stays. To keep that one, with all that it has
+        done there, and end the halted one on the source: {keep} -- To keep the latter, as it was before the move, stop
+        the one on {destination}, under the name that it has there now: lxc-stop -k -P {lxcpath} {there} -- then rename
+        it, which keeps what it has written: lxc-copy -R -P {lxcpath} -n {there} -N NEWNAME -- make sure that NEWNAME
+        does not start at boot, alongside the other and with its addresses: lxc.start.auto = 0 -- after that: {next}"""
 
 
 class DiskAway(MigratorError):
-    """What migrator keeps of {name} below {lxcpath} on {host_name} is not to be seen there ({reason}): it is not
-    mounted, or is another disk."""
+    """What migrator keeps of {name} below {lxcpath} on {host_name} is not visible ({reason}): the disk is not mounted,
+    or another one is in its place."""
 
     status = 39
-    cure = """Nothing is taken for lost or removed before it is seen. Mount it on {host_name} (findmnt -T {lxcpath}
-    tells what is there now), then run the command again. {otherwise}"""
+    cure = """Nothing is considered lost, or removed, until it can be seen. Mount the disk on {host_name} (findmnt -T
+        {lxcpath} shows what is there now), then run the command again. {otherwise}"""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Errors made of others: of an exception of ours or of a library, of what the other host has sent."""
+"""Errors made from others: from an exception of ours or of a library, or from what the other host has sent."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from migrator.errors import (
 )
 from migrator.errors.documented import DocumentedError
 
-SUBJECTS = (containers, data, jobs, memory, connection, outcomes, ownership, this_host)  # read: their classes are known
+SUBJECTS = (containers, data, jobs, memory, connection, outcomes, ownership, this_host)  # so that their classes exist
 
 
-FIELDS_MAX = 32  # that the other host's error may have
+FIELDS_MAX = 32  # that an error from the other host may have
 FIELD_MAX = 4000  # characters of each
 
 
 def as_ours(error: BaseException, doing: str = "") -> DocumentedError:
-    """The error itself, if it is one that users know; else what it looks like to them. `doing` says when it came."""
+    """The error itself if users know its class, otherwise as they shall see it. `doing` says when it happened."""
     if isinstance(error, DocumentedError):
         return error
     ours: MigratorError
@@ -58,7 +58,7 @@ def from_json(sent: dict[str, Any], host: str) -> MigratorError:
     """The error that the other host sent, as an exception that names that host."""
     cls = by_code().get(str(sent.get("code")), InternalError)
     fields = sent.get("fields")
-    if sent.get("code") == Interrupted.code():  # there; nobody has interrupted what is done here
+    if sent.get("code") == Interrupted.code():  # there; what is done here was not interrupted
         cls, fields = MigratorError, {"reason": str(sent.get("message"))[:1000]}
     if issubclass(cls, outcomes.OutcomeError) or not isinstance(fields, dict):
         cls, fields = InternalError, {"reason": str(sent.get("message"))[:1000]}

@@ -7,25 +7,26 @@ from migrator.errors import MigratorError
 
 
 class NoSpace(MigratorError):
-    """{where} has {free} free, but {needed} are needed for {what}."""
+    """{where} has {free} free, but {needed} is needed for {what}."""
 
     status = 50
-    cure = "Make room there: migrator cleanup -- and of what has not ended, on its source: migrator rollback NAME"
+    cure = ("Free up space there: migrator cleanup -- and for a migration that has not ended, on its source: "
+            "migrator rollback NAME")
 
 
 class SegmentDamaged(MigratorError):
     """Segment {segment} of {file} does not match its digest."""
 
     status = 51
-    cure = "Its disk or memory may be failing. The data must be sent again."
+    cure = "The disk or memory of that host may be failing. The data must be sent again."
 
 
 class NotBtrfs(MigratorError):
     """{path} is not on btrfs or is not a subvolume."""
 
     status = 52
-    cure = """Make the container's root file system a subvolume: btrfs subvolume create NEW, then copy with
-    cp -a --reflink."""
+    cure = """Make the container's root file system a subvolume: btrfs subvolume create NEW, then copy it with cp -a
+        --reflink."""
 
 
 class SendFailed(MigratorError):
@@ -48,20 +49,20 @@ class SnapshotFailed(MigratorError):
 
 
 class ReadFailed(MigratorError):
-    """{file} could not be read to be sent: {reason}."""
+    """{file} could not be read for sending: {reason}."""
 
     status = 56
 
 
 class WriteFailed(MigratorError):
-    """What arrived could not be written to {path}: {reason}."""
+    """Received data could not be written to {path}: {reason}."""
 
     status = 57
-    cure = "Look for errors of that disk: dmesg --level=err,warn"
+    cure = "Look for disk errors: dmesg --level=err,warn"
 
 
 class DiskFull(MigratorError):
-    """There was no room left for what had to be written: {reason}."""
+    """There was no space left to write what had to be written: {reason}."""
 
     status = 58
-    cure = "Make room there, for example with: migrator cleanup"
+    cure = "Free up space there, for example with: migrator cleanup"

@@ -19,7 +19,7 @@ class DocumentedError(Exception):
     def __init__(self, /, **fields: Any) -> None:
         self.fields = fields
         self.host: str | None = None  # set when the error comes from the other host
-        self.instead = ""  # what to do, where who raises it on knows better than its class
+        self.instead = ""  # what to do, where a caller that passes it on knows better than its class
         super().__init__(self.message)
 
     @classmethod
@@ -33,7 +33,7 @@ class DocumentedError(Exception):
 
     @property
     def hint(self) -> str:
-        """What to do; where the other host has filled it in it is told as that host's words, not as advice of ours."""
+        """What to do. Where the other host has filled it in, it is shown as that host's words, not as our advice."""
         text = self.instead or _fill(self.cure, self.fields)
         return f"{self.host} says: {text}" if self.host and text and "{" in self.cure else text
 

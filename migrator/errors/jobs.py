@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Migrations that others work on, or nobody."""
+"""Migrations that another command is working on, or none is."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from migrator.errors import MigratorError
 
 
 class BrokenOff(MigratorError):
-    """Nobody works on the migration {id} of {name}, which is {state}."""
+    """No command is working on the migration {id} of {name}, which is {state}."""
 
     status = 32
-    cure = "Go on with: {next} -- or give it up with: {rollback}"
+    cure = "Continue with: {next} -- or give it up with: {rollback}"
 
 
 class RolledBack(MigratorError):
     """The migration {id} of {name} was rolled back; the container stays on {source}."""
 
     status = 33
-    cure = "Begin anew with: {next}"
+    cure = "Start over with: {next}"
 
 
 class AbortElsewhere(MigratorError):
-    """{name} is being moved here from {source}, which decides what becomes of it."""
+    """{name} is being moved here from {source}, which decides what happens to it."""
 
     status = 34
     cure = "Stop it there: {next}"

@@ -17,17 +17,19 @@ class NamesLog:
 
 
 class WatchdogFailed(MigratorError):
-    """Nothing would give the container back if this program were stopped: its watchdog did not start ({reason})."""
+    """Nothing would resume the container if this program were killed or stopped: its watchdog did not start
+    ({reason})."""
 
     status = 59
-    cure = "The container runs on. Find out what keeps a second program from being started here, then type it again."
+    cure = """The container keeps running. Find out what prevents a second program from starting here, then run the
+        command again."""
 
 
 class FreezeFailed(MigratorError):
     """The container {name} did not freeze within {limit} seconds."""
 
     status = 60
-    cure = "A process in uninterruptible sleep may hold it up: ps -eo pid,stat,wchan,cmd | grep ' D'"
+    cure = "A process in uninterruptible sleep may be holding it up: ps -eo pid,stat,wchan,cmd | grep ' D'"
 
 
 
@@ -46,14 +48,14 @@ class RestoreFailed(NamesLog, MigratorError):
 
 
 class DowntimeExceeded(MigratorError):
-    """{name} stood still for {seconds} seconds, longer than --max-downtime allows."""
+    """{name} was down for {seconds} seconds, longer than --max-downtime allows."""
 
     status = 63
-    cure = "Raise --max-downtime, or send the data again first so that less is left."
+    cure = "Raise --max-downtime, or send the data again first so that less remains to be sent."
 
 
 class DumpRefused(MigratorError):
-    """The destination does not take {name} over: {reason}."""
+    """The destination does not take over {name}: {reason}."""
 
     status = 64
     cure = "Its dump must be sent again."
@@ -67,7 +69,7 @@ class StartFailed(MigratorError):
 
 
 class CopyNotEnded(MigratorError):
-    """Of the copy of {name} that was left here processes still live in {place}: {pids}."""
+    """Processes of the copy of {name} that stayed here are still alive in {place}: {pids}."""
 
     status = 88
-    cure = "See what holds them: ps -o pid,stat,wchan,cmd -p {pids} -- when they have ended: {next}"
+    cure = "See what is holding them up: ps -o pid,stat,wchan,cmd -p {pids} -- once they have ended: {next}"

@@ -21,7 +21,7 @@ class OutcomeError(MigratorError):
 
 
 class SourceRunsAgain(OutcomeError):
-    """{cause} The container {name} was thawed and runs on on this host."""
+    """{cause} The container {name} was thawed and keeps running here."""
 
     status = 3
     cure = "{cause_cure} Try again with: {next}"
@@ -31,15 +31,15 @@ class SourceStillFrozen(OutcomeError):
     """{cause} The container {name} is still frozen on {source}, with all its memory."""
 
     status = 4
-    cure = "{cause_cure} Go on with: {next} -- or give up and thaw it with: {rollback}"
+    cure = "{cause_cure} Continue with: {next} -- or give up and thaw it with: {rollback}"
 
 
 class SourceStateUnknown(OutcomeError):
-    """{cause} Whether {destination} may run the container {name} is not known; it is kept frozen here."""
+    """{cause} Whether {destination} may run the container {name} is unknown; it is kept frozen here."""
 
     status = 5
-    cure = """When {destination} can be reached again: {rollback} -- if it is lost for good, see what that would risk:
-    migrator rollback {name} --force {path}"""
+    cure = """Once {destination} can be reached again: {rollback} -- if it is lost for good, see what forcing it would
+        risk: migrator rollback {name} --force {path}"""
 
 
 # The same with --no-memory.
@@ -52,11 +52,11 @@ class SourceStartedAgain(SourceRunsAgain):
 class SourceStillStopped(SourceStillFrozen):
     """{cause} The container {name} is stopped on {source}, with all of its disk."""
 
-    cure = "{cause_cure} Go on with: {next} -- or give up and start it again there with: {rollback}"
+    cure = "{cause_cure} Continue with: {next} -- or give up and start it again there with: {rollback}"
 
 
 class SourceStoppedUnknown(SourceStateUnknown):
-    """{cause} Whether {destination} may run the container {name} is not known; it is kept stopped here."""
+    """{cause} Whether {destination} may run the container {name} is unknown; it is kept stopped here."""
 
 
 def outcome(cls: type[OutcomeError], *, memory: bool) -> type[OutcomeError]:

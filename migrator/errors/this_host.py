@@ -45,27 +45,27 @@ class JournalBroken(MigratorError):
     """The journal {path} cannot be used: {reason}"""
 
     status = 15
-    cure = ("Is its disk full (df -h {path}; df -i {path}), make room there, and run the command once more. Else look"
-            " at it with: sqlite3 -cmd 'PRAGMA locking_mode = EXCLUSIVE' {path} .dump -- and keep a copy of it before"
-            " you change anything.")
+    cure = ("If its disk is full (df -h {path}; df -i {path}), free up space there and run the command again."
+            " Otherwise look at it with: sqlite3 -cmd 'PRAGMA locking_mode = EXCLUSIVE' {path} .dump -- and keep a copy"
+            " of it before you change anything.")
 
 
 class Busy(MigratorError):
-    """Another migrator command works on {name} at this moment (process {pid})."""
+    """Another migrator command is working on {name} (process {pid})."""
 
     status = 16
-    cure = "Wait until it has ended, or see what it does with: migrator status {name}"
+    cure = "Wait until it has ended, or see what it is doing with: migrator status {name}"
 
 
 class StillUnderWay(MigratorError):
-    """{command} (process {pid}) still works on {name} after {seconds} seconds."""
+    """{command} (process {pid}) is still working on {name} after {seconds} seconds."""
 
     status = 17
-    cure = "See what it does with: migrator status {name} -- and wait on with: migrator wait {name}"
+    cure = "See what it is doing with: migrator status {name} -- and keep waiting with: migrator wait {name}"
 
 
 class HolderUnknown(MigratorError):
-    """{command} (process {pid}) works on {name}, and does not listen to `migrator abort`."""
+    """{command} (process {pid}) is working on {name}, and does not respond to `migrator abort`."""
 
     status = 18
     cure = "Press Ctrl-C where it was started, or wait until it has ended: migrator wait {name}"
