@@ -75,7 +75,7 @@ def codes() -> dict[str, Code]:
 
 
 def without_memory(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that still matter where no memory is moved."""
+    """Those that still matter if no memory is moved."""
     return [finding for finding in findings if not _codes[finding.code].memory_only]
 
 
@@ -91,7 +91,7 @@ def check_ignored(names: Iterable[str]) -> frozenset[str]:
 
 
 def apply_ignored(findings: Iterable[Finding], ignored: Collection[str]) -> list[Finding]:
-    """The findings with each error that the user accepts turned into a warning that says so."""
+    """The findings, with each error that the user accepts turned into a warning that says so."""
     return [
         dataclasses.replace(finding, severity=Severity.WARNING,
                             message=f"{finding.message} (Blocks a move; accepted with --ignore {finding.code}.)")
@@ -131,7 +131,7 @@ def render(findings: Iterable[Finding]) -> str:
 
 
 def painted(text: str) -> str:
-    """What `render` has made, with its severities in colour."""
+    """The output of `render`, with its severities in colour."""
     return _HEADS.sub(lambda found: f"{_STYLES[Severity(found[0])]}{found[0]}\033[0m", text)
 
 
@@ -146,10 +146,10 @@ def catalogue() -> str:
         "",
         "Made from the code with `python3 -m migrator.preflight.survey > docs/findings.md`; a test compares them.",
         "",
-        "An *error* blocks a migration unless its very code is named with `--ignore CODE`. A *warning* does not, but",
-        "changes the exit status of `migrator check`. Some codes are found with a milder or a harder severity than the",
-        "usual one that the table shows; the finding's sentence says why. Those of the memory *only* do not exist with",
-        "`--no-memory`: the container is stopped and started anew there.",
+        "An *error* blocks a migration unless its exact code is named with `--ignore CODE`. A *warning* does not, but",
+        "changes the exit status of `migrator check`. The table shows the usual severity of a code; where a finding is",
+        "milder or more severe than that, its message says why. Codes that concern the memory *only* are not reported",
+        "with `--no-memory`, which stops the container and starts it again there.",
         "",
         "| code | usually | memory | why it matters |",
         "| --- | --- | --- | --- |",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""AppArmor: what confines the container's processes must be able to do so on the destination."""
+"""AppArmor: the profiles that confine the container's processes must be loaded on the destination."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 DEFAULT = "lxc-container-default-cgns"  # without lxc.apparmor.profile (AA_DEF_PROFILE_CGNS in liblxc's lsm/apparmor.c)
-PRICE = "AppArmor then keeps its root from nothing that namespaces, capabilities and seccomp leave to it"
+PRICE = "then AppArmor no longer restrains its root, only namespaces, capabilities and seccomp do"
 
 MISSING = define("apparmor-missing", ERROR, """Processes that AppArmor confines cannot be restored on a kernel without
-    it (validate_lsm in criu/lsm.c). Started anew there the container is not confined.""")
+    it (validate_lsm in criu/lsm.c). A container that is restarted there is not confined.""")
 GENERATED = define("apparmor-generated", ERROR, """LXC loads the profile that it generates when it starts a container,
-    not when it restores one; the processes can only be confined by a profile that is loaded.""", memory_only=True)
+    not when it restores one, and only a loaded profile can confine the processes.""", memory_only=True)
 PROFILE = define("apparmor-profile-missing", ERROR, "The profile that confines the container must be loaded.")
-PARSER = define("apparmor-parser-missing", ERROR, """With lxc.apparmor.profile = generated LXC starts a container only
-    where it finds apparmor_parser, which also loads that profile for a restore.""")
+PARSER = define("apparmor-parser-missing", ERROR, """With lxc.apparmor.profile = generated, LXC starts a container only
+    if it finds apparmor_parser, which also loads that profile for a restore.""")
 
 
 def apparmor(case: Case) -> Iterator[Finding]:
@@ -34,7 +34,7 @@ def apparmor(case: Case) -> Iterator[Finding]:
             yield MISSING.found(
                 f"The processes of {container.name} are confined by the AppArmor profile {confined[0]}, but "
                 f"{there.name} has no AppArmor.",
-                f"Boot a kernel with AppArmor on {there.name}; or start {container.name} anew with "
+                f"Boot a kernel with AppArmor on {there.name}; or restart {container.name} with "
                 f"lxc.apparmor.profile = unconfined: {PRICE}.", severity=case.hinders_restore)
         return
     configured = container.config.apparmor
@@ -70,17 +70,17 @@ def _generated(case: Case, there: HostFacts, profile: str) -> Finding:
         load = f"dd if={shlex.quote(found.binary)} {whole} | ssh {target} dd of={SECURITY}/.replace {whole}"
     return GENERATED.found(
         f"The processes of {case.container.name} are confined by the AppArmor profile {profile}, which LXC generated "
-        f"for it and {there.name} has not loaded.",
+        f"for it and which is not loaded on {there.name}.",
         f"Load it there; on {here.name}: {load}" if load else
-        f"Start {case.container.name} anew with lxc.apparmor.profile = unconfined: {PRICE}.")
+        f"Restart {case.container.name} with lxc.apparmor.profile = unconfined: {PRICE}.")
 
 
 def _missing(there: HostFacts, profile: str, severity: Severity) -> Finding:
     if profile.startswith("lxc-container-default"):  # LXC's own, which come with its package
         load = f"On {there.name}: apt-get install apparmor lxc && apparmor_parser -r /etc/apparmor.d/lxc-containers"
     else:
-        load = f"Copy the file of /etc/apparmor.d that has it to {there.name} and load it: apparmor_parser -r FILE"
-    return PROFILE.found(f"{there.name} has not loaded the AppArmor profile {profile}.", load, severity=severity)
+        load = f"Copy its file from /etc/apparmor.d to {there.name} and load it: apparmor_parser -r FILE"
+    return PROFILE.found(f"The AppArmor profile {profile} is not loaded on {there.name}.", load, severity=severity)
 
 
 CHECKS: tuple[Check, ...] = (apparmor,)

@@ -17,13 +17,13 @@ NAMES_SHOWN = 3
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
-    """What the user, or what is known of earlier migrations, adds to the facts."""
+    """What the user's options and earlier migrations add to the facts."""
 
     bridges: Mapping[str, str] = dataclasses.field(default_factory=dict)  # --map-bridge: here -> there
     name: str = ""  # the container's name on the destination; "" for the same
     known_copy: bool = False  # the destination's container of that name is an earlier stage of this one
-    disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: all of it; 0: not known
-    tunnel: tuple[str, ...] = ()  # what is not good about this host's WireGuard, where a tunnel is used
+    disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: all of it; 0: unknown
+    tunnel: tuple[str, ...] = ()  # what is wrong with this host's WireGuard, if a tunnel is used
     answers: Mapping[str, str] = dataclasses.field(default_factory=dict)  # who answers, see `network_checks.to_ask`
     clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: from the facts' times
     memory: bool = True  # False with --no-memory: it is stopped here and started there
@@ -51,7 +51,7 @@ class Case:
 
     @property
     def hinders_restore(self) -> Severity:
-        """How bad it is that it cannot be restored as it was; started anew it only differs."""
+        """How bad it is that it cannot be restored as it was; if it is restarted it only differs."""
         return Severity.ERROR if self.options.memory else Severity.WARNING
 
     @property
@@ -86,12 +86,12 @@ def size(count: float) -> str:
 
 
 def holder(note: Note) -> str:
-    """The process that a note is about, and how often else the same thing was seen."""
+    """The process that a note is about, and how many others were seen with the same."""
     more = f", and {note.count - 1} more" if note.count > 1 else ""
     return f"{note.task} (process {note.pid}{more})"
 
 
 def listed(words: list[str]) -> str:
-    """Some of the words, and how many were left out."""
+    """The first few words, and how many were left out."""
     shown = ", ".join(words[:NAMES_SHOWN])
     return f"{shown} and {len(words) - NAMES_SHOWN} more" if len(words) > NAMES_SHOWN else shown

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Settings that hold on one host only: SELinux, seccomp, user ids, hooks, included files."""
+"""Settings that depend on the host: SELinux, seccomp, user ids, hooks, included files."""
 
 from __future__ import annotations
 
@@ -16,51 +16,53 @@ from migrator.preflight.facts.host_facts import HostFacts
 from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-PACKAGED = "/usr/share/lxc/"  # each host's LXC brings its own
+PACKAGED = "/usr/share/lxc/"  # comes with each host's LXC
 # Those that run on the host before the container does (lxc.container.conf(5)).
 START_HOOKS = ("lxc.hook.pre-start", "lxc.hook.pre-mount", "lxc.hook.mount", "lxc.hook.autodev", "lxc.hook.start-host")
 OTHER_HOOKS = ("lxc.hook.clone", "lxc.hook.destroy")
 
 SELINUX = define("selinux-differs", ERROR, """Processes are restored with the SELinux context that they had; a kernel
-    without SELinux has none, and one with another policy may not know it.""")
+    without SELinux has none, and one with a different policy may not know it.""")
 SECCOMP_NOTIFY = define("seccomp-notify", WARNING, """The process that answers the container's system calls
     (lxc.seccomp.notify.proxy) is lost when the filters are restored.""")
 NO_USERNS = define("user-namespaces-off", ERROR, "The container has a user namespace, which the destination forbids.")
-IDS = define("ids-not-mapped", ERROR, """The destination is itself in a user namespace in which the container's
-    ids do not exist.""")
+IDS = define("ids-not-mapped", ERROR, """The destination itself runs in a user namespace in which the container's ids do
+    not exist.""")
 SUBIDS = define("subids-missing", WARNING, """LXC starts a container with lxc.idmap only if root may use these ids
-    (/etc/subuid, /etc/subgid): the restored one runs, but could not be started again.""")
-HOOKS = define("hooks", INFO, """Hooks of a start do not run when a container is restored; those of its end do run
-    in the end.""", memory_only=True)
-NET_SCRIPT = define("net-script-missing", ERROR, """The command of a network runs on the destination before the
-    container does. Where it fails LXC does not start the container, and it is not restored.""")
-HOOK_MISSING = define("hook-missing", WARNING, """A hook that the destination lacks keeps the container from starting
-    again.""")
-DEVICE_MISSING = define("device-missing", ERROR, """A rule of lxc.cgroup2.devices.allow may name a device by its path
-    on the host. Where that is no device LXC does not start the container, and it is not restored without its rules.""")
-DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a rule for devices that it cannot
-    read, and it is not restored without its rules.""")
-CGROUP_PLACE = define("cgroup-place", ERROR, """All that a container runs is frozen, and ended, by its cgroup, which is
-    told by LXC's own name for it, lxc.payload. With lxc.cgroup.dir.container it has another.""")
+    (/etc/subuid, /etc/subgid): the restored container runs, but could not be started again.""")
+HOOKS = define("hooks", INFO, """Start hooks do not run when a container is restored; stop hooks do when it ends.""",
+    memory_only=True)
+NET_SCRIPT = define("net-script-missing", ERROR, """The script of a network interface runs on the destination before the
+    container does. If it fails, LXC does not start the container, and it is not restored.""")
+HOOK_MISSING = define("hook-missing", WARNING, """If the destination lacks a hook, the container cannot be started again
+    there.""")
+DEVICE_MISSING = define("device-missing", ERROR, """A rule of lxc.cgroup2.devices.allow may name a device by its path on
+    the host. If that is not a device, LXC does not start the container, and it is not restored without its rules.""")
+DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a device rule that it cannot parse,
+    and the container is not restored without its rules.""")
+CGROUP_PLACE = define("cgroup-place", ERROR, """Everything in a container is frozen, and ended, through its
+    cgroup, which is recognised by LXC's own name for it, lxc.payload. With lxc.cgroup.dir.container it has a
+    different name.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
 FSTAB = define("fstab-missing", WARNING, """LXC does not start a container whose lxc.mount.fstab it cannot read: the
-    restored one runs, but could not be started again. The lines of that file travel, but not where it cannot be read,
-    or an included file names one.""")
-INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration whose included file is missing or includes
-    itself; a folder written with a slash at its end may be missing. Only text in UTF-8, 1 MiB in 64 files that
-    are included 1,000 times in all, is carried over, and no lxc.net.N.link, name or veth.pair that no interface can
-    have.""")
-INCLUDE_DIFFERS = define("include-differs", WARNING, """No copy travels of an included file that the
-    destination has too: what its own says holds there from the next start on.""")
+    restored one runs, but could not be started again. The lines of that file move along, but not if it cannot be read,
+    or if it is an included file that names it.""")
+INCLUDE = define("include-unreadable", ERROR, """LXC refuses a configuration with an included file that is missing or
+    includes itself; a folder written with a trailing slash may be missing. Only UTF-8 text is carried over, up to 1 MiB
+    in 64 files that are included 1,000 times in all, and no lxc.net.N.link, name or veth.pair that is not a valid
+    interface name.""")
+INCLUDE_DIFFERS = define("include-differs", WARNING, """An included file that the destination has too is not copied:
+    from the next start on, the destination's own version applies.""")
 
 
-CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and mounts, devices and files outside of the
-    container belong to it: a paired peer brings them along only where it was allowed to (migrator peer allow).""")
+CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and mounts, devices and files
+    outside the container belong to the host: a paired peer may bring them along only if it was allowed to
+    (migrator peer allow).""")
 
 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
-    """Files that the configuration names: hooks' programs, the seccomp profile, what it includes of the host's."""
+    """Files that the configuration names: programs of hooks, the seccomp profile, included files of the host."""
     config = container.config
     commands = [*(command for _, command in config.hooks), *(net.script for net in config.nets)]
     paths = [_program(command) for command in commands] + [config.seccomp, config.mount_file, *container.included]
@@ -83,7 +85,7 @@ def selinux(case: Case) -> Iterator[Finding]:
         with_it, without = (case.source, there) if case.source.selinux else (there, case.source)
         context = case.container.config.selinux
         yield SELINUX.found(
-            f"SELinux is on on {with_it.name} and off on {without.name}"
+            f"SELinux is enabled on {with_it.name} and disabled on {without.name}"
             + (f", and the container has the context {context}." if context else "."),
             "Use the same setting and policy on both hosts.",
             severity=ERROR if context and case.source.selinux else WARNING,
@@ -94,8 +96,8 @@ def seccomp(case: Case) -> Iterator[Finding]:
     config, there = case.container.config, case.destination
     if config.seccomp_notify:
         yield SECCOMP_NOTIFY.found(
-            f"{case.container.name} asks {config.seccomp_notify} about system calls.",
-            "Remove lxc.seccomp.notify.proxy and the notify rules and start the container anew.",
+            f"System calls of {case.container.name} are passed to {config.seccomp_notify}.",
+            "Remove lxc.seccomp.notify.proxy and the notify rules and restart the container.",
         )
     if there and config.seccomp.startswith("/") and config.seccomp not in there.present and answered(
         config.seccomp, there
@@ -108,7 +110,7 @@ def fstab(case: Case) -> Iterator[Finding]:
     path, there = case.container.config.mount_file, case.destination
     if there and path.startswith("/") and path not in there.present and answered(path, there):
         yield FSTAB.found(f"{there.name} has no {path} (lxc.mount.fstab).",
-                          f"Write what it has as lxc.mount.entry into {case.config_file}, and take the line out.",
+                          f"Move its lines into {case.config_file} as lxc.mount.entry, and remove lxc.mount.fstab.",
                           severity=case.hinders_start)
 
 
@@ -127,7 +129,7 @@ def hooks(case: Case) -> Iterator[Finding]:
                                      severity=severity)
         elif key not in restore_config.LATER_HOOKS and key not in OTHER_HOOKS:
             yield HOOKS.found(f"{key} = {command[:200]} will not run at the restore.",
-                              "Run what it does by hand, if the container needs it.")
+                              "If the container needs what it does, do that by hand.")
 
 
 def devices(case: Case) -> Iterator[Finding]:
@@ -145,10 +147,10 @@ def devices(case: Case) -> Iterator[Finding]:
             path = device_filter.path(key, value)
             yield DEVICE_MISSING.found(
                 f"{there.name if there else ''} has no device {path} (lxc.cgroup2.{key}).",
-                f"Make it there, or take the line out of {case.config_file} and start the container anew.")
+                f"Create it there, or remove the line from {case.config_file} and restart the container.")
         except ValueError:
             yield DEVICE_RULE.found(
-                f"lxc.cgroup2.{key} = {value[:200]} of {case.container.name} is no rule for a device.",
+                f"lxc.cgroup2.{key} = {value[:200]} of {case.container.name} is not a valid device rule.",
                 f"Correct it in {case.config_file}.")
 
 
@@ -157,31 +159,31 @@ def cgroup_place(case: Case) -> Iterator[Finding]:
     if place and not any(part.startswith("lxc.payload") for part in place.split("/")):
         yield CGROUP_PLACE.found(
             f"The cgroup of {case.container.name} is {place[:200]} (lxc.cgroup.dir.container).",
-            f"Take lxc.cgroup.dir.* out of {case.config_file} and start the container anew.")
+            f"Remove lxc.cgroup.dir.* from {case.config_file} and restart the container.")
 
 
 def includes(case: Case) -> Iterator[Finding]:
     container, there = case.container, case.destination
     for path, fault in container.config.faults:
         yield INCLUDE.found(f"The configuration of {container.name} cannot be carried over: {path} {fault}.",
-                            f"Cure that file, or take it out of {case.config_file} (lxc.include).")
+                            f"Fix that file, or remove it from {case.config_file} (lxc.include).")
     differing = [include.path for include in container.config.includes if there and _differs(include, container, there)]
     if there and differing:
         target = shlex.quote(f"root@{there.name}")
         packaged = all(path.startswith(PACKAGED) for path in differing)
         yield INCLUDE_DIFFERS.found(
-            f"{there.name} has not the same {listed(differing)}, which the configuration of {container.name} includes.",
+            f"{listed(differing)}, included by the configuration of {container.name}, differs on {there.name}.",
             f"Compare them: ssh {target} cat {shlex.quote(differing[0])} | diff {shlex.quote(differing[0])} -",
             severity=INFO if packaged else None)
 
 
 def _differs(include: Include, container: ContainerFacts, there: HostFacts) -> bool:
-    """Whether the destination reads another file than this host under that path; a copy travels where it has none."""
+    """Whether the destination has a different file under that path; if it has none, a copy moves along."""
     if include.path.startswith(f"{container.lxcpath}/{container.name}/"):
         return False  # it always travels
     found = there.digests.get(include.path)
     if found is None:
-        return include.by != include.path and include.by in there.present  # it has the folder, without this file
+        return include.by != include.path and include.by in there.present  # it has the folder, but not this file
     return found != include.digest
 
 
@@ -194,15 +196,15 @@ def consents(case: Case) -> Iterator[Finding]:
                if path not in there.present and not path.endswith("/"))]
     if lines:
         yield CONSENT.found(
-            f"{there.name} does not take from this host what reaches out of {case.container.name}: "
+            f"{there.name} does not accept from this host what reaches outside {case.container.name}: "
             f"{consent.shown(lines)}.",
-            f"Remove that and start the container anew, or on {there.name}, if it trusts this host, as it says itself: "
+            f"Remove that and restart the container, or, if {there.name} trusts this host, run there what it suggests: "
             f"{there.hooks_fix}",
         )
 
 
 def answered(path: str, there: HostFacts) -> bool:
-    """Whether a host that has not named this path lacks it: of most it tells only a host that it trusts."""
+    """Whether a host that has not reported this path lacks it: it reports most paths only to a host that it trusts."""
     return not there.hooks_fix or consent.may_be_asked(path)
 
 
@@ -211,14 +213,14 @@ def ids(case: Case) -> Iterator[Finding]:
     if not maps or not there:
         return
     if there.user_namespaces == 0:
-        yield NO_USERNS.found(f"{there.name} allows no user namespaces.",
+        yield NO_USERNS.found(f"{there.name} does not allow user namespaces.",
                               f"On {there.name}: sysctl user.max_user_namespaces=15000")
     for wanted in maps:
         shown = f"{wanted.kind} {wanted.inside} {wanted.outside} {wanted.count}"
         known = _of_kind(wanted, there.uid_map)
         if known and not _covered(wanted, [(entry.inside, entry.count) for entry in known]):
             yield IDS.found(f"lxc.idmap = {shown} names ids that do not exist on {there.name}.",
-                            f"Give {there.name} these ids where it is itself started.")
+                            f"Give {there.name} these ids where it is started itself.")
         elif there.has_program("newuidmap") and not _covered(
             wanted, [(entry.outside, entry.count) for entry in _of_kind(wanted, there.subids)]
         ):

@@ -18,28 +18,29 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
 # File systems that the kernel itself never writes to.
 UNWRITTEN = frozenset({"squashfs", "erofs", "iso9660"})
-# By their numbers, as the kernel tells them; the source of a mount may be another device, or an option.
+# By the kernel's device numbers; the source of a mount may be another device, or an option.
 LOSETUP = "losetup --list --output MAJ:MIN,BACK-FILE"
 
-UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU mounts only the file systems that it knows anew, and takes
-    others from the host only as bind mounts (criu/filesystems.c). An overlay it knows, but would make it of the folders
-    that the destination itself has under the paths in its options.""", memory_only=True)
+UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU remounts only the file systems that it knows, and takes others
+    from the host only as bind mounts (criu/filesystems.c). It knows overlays, but would build them from the folders
+    that the destination itself has under the paths in their options.""", memory_only=True)
 UNREACHABLE = define("mount-unreachable", ERROR, """A bind mount whose source is mounted neither in the container nor on
-    the host cannot be made again ("doesn't have a proper root mount" in criu/mount.c).""", memory_only=True)
-DELETED = define("mount-deleted", ERROR, """What is mounted of a file or folder that has been deleted CRIU makes again
-    under its old name, with the host's root, and follows symbolic links on the way (do_bind_mount_v2 in
-    criu/mount-v2.c): it is not restored.""", memory_only=True)
-MISSING = define("mount-source-missing", ERROR, """A file, folder or device of its host that is mounted in the
-    container. Without it LXC does not start it; what is `optional` it leaves out, and an empty folder remains.""")
-DISK = define("disk-stays-behind", ERROR, """Of disks only the root file system moves. Another one stays where it is,
-    with all that is on it, and what the destination has under its name may be anybody's: the container would
-    write to that, or find an empty folder. Nor does all of a file move that is mounted by a loop device: the kernel
-    lets go of that after the container has ended, and what is written then comes after the last snapshot. Only a
-    warning where nothing is ever written (squashfs, erofs, iso9660).""")
-BOUND = define("bind-mount", WARNING, """What lies on the host stays there: the restored container sees the files that
-    the destination has under that path.""")
+    the host cannot be recreated ("doesn't have a proper root mount" in criu/mount.c).""", memory_only=True)
+DELETED = define("mount-deleted", ERROR, """If a mounted file or folder has been deleted, CRIU recreates it under its
+    old name, as the host's root, and follows symbolic links on the way (do_bind_mount_v2 in criu/mount-v2.c): so it is
+    not restored.""", memory_only=True)
+MISSING = define("mount-source-missing", ERROR, """A file, folder or device of the host that is mounted in the
+    container. LXC does not start a container without it; an `optional` mount it skips, which leaves an empty
+    folder.""")
+DISK = define("disk-stays-behind", ERROR, """The root file system is the only disk that moves. Any other stays where it
+    is, with everything on it, and what the destination has under its name may be anybody's: the container would write
+    to that, or find an empty folder. Nor does a file that is mounted through a loop device move completely: the kernel
+    releases it after the container has ended, and what is written then comes after the last snapshot. Only a warning
+    where nothing is ever written (squashfs, erofs, iso9660).""")
+BOUND = define("bind-mount", WARNING, """Files on the host stay there: the restored container sees the files that the
+    destination has under that path.""")
 TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
-    none. (LXC's own console and ttys are no hindrance: there will be others in their place.)""", memory_only=True)
+    none. (LXC's own console and ttys do not matter: they are replaced by new ones.)""", memory_only=True)
 
 
 def externals(container: ContainerFacts) -> list[Mount]:
@@ -53,7 +54,7 @@ def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
 
 
 def _restored(container: ContainerFacts) -> tuple[str, ...]:
-    """What CRIU binds, and what LXC does at the next start."""
+    """What CRIU bind-mounts, and what LXC does at the next start."""
     paths = [mount.host_path for mount in externals(container) if mount.host_path.startswith("/")]
     return tuple(dict.fromkeys([*paths, *_configured(container)]))
 
@@ -65,7 +66,7 @@ def _configured(container: ContainerFacts) -> list[str]:
 
 
 def _left_out(container: ContainerFacts) -> list[str]:
-    """What LXC has bound, and leaves out without a word where it is not there."""
+    """What LXC has bind-mounted, and silently skips if it is missing."""
     mounted = {mount.target for mount in container.mounts}
     return [entry.source for entry in container.config.mounts
             if "optional" in entry.options and _binds(entry) and not entry.source.startswith(SYSTEM)
@@ -77,14 +78,14 @@ def _binds(entry: MountEntry) -> bool:
 
 
 def _is_disk(entry: MountEntry) -> bool:
-    """Whether it mounts a disk, or what may be one: a source that is a path, of no type that goes without one."""
+    """Whether it mounts a disk, or what may be one: a source that is a path, and a type that needs one."""
     path = entry.source.startswith("/") and not entry.source.startswith("//")  # that would be another host's
     sourceless = entry.type in SOURCELESS or entry.type == "none" or entry.source == "/dev/fuse"
     return not entry.bind and (entry.type in ON_DISKS or (path and not sourceless))
 
 
 def _is_path(source: str) -> bool:
-    """Which the destination can be asked about: no data set of ZFS, and no list of several (`/a:/b`)."""
+    """Whether the destination can be asked about it: not a ZFS data set, nor a list of several (`/a:/b`)."""
     return source.startswith("/") and ":/" not in source
 
 
@@ -122,8 +123,8 @@ def nested(case: Case) -> Iterator[Finding]:
     for note in case.notes("nested-mount"):
         type_, _, target = note.detail.partition(" ")
         yield UNSUPPORTED.found(
-            f"{holder(note)} has a mount namespace of its own, in which {target} is a file system of the type {type_}.",
-            f"End what runs in there: kill {note.pid}")
+            f"{holder(note)} has a mount namespace of its own, in which {target} is a file system of type {type_}.",
+            f"End what runs in it: kill {note.pid}")
 
 
 def sources(case: Case) -> Iterator[Finding]:
@@ -138,7 +139,7 @@ def sources(case: Case) -> Iterator[Finding]:
             yield MISSING.found(
                 f"{there.name} has no {path}, which {case.container.name} mounts from its host"
                 f"{' and would be started without' if left_out else ''}.",
-                f"Make it on {there.name}, or remove its lxc.mount.entry and unmount it.",
+                f"Create it on {there.name}, or remove its lxc.mount.entry and unmount it.",
                 severity=WARNING if left_out else None)
 
 
@@ -149,16 +150,16 @@ def disks(case: Case) -> Iterator[Finding]:
     for target, entry in entries.items():
         yield DISK.found(
             f"{entry.source} of {here}, which {name} mounts at {target}, does not move along.",
-            "Copy what is on it into the container's root file system, and take its lxc.mount.entry out of "
+            "Copy its contents into the container's root file system, and remove its lxc.mount.entry from "
             f"{case.config_file} {shared}")
     for mount in case.container.mounts:
         if not mount.disk or mount.kind not in ("unsupported", "unreachable") or mount.target in entries:
             continue
         if mount.loop and mount.type in UNWRITTEN:
             yield DISK.found(
-                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file, and "
-                "moves along only where that lies in the container's own root file system.",
-                f"See which file stands beside {mount.loop}: {LOSETUP} -- and copy it there.", severity=WARNING)
+                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is backed by a file, "
+                "and moves along only if that is in the container's own root file system.",
+                f"See which file backs {mount.loop}: {LOSETUP} -- and copy it there.", severity=WARNING)
         elif mount.loop:
             yield DISK.found(
                 f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file: what "
@@ -174,7 +175,7 @@ def disks(case: Case) -> Iterator[Finding]:
 def bound(case: Case) -> Iterator[Finding]:
     configured = {_target(entry): entry.source for entry in case.container.config.mounts if _binds(entry)}
     for mount in externals(case.container):
-        path = mount.host_path or configured.get(mount.target, "")  # the host may have it no longer
+        path = mount.host_path or configured.get(mount.target, "")  # the host may no longer have it
         if _terminal(path):
             if not is_lxcs(mount.target):
                 yield TERMINAL.found(
@@ -183,8 +184,8 @@ def bound(case: Case) -> Iterator[Finding]:
                 )
         elif path and not path.startswith(SYSTEM):
             yield BOUND.found(
-                f"{mount.target} in {case.container.name} is {path} of the host and is not moved along.",
-                "See that the destination has the same files there, or copy them into the container.",
+                f"{mount.target} in {case.container.name} is {path} of the host, which does not move along.",
+                "Make sure that the destination has the same files there, or copy them into the container.",
             )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The container's network: what CRIU can carry over, and whether the destination has the place free for it."""
+"""The container's network: what CRIU can carry over, and whether its place on the destination is free."""
 
 from __future__ import annotations
 
@@ -28,39 +28,40 @@ RESTORABLE = ("veth", "none", "empty", "phys", "macvlan")
 DUMPABLE = ("loopback", "veth", "tun", "bridge", "macvlan", "venet", "sit")
 IGNORED_NAMES = ("sit0", "gre0", "gretap0")
 
-NET_TYPE = define("network-type", ERROR, """liblxc cannot restore this type of network; it can veth, macvlan, phys,
-    empty and none.""", memory_only=True)
+NET_TYPE = define("network-type", ERROR, """liblxc cannot restore this type of network; it can restore veth, macvlan,
+    phys, empty and none.""", memory_only=True)
 HOST_NETWORK = define("host-network", ERROR, """With lxc.net.0.type = none the container uses the host's own addresses
-    and ports: its connections cannot move without the host. Started anew there it has that host's.""")
+    and ports: its connections cannot move without the host. If it is restarted there, it has those of that host.""")
 NET_UNTRIED = define("network-not-bridged", WARNING, """macvlan and phys interfaces are restored on the destination's
-    device of that name, but only a veth on a bridge keeps its connections for certain.""", memory_only=True)
-ROUTER = define("veth-router", ERROR, """LXC sets a routed veth up at a start alone: its gateway and the routes to the
-    container's addresses would be missing on the destination, and nobody would reach it.""", memory_only=True)
-UNMADE = define("veth-not-made", ERROR, """CRIU cannot be relied on to make the veth of a container with ids of its own,
-    and it can be made beforehand only from Linux 5.13 on, under a name that CRIU's configuration file takes.""",
+    device of that name, but only a veth on a bridge is certain to keep its connections.""", memory_only=True)
+ROUTER = define("veth-router", ERROR, """LXC sets up a routed veth only at a start: its gateway and the routes to the
+    container's addresses would be missing on the destination, and nobody could reach it.""", memory_only=True)
+UNMADE = define("veth-not-made", ERROR, """CRIU cannot be relied on to create the veth of a container with an id
+    mapping, and it can be created beforehand only from Linux 5.13 on, under a name that CRIU's configuration file
+    accepts.""",
     memory_only=True)
-SILENCE = define("network-not-silenced", ERROR, """While it is frozen the container must neither hear nor say anything:
-    what it says can be dropped at its veth's end on the host from Linux 5.16 on.""", memory_only=True)
+SILENCE = define("network-not-silenced", ERROR, """While it is frozen the container must neither receive nor send
+    anything: what it sends can be dropped at the host's end of its veth from Linux 5.16 on.""", memory_only=True)
 VLAN = define("bridge-without-vlans", ERROR, """lxc.net.N.veth.vlan.* sets the VLANs of the veth's port on its bridge,
-    which must tell them apart.""")
-BRIDGE = define("bridge-missing", ERROR, "The container's veth is put on a bridge, which the destination must have.")
-NOT_BRIDGE = define("not-a-bridge", ERROR, """A restored veth is put on a bridge of the kernel's own. LXC adds it to an
-    Open vSwitch bridge only when it starts the container.""")
-LINK = define("link-missing", ERROR, "An interface that is no veth needs its parent device on the destination.")
+    which must have VLAN filtering on.""")
+BRIDGE = define("bridge-missing", ERROR, "The container's veth is attached to a bridge that the destination must have.")
+NOT_BRIDGE = define("not-a-bridge", ERROR, """A restored veth is attached to a Linux bridge. LXC adds it to an Open
+    vSwitch bridge only when it starts the container.""")
+LINK = define("link-missing", ERROR, "An interface other than a veth needs its parent device on the destination.")
 MTU = define("mtu-smaller", WARNING, """The bridge would drop the container's larger packets; open connections stall
     as soon as they send much.""")
-SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; where the bridge has addresses of other
-    networks only, nobody may route to it.""")
-NOT_SHARED = define("bridge-not-shared", WARNING, """The container keeps its address, and its connections live on only
-    where both bridges are one segment. lxc-net gives each host a bridge of its own, all of the same address.""")
-ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses: nobody else may have one of them.")
-MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its hardware address; no other may have it on the link.")
-PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the veth's end on the host, and an interface
+SUBNET = define("foreign-subnet", WARNING, """The container keeps its address; if the bridge only has addresses of other
+    networks, it may not be routed there.""")
+NOT_SHARED = define("bridge-not-shared", WARNING, """The container keeps its address, and its connections survive only
+    if both bridges are on one segment. lxc-net gives each host a bridge of its own, all with the same address.""")
+ADDRESS_TAKEN = define("address-taken", ERROR, "The container keeps its addresses: nothing else may have one of them.")
+MAC_TAKEN = define("mac-taken", ERROR, "The container keeps its MAC address; nothing else on the link may have it.")
+PAIR_TAKEN = define("veth-pair-taken", ERROR, """lxc.net.N.veth.pair names the host's end of the veth, and an interface
     of that name exists on the destination.""")
 KIND = define("interface-kind", ERROR, "CRIU cannot dump this kind of interface (dump_one_link in criu/net.c).",
     memory_only=True)
-LEASE = define("address-not-configured", INFO, """The address is not in the configuration, perhaps a DHCP lease: it is
-    good as long as the lease, and the server on the destination's network must know it.""")
+LEASE = define("address-not-configured", INFO, """The address is not in the configuration and may be a DHCP lease: it is
+    valid as long as the lease, and the server on the destination's network must know it.""")
 SHARED_NS = define("shared-namespace", ERROR, "A namespace that belongs to the host or another container cannot move.")
 
 
@@ -81,18 +82,18 @@ def types(case: Case) -> Iterator[Finding]:
             yield NET_UNTRIED.found(f"lxc.net.{net.index} of {name} is {net.type} on {net.link or 'no device'}.",
                                     f"Use lxc.net.{net.index}.type = veth with a bridge.")
     for entry in case.container.config.shared_namespaces:
-        yield SHARED_NS.found(f"{name} does not have all namespaces to itself: lxc.namespace.{entry}.",
-                              "Remove the line and start the container anew.")
+        yield SHARED_NS.found(f"{name} shares a namespace: lxc.namespace.{entry}.",
+                              "Remove the line and restart the container.")
 
 
 def silence(case: Case) -> Iterator[Finding]:
     if case.source.kernel_version < network.KERNEL and any(net.type == "veth" for net in case.container.config.nets):
-        yield SILENCE.found(f"{case.source.name} has the kernel {case.source.kernel}.",
-                            f"Boot {case.source.name} with a newer one, or move it with --no-memory.")
+        yield SILENCE.found(f"{case.source.name} runs kernel {case.source.kernel}.",
+                            f"Boot {case.source.name} with a newer one, or move the container with --no-memory.")
 
 
 def made(case: Case) -> Iterator[Finding]:
-    """Those of a container with root's own ids CRIU makes itself."""
+    """CRIU itself makes those of a container without an id mapping."""
     there, config = case.destination, case.container.config
     if not there or not config.idmaps:
         return
@@ -101,8 +102,8 @@ def made(case: Case) -> Iterator[Finding]:
         if not veth.made:
             why = f"with the name {veth.inside!r}" if possible else f"with the kernel {there.kernel}"
             yield UNMADE.found(
-                f"lxc.net.{veth.number} of {case.container.name} cannot be made on {there.name} {why}.",
-                f"Set lxc.net.{veth.number}.name to letters and digits and start the container anew, or move it with"
+                f"lxc.net.{veth.number} of {case.container.name} cannot be created on {there.name} {why}.",
+                f"Set lxc.net.{veth.number}.name to letters and digits and restart the container, or move it with"
                 " --no-memory." if possible else f"Boot {there.name} with Linux 5.13 or newer.")
 
 
@@ -118,21 +119,21 @@ def _link(there: HostFacts, net: Net, wanted: str) -> Iterator[Finding]:
     if net.type != "veth":
         if found is None:
             yield LINK.found(f"{there.name} has no interface {wanted} for lxc.net.{net.index} ({net.type}).",
-                             f"Make it there, or map it to another: --map-bridge {_mapped(net)}")
+                             f"Create it there, or map it to another: --map-bridge {_mapped(net)}")
     elif found is None:
         have = [each.name for each in there.interfaces if each.kind in BRIDGES and _can_be_named(each.name)]
         choice = have[0] if len(have) == 1 else "NAME"
         known = f" (it has {listed(have)})" if have else " and no other"
         yield BRIDGE.found(
             f"{there.name} has no bridge {wanted}{known}.",
-            f"Map it: --map-bridge {_mapped(net, choice)} -- or make it there: ip link add {bridge} type bridge && "
+            f"Map it: --map-bridge {_mapped(net, choice)} -- or create it there: ip link add {bridge} type bridge && "
             f"ip link set {bridge} up",
         )
     elif found.kind not in BRIDGES:
         yield NOT_BRIDGE.found(f"{wanted} on {there.name} is {found.kind or 'a physical interface'}, not a bridge.",
                                f"Map it to a bridge: --map-bridge {_mapped(net)}")
     elif (net.vlan or net.tagged) and not found.vlans:
-        yield VLAN.found(f"{wanted} on {there.name} does not tell VLANs apart, which lxc.net.{net.index} needs.",
+        yield VLAN.found(f"{wanted} on {there.name} has no VLAN filtering, which lxc.net.{net.index} needs.",
                          f"On {there.name}: ip link set {bridge} type bridge vlan_filtering 1")
 
 
@@ -141,7 +142,7 @@ def _mapped(net: Net, bridge: str = "NAME") -> str:
 
 
 def _can_be_named(name: str) -> bool:
-    """Whether --map-bridge takes that name, which the destination has told."""
+    """Whether --map-bridge accepts that name, which the destination has reported."""
     try:
         return bool(names.interface_name(name))
     except InvalidName:
@@ -152,10 +153,10 @@ def inside(case: Case) -> Iterator[Finding]:
     for interface in case.container.interfaces:
         if interface.kind not in DUMPABLE and interface.name not in IGNORED_NAMES:
             yield KIND.found(
-                f"{case.container.name} has the interface {interface.name} of kind {interface.kind or 'physical'}.",
-                f"Remove it in the container: {case.inside('ip', 'link', 'delete', 'dev', interface.name)} -- if it "
-                "comes with every network namespace: sysctl net.core.fb_tunnels_only_for_init_net=1, and start it "
-                "anew.",
+                f"{case.container.name} has an interface {interface.name} of kind {interface.kind or 'physical'}.",
+                f"Remove it in the container: {case.inside('ip', 'link', 'delete', 'dev', interface.name)} -- if every "
+                "network namespace has it: sysctl net.core.fb_tunnels_only_for_init_net=1, and restart the "
+                "container.",
             )
 
 
@@ -168,7 +169,7 @@ def mtu(case: Case) -> Iterator[Finding]:
         own = next((entry for entry in case.container.interfaces if entry.name == _name_inside(net)), None)
         if bridge and own and 0 < bridge.mtu < own.mtu:
             yield MTU.found(
-                f"{bridge.name} on {there.name} has an MTU of {bridge.mtu}, {own.name} in the container of {own.mtu}.",
+                f"{bridge.name} on {there.name} has an MTU of {bridge.mtu}, but {own.name} in the container {own.mtu}.",
                 f"On {there.name}: ip link set {shlex.quote(bridge.name)} mtu {own.mtu}",
             )
 
@@ -187,7 +188,7 @@ def subnet(case: Case) -> Iterator[Finding]:
                 yield SUBNET.found(
                     f"{address} is in none of the networks of {bridge.name} on {there.name} "
                     f"({listed([str(network) for network in networks])}).",
-                    "See that the address is routed there, or map to another bridge with --map-bridge.",
+                    "Make sure that the address is routed there, or map to another bridge with --map-bridge.",
                 )
 
 
@@ -218,15 +219,15 @@ def segments(case: Case) -> Iterator[Finding]:
         for address in _plain(there.addresses):
             answered = case.options.answers.get(f"{address}%{here.name}")
             if answered is not None and answered != there.mac:
-                whose = f"by {answered}, not by {there.mac}" if answered else "by nobody"
+                whose = f"{answered}, not {there.mac}, answers" if answered else "nobody answers"
                 yield NOT_SHARED.found(
-                    f"On {here.name} of {source.name} {address}, which {destination.name} has on {there.name}, is "
-                    f"answered for {whose}: these are two networks, and open connections of {case.container.name} "
+                    f"On {here.name} of {source.name} {whose} for {address}, which {destination.name} has on "
+                    f"{there.name}: these are two networks, and open connections of {case.container.name} "
                     "will break.", cure)
 
 
 def _bridges(case: Case) -> list[tuple[Interface, Interface]]:
-    """The pairs of bridges, here and there, that the container's veths leave and come to."""
+    """The pairs of bridges, here and there, that the container's veths leave and arrive at."""
     found = []
     for net in case.container.config.nets if case.destination else ():
         if case.destination and net.type == "veth" and net.link:
@@ -271,7 +272,7 @@ def addresses(case: Case) -> Iterator[Finding]:
 
 def _taken(address: str, whose: str, severity: Severity = ERROR) -> Finding:
     return ADDRESS_TAKEN.found(f"The address {address} belongs to {whose}.",
-                               "Take it away there, or change the container's before the move.", severity=severity)
+                               "Remove it there, or change the container's before the move.", severity=severity)
 
 
 def hardware_addresses(case: Case) -> Iterator[Finding]:
@@ -280,14 +281,14 @@ def hardware_addresses(case: Case) -> Iterator[Finding]:
         if there is None:
             return
         for interface in there.interfaces:
-            # an end of a veth shows the same address as the other one only when somebody set it so
+            # the ends of a veth have the same address only if someone has set it so
             if interface.mac.lower() == mac:
-                yield MAC_TAKEN.found(f"{interface.name} on {there.name} has the MAC {mac} as well.",
+                yield MAC_TAKEN.found(f"{interface.name} on {there.name} also has the MAC {mac}.",
                                       f"Change it there: ip link set {shlex.quote(interface.name)} address ...")
         for other in there.containers:
             if mac in other.macs and other.name != (case.options.name or case.container.name):
                 state = "" if other.running else ", which is stopped"
-                yield MAC_TAKEN.found(f"The container {other.name} on {there.name}{state} has the MAC {mac} as well.",
+                yield MAC_TAKEN.found(f"The container {other.name} on {there.name}{state} also has the MAC {mac}.",
                                       "Change lxc.net.0.hwaddr of one of them.",
                                       severity=ERROR if other.running else WARNING)
 
@@ -297,7 +298,7 @@ def pairs(case: Case) -> Iterator[Finding]:
     for net in case.container.config.nets if there else ():
         if there and net.pair and _interface(there, net.pair):
             yield PAIR_TAKEN.found(f"{there.name} already has an interface {net.pair}.",
-                                   f"Remove lxc.net.{net.index}.veth.pair from the configuration; LXC finds a name.")
+                                   f"Remove lxc.net.{net.index}.veth.pair from the configuration; LXC picks a name.")
 
 
 def leases(case: Case) -> Iterator[Finding]:
@@ -306,7 +307,7 @@ def leases(case: Case) -> Iterator[Finding]:
         for address in _plain(interface.addresses):
             if interface.kind == "veth" and str(address) not in configured:
                 yield LEASE.found(f"{address} on {interface.name} is not in {case.container.name}'s configuration.",
-                                  "If it is a DHCP lease, see that the destination's network gives the same one.")
+                                  "If it is a DHCP lease, make sure that the destination's network gives the same one.")
 
 
 def _interface(host: HostFacts, name: str) -> Interface | None:

@@ -12,70 +12,70 @@ from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 MIB = 1 << 20
-SPARE_DISK = 256 * MIB  # bytes that shall be left: btrfs needs room for its own trees
+SPARE_DISK = 256 * MIB  # bytes that must be left: btrfs needs space for its own trees
 SPARE_MEMORY = 64 * MIB
 CLOCK_TOLERANCE = 1.0  # seconds
 
-NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has a memory to be moved.")
-FROZEN = define("container-frozen", WARNING, """Somebody froze the container; it will be frozen no longer once it
-    has moved.""")
-UNDER_WAY = define("under-way", ERROR, """A move of the container is under way, and what stands still, is stopped or
-    runs, here and there, is one of its two copies: neither is thawed, started, renamed or removed by hand. So nothing
-    else is said of it. On the source this begins with the freeze, or the stop: until then it runs there as before.""")
+NOT_RUNNING = define("container-not-running", ERROR, "Only a running container has memory to move.")
+FROZEN = define("container-frozen", WARNING, """Someone froze the container; it will no longer be frozen once it has
+    moved.""")
+UNDER_WAY = define("under-way", ERROR, """A move of the container is under way, and what is frozen, stopped or running,
+    here and there, is one of its two copies: do not thaw, start, rename or remove either by hand. So nothing else is
+    reported about it. On the source this begins with the freeze, or the stop: until then it runs as before.""")
 MOVED_AWAY = define("moved-away", ERROR, """What is left here of a container that has moved away is its stopped copy,
-    and what has its name on the other host is that container: nothing else is said of either.""")
+    and what has its name on the other host is that container: nothing else is reported about either.""")
 EPHEMERAL = define("ephemeral", WARNING, """LXC destroys a container with lxc.ephemeral, disk and all, once it stops,
-    and goes by what that was when it was started: no copy is kept, and with --no-memory, where it must be stopped
-    first, all would be lost. It is not stopped then, also where this is ignored.""")
+    and goes by the value at the time when it was started: no copy is kept, and with --no-memory, which must stop it
+    first, all would be lost. So it is not stopped then, even if this finding is ignored.""")
 NAME_TAKEN = define("name-taken", ERROR, "The destination has another container of that name in its LXC path.")
 PATH_MISSING = define("lxcpath-missing", ERROR, "The destination's LXC path does not exist.")
 NOT_BTRFS = define("destination-not-btrfs", ERROR, """The disk travels by `btrfs send`; it can be received only on
     btrfs.""")
 ROOTFS = define("rootfs-not-subvolume", ERROR, "Only a btrfs subvolume can be snapshotted in an instant and sent.")
-REPLACED = define("rootfs-replaced", ERROR, """The disk that moves is the one that the configuration names. Where a
+REPLACED = define("rootfs-replaced", ERROR, """The disk that moves is the one that the configuration names. If a
     snapshot was put in its place, the path was edited or another disk was mounted there, the running container still
-    lives on the earlier one: what it has written since would be lost. So it looks, too, where its first process has
-    changed its root into another file system, or into a folder of the same: CRIU would restore it with all of that as
-    its root, where the names of its sockets may lead elsewhere (`socket-astray`). Where this is ignored, trust its
-    root.""")
-NESTED = define("nested-subvolume", ERROR, """A snapshot leaves subvolumes inside the root file system out: their files
+    lives on the earlier one: what it has written since would be lost. The same is reported if its first process has
+    changed its root into another file system, or into a folder of the same one: CRIU would restore it with all of that
+    as its root, where the names of its sockets may lead elsewhere (`socket-astray`). Ignore this only if you trust the
+    container's root user.""")
+NESTED = define("nested-subvolume", ERROR, """A snapshot leaves out subvolumes inside the root file system: their files
     would be missing on the destination (btrfs-subvolume(8)).""")
 NESTED_UNKNOWN = define("nested-unknown", ERROR, """Whether the root file system has subvolumes inside, which a snapshot
-    leaves out, could not be seen.""")
-QUOTA = define("disk-quota", WARNING, """What quotas of btrfs limit the root file system to is its host's: the copy
-    has no limit, nor has it one when it has come back, until somebody sets it again (btrfs-qgroup(8)).""")
-DISK_FULL = define("disk-full", ERROR, "The destination has less room than the container's files take.")
-DISK_TIGHT = define("disk-tight", WARNING, "The container's files fit, but hardly anything would be left.")
-DISK_UNKNOWN = define("disk-size-unknown", INFO, "How much the container's files take was not counted.")
-MEMORY_SHORT = define("memory-short", ERROR, """The destination has less memory free than the container uses; others
-    there would be killed. A container that is started anew may need less.""")
+    leaves out, could not be determined.""")
+QUOTA = define("disk-quota", WARNING, """btrfs quotas of the root file system are set on its host: the copy has no
+    limit, nor does it after moving back, until someone sets it again (btrfs-qgroup(8)).""")
+DISK_FULL = define("disk-full", ERROR, "The destination has less free space than the container's files need.")
+DISK_TIGHT = define("disk-tight", WARNING, "The container's files fit, but hardly any space would be left.")
+DISK_UNKNOWN = define("disk-size-unknown", INFO, "The size of the container's files was not determined.")
+MEMORY_SHORT = define("memory-short", ERROR, """The destination has less free memory than the container uses; other
+    processes there would be killed. A container that is restarted may need less.""")
 MEMORY_TIGHT = define("memory-tight", WARNING, """The memory fits once, but not a second time as images on tmpfs: they
     go to disk, and the container is frozen for longer.""", memory_only=True)
 CLOCK = define("clock-difference", WARNING, """Programs in the container see the time jump: certificates, leases and
-    tickets may count as expired, and timestamps run backwards.""")
+    tickets may count as expired, and timestamps may go backwards.""")
 
 
 def state(case: Case) -> Iterator[Finding]:
     facts = case.container
     if facts.state == "FROZEN":
         yield FROZEN.found(f"{facts.name} is frozen.",
-                           f"Let it run: lxc-unfreeze -P {shlex.quote(facts.lxcpath)} {facts.name}")
+                           f"Thaw it: lxc-unfreeze -P {shlex.quote(facts.lxcpath)} {facts.name}")
     elif facts.state != "RUNNING":
         yield NOT_RUNNING.found(f"{facts.name} is {facts.state}.",
                                 f"Start it: lxc-start -P {shlex.quote(facts.lxcpath)} {facts.name}")
     if facts.ephemeral:
-        kept = f"{facts.lxcpath}/{facts.name}.kept"  # its own folder goes, with all that is in there
+        kept = f"{facts.lxcpath}/{facts.name}.kept"  # its own folder is removed, with everything in it
         yield EPHEMERAL.found(
             f"{facts.name} was started as ephemeral: once it stops, LXC destroys it, disk and all, whatever its "
-            "configuration says by now.",
+            "configuration says now.",
             "Do not stop it before you have a copy: end what writes in it, then btrfs subvolume snapshot -r "
             f"{shlex.quote(facts.rootfs.path)} {shlex.quote(kept)} && cp {shlex.quote(case.config_file)} "
-            f"{shlex.quote(f'{kept}.config')} -- and make a new container of these, with lxc.ephemeral = 0.",
+            f"{shlex.quote(f'{kept}.config')} -- and create a new container from these, with lxc.ephemeral = 0.",
             severity=case.hinders_start)
     elif facts.config.ephemeral:
         yield EPHEMERAL.found(
-            f"The configuration of {facts.name} makes it ephemeral: LXC destroys it when it stops, from its next "
-            "start on.", f"Set lxc.ephemeral = 0 in {case.config_file}", severity=case.hinders_start)
+            f"The configuration of {facts.name} makes it ephemeral: from its next start on, LXC destroys it when it "
+            "stops.", f"Set lxc.ephemeral = 0 in {case.config_file}", severity=case.hinders_start)
 
 
 def name(case: Case) -> Iterator[Finding]:
@@ -93,7 +93,7 @@ def storage(case: Case) -> Iterator[Finding]:
     if case.container.config.backend.startswith("overlay"):
         yield ROOTFS.found(
             f"The root file system of {case.container.name} is an overlay of {rootfs.path}.",
-            "Stop the container, copy all that it sees as its root into a btrfs subvolume, and name that in "
+            "Stop the container, copy all that it sees as its root into a btrfs subvolume, and set that as "
             f"lxc.rootfs.path in {shlex.quote(case.config_file)}.")
     elif not rootfs.subvolume:
         new = shlex.quote(f"{rootfs.path}.new")
@@ -101,14 +101,14 @@ def storage(case: Case) -> Iterator[Finding]:
         yield ROOTFS.found(
             f"The root file system {rootfs.path} is {where}.",
             f"Stop the container, then: btrfs subvolume create {new} && "
-            f"cp -a --reflink=auto {shlex.quote(f'{rootfs.path}/.')} {new}/ -- and put it in the old one's place.",
+            f"cp -a --reflink=auto {shlex.quote(f'{rootfs.path}/.')} {new}/ -- and replace the old one with it.",
         )
     if rootfs.replaced:
         yield REPLACED.found(
             f"{case.container.name} lives on another disk, or in another folder, than {rootfs.path}, which would be "
             "moved.",
             f"See on which: awk '$5 == \"/\"' /proc/{case.container.init_pid}/mountinfo -- and put that back in its "
-            "place, or name it in lxc.rootfs.path.",
+            "place, or set lxc.rootfs.path to it.",
         )
     if rootfs.nested:
         yield NESTED.found(
@@ -117,8 +117,8 @@ def storage(case: Case) -> Iterator[Finding]:
         )
     if rootfs.nested_unknown:
         yield NESTED_UNKNOWN.found(
-            f"Which subvolumes are inside {rootfs.path} could not be seen: {rootfs.nested_unknown.rstrip('.')}.",
-            f"Check once more; see too: btrfs subvolume list -o {shlex.quote(rootfs.path)}")
+            f"Which subvolumes are inside {rootfs.path} could not be determined: {rootfs.nested_unknown.rstrip('.')}.",
+            f"Check again; see also: btrfs subvolume list -o {shlex.quote(rootfs.path)}")
     there = case.destination
     if not there:
         return
@@ -168,7 +168,7 @@ def quota(case: Case) -> Iterator[Finding]:
     copy = shlex.quote(f"{path}/{case.options.name or case.container.name}/rootfs")
     shown, commands = [], []
     for group, *limits in rootfs.quota:
-        for limit, option, of_what in zip(limits, ("", "-e "), ("", " that are its own alone"), strict=True):
+        for limit, option, of_what in zip(limits, ("", "-e "), ("", " that only it uses"), strict=True):
             if limit >= 0:
                 shown.append(f"{size(limit)}{of_what} (qgroup {group})")
                 # Any other group may have more than this container in it.
@@ -176,8 +176,8 @@ def quota(case: Case) -> Iterator[Finding]:
     if shown:
         yield QUOTA.found(
             f"{rootfs.path} is limited to {listed(shown)}; its copy will not be.",
-            f"When it is there, with quotas on (btrfs quota enable {shlex.quote(path)}), on "
-            f"{there.name if there else 'that host'}: {' && '.join(commands) or 'put it into such a qgroup'}")
+            f"Once it is there, with quotas enabled (btrfs quota enable {shlex.quote(path)}), on "
+            f"{there.name if there else 'that host'}: {' && '.join(commands) or 'add it to such a qgroup'}")
 
 
 def disk_room(case: Case) -> Iterator[Finding]:
@@ -186,17 +186,17 @@ def disk_room(case: Case) -> Iterator[Finding]:
         return
     needed = case.options.disk_needed if case.options.disk_needed is not None else case.container.rootfs.used
     if needed < 0:
-        yield DISK_UNKNOWN.found(f"The size of {case.container.rootfs.path} is not known.",
+        yield DISK_UNKNOWN.found(f"The size of {case.container.rootfs.path} is unknown.",
                                  f"Compare: du -shx {shlex.quote(case.container.rootfs.path)} with "
                                  f"{size(there.storage.free)} free.")
         return
     left = there.storage.free - needed
     sentence = (f"{there.storage.path} on {there.name} has {size(there.storage.free)} free, and {case.container.name} "
-                f"takes {size(needed)}")
+                f"needs {size(needed)}")
     if left < 0:
-        yield DISK_FULL.found(f"{sentence}.", f"Make room on {there.name}, for example with: migrator cleanup")
+        yield DISK_FULL.found(f"{sentence}.", f"Free up space on {there.name}, for example with: migrator cleanup")
     elif left < SPARE_DISK:
-        yield DISK_TIGHT.found(f"{sentence}: only {size(left)} would be left.", f"Make room on {there.name}.")
+        yield DISK_TIGHT.found(f"{sentence}: only {size(left)} would be left.", f"Free up space on {there.name}.")
 
 
 def memory_room(case: Case) -> Iterator[Finding]:
@@ -223,7 +223,7 @@ def clock(case: Case) -> Iterator[Finding]:
     if abs(offset) > CLOCK_TOLERANCE:
         word = "ahead of" if offset > 0 else "behind"
         yield CLOCK.found(f"The clock of {there.name} is {abs(offset):.1f} seconds {word} that of {case.source.name}.",
-                          "Set both clocks by the same time servers: timedatectl set-ntp true")
+                          "Synchronise both clocks with the same time servers: timedatectl set-ntp true")
 
 
 CHECKS: tuple[Check, ...] = (state, name, storage, quota, disk_room, memory_room, clock)

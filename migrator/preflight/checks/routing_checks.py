@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the container's network has that CRIU leaves out without a word, so that it works no longer after a restore."""
+"""What CRIU silently leaves out of the container's network, so that it no longer works after a restore."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from migrator.preflight.checks.case import Case, Check, listed
 from migrator.preflight.findings import Finding, Severity, define
 
 MULTICAST = define("multicast-groups", Severity.WARNING, """CRIU does not save which multicast groups the sockets of a
-    process have joined: after the restore it hears nothing of them, until it joins them anew.""", memory_only=True)
-ROUTING = define("routing-not-saved", Severity.WARNING, """CRIU saves the routes of the main table alone, the rules for
-    IPv4 alone, and no queueing disciplines (criu/net.c).""", memory_only=True)
-ENCRYPTED = define("kernel-encryption", Severity.ERROR, """CRIU does not know of TLS in the kernel (TCP_ULP), nor of
-    IPsec (ip-xfrm(8)): what is to be encrypted would be sent in clear. Looked for in each network namespace that has a
-    process, up to 64 of them; TLS once more when all stands still.""", memory_only=True)
+    process have joined: after the restore it receives nothing from them until it joins again.""", memory_only=True)
+ROUTING = define("routing-not-saved", Severity.WARNING, """CRIU saves only the routes of the main table, only the rules
+    for IPv4, and no queueing disciplines (criu/net.c).""", memory_only=True)
+ENCRYPTED = define("kernel-encryption", Severity.ERROR, """CRIU does not support TLS in the kernel (TCP_ULP), nor IPsec
+    (ip-xfrm(8)): what should be encrypted would be sent in the clear. Each network namespace that has a process is
+    searched, up to 64 of them; TLS is looked for once more when everything is frozen.""", memory_only=True)
 
 
 def multicast(case: Case) -> Iterator[Finding]:
     groups = case.container.unsaved.groups
     if groups:
         yield MULTICAST.found(f"{case.container.name} listens to {listed(list(groups))}, and would not after the move.",
-                              "Start anew then what listens there, or move it with --no-memory.")
+                              "Restart what listens there after the move, or move it with --no-memory.")
 
 
 def routing(case: Case) -> Iterator[Finding]:
@@ -31,19 +31,19 @@ def routing(case: Case) -> Iterator[Finding]:
             *(f"the IPv6 rule {rule}" for rule in unsaved.rules), *(f"the qdisc {queue}" for queue in unsaved.queues)]
     if lost:
         yield ROUTING.found(f"{case.container.name} would lack {listed(lost)} after the move.",
-                            "Set it again in the container then, or move it with --no-memory.")
+                            "Set it again in the container after the move, or move it with --no-memory.")
 
 
 def encrypted(case: Case) -> Iterator[Finding]:
     if case.container.encrypted:
         yield ENCRYPTED.found(
-            f"{listed(list(case.container.encrypted))} of {case.container.name} is the kernel's own work.",
-            "Have programs encrypt themselves (OpenSSL: no Options KTLS), or move it with --no-memory.")
+            f"{listed(list(case.container.encrypted))} of {case.container.name} is done by the kernel.",
+            "Have programs do the encryption (OpenSSL: no Options KTLS), or move it with --no-memory.")
     if case.container.networks > NAMESPACES_MAX:
         yield ENCRYPTED.found(
-            f"{case.container.name} has {case.container.networks} network namespaces, more than are looked into for "
+            f"{case.container.name} has {case.container.networks} network namespaces, more than are searched for "
             f"what the kernel encrypts ({NAMESPACES_MAX}).",
-            f"End what has made them, or move it with --no-memory. If nothing is encrypted: --ignore {ENCRYPTED.name}")
+            f"End what created them, or move it with --no-memory. If nothing is encrypted: --ignore {ENCRYPTED.name}")
 
 
 CHECKS: tuple[Check, ...] = (multicast, routing, encrypted)

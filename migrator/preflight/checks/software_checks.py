@@ -19,52 +19,53 @@ CRIU_CURE = "apt-get install criu (Debian testing has a newer one)"
 
 CRIU_MISSING = define("criu-missing", ERROR, "CRIU dumps and restores the memory; both hosts need it.",
     memory_only=True)
-CRIU_OLD = define("criu-too-old", ERROR, """The dump is made of a container that is already frozen, and it must stay
-    frozen; CRIU does that from 4.1 on (commit 4196268ee, "seize: enable support for frozen containers").""",
+CRIU_OLD = define("criu-too-old", ERROR, """The container is already frozen when it is dumped, and must stay frozen;
+    CRIU can do that from 4.1 on (commit 4196268ee, "seize: enable support for frozen containers").""",
     memory_only=True)
-CRIU_KERNEL = define("criu-too-old-for-kernel", ERROR, """Some kernels changed what CRIU relies on: from 6.13 on the
-    vDSO has one more mapping (CRIU 4.1), from 6.16 on SO_PASSCRED cannot be asked of network sockets (CRIU 4.2).""",
+CRIU_KERNEL = define("criu-too-old-for-kernel", ERROR, """Newer kernels have changed what CRIU relies on: from 6.13 on
+    the vDSO has one more mapping (CRIU 4.1), from 6.16 on SO_PASSCRED cannot be queried on network sockets (CRIU
+    4.2).""",
     memory_only=True)
-CRIU_GUARDS = define("criu-guard-pages", WARNING, """From 6.13 on programs can have guard pages made with
+CRIU_GUARDS = define("criu-guard-pages", WARNING, """From Linux 6.13 on programs can have guard pages made with
     MADV_GUARD_INSTALL; CRIU carries them over from 4.2 on.""", memory_only=True)
-CRIU_CHECK = define("criu-check-failed", ERROR, "`criu check` finds that this kernel cannot be dumped or restored on.",
+CRIU_CHECK = define("criu-check-failed", ERROR, "`criu check` says that this kernel does not support dump or restore.",
     memory_only=True)
 CRIU_DIFFERS = define("criu-versions-differ", WARNING, """CRIU reads images of older versions, but not always those of
     newer ones.""", memory_only=True)
 CRIU_CONFIG = define("criu-config-file", WARNING, """CRIU reads this file before its command line, so it may change how
     containers are dumped and restored.""", memory_only=True)
-CRIU_CONFIG_BAD = define("criu-config-refused", ERROR, """CRIU reads this file before anything else and refuses to do
-    anything; liblxc then says "execing criu failed, is it installed?".""", memory_only=True)
-CPU_DIFFERS = define("cpu-differs", ERROR, """A restored process goes on with the instructions that it chose when it
+CRIU_CONFIG_BAD = define("criu-config-refused", ERROR, """CRIU reads this file first and then refuses to do anything;
+    liblxc reports this as "execing criu failed, is it installed?".""", memory_only=True)
+CPU_DIFFERS = define("cpu-differs", ERROR, """A restored process keeps using the CPU instructions that it chose when it
     started. The comparison is that of `criu cpuinfo check`.""", memory_only=True)
 CPU_UNKNOWN = define("cpu-unknown", WARNING, "`criu cpuinfo dump` gave nothing, so the processors cannot be compared.",
     memory_only=True)
 ARCHITECTURE = define("architecture-differs", ERROR, "Machine code of one architecture does not run on another.")
 PAGE_SIZE = define("page-size-differs", ERROR, "Memory is laid out in pages of the source's size.", memory_only=True)
 KERNEL_OLDER = define("kernel-older", WARNING, """Programs may use system calls, socket options or file systems that an
-    older kernel does not have; the restore would fail, and the container would go on at the source.""")
+    older kernel does not have; the restore would fail, and the container would keep running on the source.""")
 LXC_MISSING = define("lxc-missing", ERROR, "LXC runs the container on both hosts.")
 LXC_DIFFERS = define("lxc-versions-differ", WARNING, """Configuration keys and the layout of cgroups change between
     major versions of LXC.""")
 PYTHON_LXC = define("python-lxc-missing", ERROR, "python3-lxc tells migrator a container's state and settings.")
 PROGRAM = define("program-missing", ERROR, "A program that the move needs is not installed.")
-FIREWALL = define("firewall-tool-missing", ERROR, """CRIU blocks the container's network while it is dumped and
-    restored (network_lock_internal in criu/net.c): by nftables where it can on both hosts, which needs no program, else
-    by iptables-restore.""", memory_only=True)
+FIREWALL = define("firewall-tool-missing", ERROR, """CRIU blocks the container's network while it is dumped and restored
+    (network_lock_internal in criu/net.c): by nftables if it can on both hosts, which needs no program, otherwise by
+    iptables-restore.""", memory_only=True)
 MIGRATOR = define("migrator-versions-differ", WARNING, "Both hosts must speak the same protocol.")
 CGROUPS = define("cgroup-not-unified", ERROR, """The container is frozen through cgroup v2, and CRIU restores its
     cgroups in one hierarchy.""")
-CONTROLLERS = define("cgroup-controller-missing", ERROR, """The container's limits hold on the destination too, or it
-    does not run there: without a controller that they need it is not restored, and LXC does not start it.""")
+CONTROLLERS = define("cgroup-controller-missing", ERROR, """The container does not run on the destination without its
+    limits: if a controller that they need is missing, it is not restored, and LXC does not start it.""")
 CONTROLLERS_IN_USE = define("cgroup-controller-in-use", ERROR, """A manager in the container, such as systemd, limits
-    its own cgroups by a controller that the destination does not offer.""", memory_only=True)
-NO_RESOURCE = define("no-sys-resource", ERROR, """Without CAP_SYS_RESOURCE CRIU cannot read and set the limits of
-    processes that are not root's (prlimit(2)), except in a container with a user namespace of its own.""",
+    its own cgroups with a controller that the destination does not have.""", memory_only=True)
+NO_RESOURCE = define("no-sys-resource", ERROR, """Without CAP_SYS_RESOURCE, CRIU cannot read and set the limits of
+    processes of other users than root (prlimit(2)), except in a container with its own user namespace.""",
     memory_only=True)
-TIME_NAMESPACE = define("no-time-namespaces", WARNING, """CRIU carries the monotonic clock over in a time namespace
+TIME_NAMESPACE = define("no-time-namespaces", WARNING, """CRIU carries over the monotonic clock in a time namespace
     (time_namespaces(7)); without it timeouts in the container may fire early or late.""", memory_only=True)
 WIREGUARD = define("wireguard-slow", WARNING, """wireguard-go had no segmentation offload before its snapshot of
-    2023-12-11: data go through the tunnel at a fifth of the speed.""")
+    2023-12-11: the tunnel is five times slower.""")
 SAME_HOST = define("same-host", ERROR, "Source and destination are one and the same system.")
 
 
@@ -99,7 +100,7 @@ def criu_version(case: Case) -> Iterator[Finding]:
     version = version_tuple(case.source.criu.version)
     if version and version < (4, 1):
         yield CRIU_OLD.found(
-            f"{case.source.name} has CRIU {case.source.criu.version}, which cannot dump what stays frozen.",
+            f"{case.source.name} has CRIU {case.source.criu.version}, which cannot dump a container that stays frozen.",
             f"On {case.source.name}, install CRIU 4.1 or newer: {CRIU_CURE}",
         )
 
@@ -129,8 +130,8 @@ def criu_check(case: Case) -> Iterator[Finding]:
         if host.criu.version and not host.criu.check_ok:
             lines = [line for line in host.criu.check_output.splitlines() if "Error" in line or "error" in line]
             said = (lines or host.criu.check_output.splitlines() or ["nothing"])[0].strip()
-            yield CRIU_CHECK.found(f"criu check fails on {host.name}; it says: {said[:300].rstrip('.')}.",
-                                   f"See all of it on {host.name} with: criu check -v4")
+            yield CRIU_CHECK.found(f"criu check fails on {host.name}: {said[:300].rstrip('.')}.",
+                                   f"See its full output on {host.name} with: criu check -v4")
 
 
 def criu_same(case: Case) -> Iterator[Finding]:
@@ -150,12 +151,12 @@ def criu_config(case: Case) -> Iterator[Finding]:
     for host in case.hosts:
         for path, fault in host.criu.config_faults:
             yield CRIU_CONFIG_BAD.found(f"CRIU on {host.name} refuses {path}: {fault.rstrip('.')}.",
-                                        f"Cure that file on {host.name}, or move it away: {_away(path)}")
+                                        f"Fix that file on {host.name}, or move it away: {_away(path)}")
         for path in host.criu.config_files:
             if path in dict(host.criu.config_faults):
                 continue
             yield CRIU_CONFIG.found(f"{host.name} has {path}, which changes what CRIU does.",
-                                    f"Read it, and move it away for the migration: {_away(path)}")
+                                    f"Review it, and move it away for the migration: {_away(path)}")
 
 
 def _away(path: str) -> str:
@@ -168,7 +169,7 @@ def processors(case: Case) -> Iterator[Finding]:
     here, there = case.source.criu.cpu, case.destination.criu.cpu
     if here is None or there is None:
         blind = case.source.name if here is None else case.destination.name
-        yield CPU_UNKNOWN.found(f"The processor of {blind} is not known to CRIU.",
+        yield CPU_UNKNOWN.found(f"CRIU does not recognise the processor of {blind}.",
                                 "Compare the flags in /proc/cpuinfo of both hosts.")
         return
     missing = cpu.missing(here, there)
@@ -176,7 +177,7 @@ def processors(case: Case) -> Iterator[Finding]:
         yield CPU_DIFFERS.found(
             f"{case.destination.name} ({there.name.strip() or 'its processor'}) lacks what {case.source.name} has: "
             f"{', '.join(missing)[:500]}.",
-            "Move to a host with at least the same processor, or give virtual machines the same processor model.",
+            "Move to a host whose processor has these, or give virtual machines the same processor model.",
         )
 
 
@@ -189,15 +190,15 @@ def machines(case: Case) -> Iterator[Finding]:
                                  "Move to a host of the same architecture.")
     if case.source.page_size != there.page_size:
         yield PAGE_SIZE.found(
-            f"Pages have {case.source.page_size} bytes on {case.source.name} and {there.page_size} on {there.name}.",
+            f"The page size is {case.source.page_size} bytes on {case.source.name}, {there.page_size} on {there.name}.",
             "Boot a kernel with the same page size.",
         )
     here, other = case.source.kernel_version[:2], there.kernel_version[:2]
     if here and other and other < here:
         yield KERNEL_OLDER.found(f"{there.name} has kernel {there.kernel}, older than {case.source.kernel} here.",
-                                 f"Boot a kernel on {there.name} that is at least as new.")
+                                 f"Boot {there.name} with a kernel that is at least as new.")
     if case.source.identity and case.source.identity == there.identity:
-        yield SAME_HOST.found(f"{there.name} is this very host.", "Name another host as the destination.")
+        yield SAME_HOST.found(f"{there.name} is this host itself.", "Name another host as the destination.")
     if not there.time_namespaces and case.source.uptime:
         yield TIME_NAMESPACE.found(
             f"The kernel of {there.name} has no time namespaces: monotonic clocks jump by "
@@ -222,7 +223,7 @@ def lxc(case: Case) -> Iterator[Finding]:
                                 "Install the same version on both hosts.", severity=WARNING if major else INFO)
 
 
-# Program, package, and whether it is needed: by every move, or only where the container gives it work.
+# Program and package.
 _PROGRAMS = (("btrfs", "btrfs-progs"), ("ip", "iproute2"), ("nsenter", "util-linux"))
 _STARTED = (("lxc-start", "lxc"), ("lxc-stop", "lxc"))  # with --no-memory: on the source for the way back
 
@@ -248,8 +249,8 @@ def firewall(case: Case) -> Iterator[Finding]:
     for host in case.hosts if without and own_network else ():
         if host.criu.version and not host.has_program("iptables-restore"):
             yield FIREWALL.found(
-                f"{host.name} has no iptables-restore, by which CRIU blocks the container's network for the dump and "
-                f"the restore: CRIU on {listed(without)} cannot use nftables for it.",
+                f"{host.name} has no iptables-restore, with which CRIU blocks the container's network for the dump and "
+                f"the restore: CRIU on {listed(without)} cannot use nftables for that.",
                 f"On {host.name}: apt-get install iptables")
 
 
@@ -262,7 +263,7 @@ def versions(case: Case) -> Iterator[Finding]:
         )
 
 
-_OFFER = "Boot {} with cgroup_no_v1=all on the kernel's command line"  # it may have them in cgroup v1
+_OFFER = "Boot {} with cgroup_no_v1=all on the kernel command line"  # it may have them in cgroup v1
 
 
 def cgroups(case: Case) -> Iterator[Finding]:
@@ -270,7 +271,7 @@ def cgroups(case: Case) -> Iterator[Finding]:
         if host.cgroups != "unified":
             yield CGROUPS.found(
                 f"{host.name} has the cgroup layout {host.cgroups or 'unknown'}, not unified.",
-                f"Boot {host.name} with systemd.unified_cgroup_hierarchy=1 on the kernel's command line.",
+                f"Boot {host.name} with systemd.unified_cgroup_hierarchy=1 on the kernel command line.",
             )
     there = case.destination
     if not there or there.cgroups != "unified":
@@ -286,7 +287,7 @@ def cgroups(case: Case) -> Iterator[Finding]:
         )
     if in_use := sorted(set(case.container.controllers) - set(there.controllers)):
         yield CONTROLLERS_IN_USE.found(
-            f"{case.container.name} uses cgroup controllers itself that {there.name} lacks: {listed(in_use)}.",
+            f"{case.container.name} itself uses cgroup controllers that {there.name} lacks: {listed(in_use)}.",
             f"{_OFFER.format(there.name)}.",
         )
 
@@ -300,7 +301,7 @@ def capabilities(case: Case) -> Iterator[Finding]:
             yield NO_RESOURCE.found(
                 f"root on {host.name} lacks CAP_SYS_RESOURCE, and {case.container.name} has processes of "
                 f"user {listed([str(uid) for uid in others])}.",
-                "Give the container a user namespace of its own (lxc.idmap), or run all of it as root.",
+                "Give the container its own user namespace (lxc.idmap), or run everything in it as root.",
             )
 
 
