@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Stop the migration of a container from another terminal, and let the container run on here.
+"""Stop the migration of a container from another terminal, and let the container keep running here.
 
-Whoever works on it is asked to stop, as by Ctrl-C, and goes on for that where Ctrl-Z has stopped it. This command waits
-until it has ended; then, if anything is left to undo, it is rolled back as by `migrator rollback`. It is safe to type
-it again, also while it waits. What runs on the destination already is not called back: the exit status is 29 then.
+The command that works on it is asked to stop, as by Ctrl-C; if it was suspended with Ctrl-Z, it is continued for that.
+This command waits until it has ended and then, if anything is left to undo, rolls back as `migrator rollback` would. It
+is safe to run it again, even while it waits. A container that already runs on the destination is not called back: the
+exit status is then 29.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from stages.steps import arguments
 from stages.steps.options import NamedContainer
 
 NAME = "abort"
-HELP = "stop a migration that is under way (on the source)"
+HELP = "stop a migration in progress (on the source)"
 
 ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked to stop; others end soon
 LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
@@ -91,7 +92,7 @@ def _let_go_of_journal(name: str, lxcpath: Path) -> None:
     except JournalBroken as error:
         worker = container_lock.of(name, lxcpath) if is_busy(error) else None
         if worker and worker.command in ASKED:  # and is continued by `_stop` anyway
-            log.verbose(f"The journal is in use: {worker.command} (process {worker.pid}) goes on if it was stopped")
+            log.verbose(f"The journal is in use: {worker.command} (process {worker.pid}) continues if it was suspended")
             container_lock.go_on(worker)
 
 
@@ -115,7 +116,7 @@ def _elsewhere(migration: Migration) -> AbortElsewhere:
 
 def _stop(name: str, worker: Holder, end: float) -> None:
     if worker.command in ASKED:
-        log.info(f"Stopping {worker.command} (process {worker.pid}), which works on {name}")
+        log.info(f"Stopping {worker.command} (process {worker.pid}), which is working on {name}")
         container_lock.ask_to_stop(name, worker)
     if not container_lock.has_ended(worker, max(0.0, end - time.monotonic())):
         raise StillUnderWay(name=name, pid=worker.pid, command=worker.command, seconds=f"{LIMIT:g}")
@@ -129,7 +130,7 @@ def _ended(name: str, migration: Migration | None, before: Migration | None, sto
         "stopped": stopped.to_json() if stopped else None,
     }
     if stopped is None:
-        return Result(data, f"No migration of {name} is under way.")
+        return Result(data, f"No migration of {name} is in progress.")
     if new is None:
         return Result(data, f"{stopped.command} was stopped before it had begun a migration of {name}.")
     if new.state is State.FINISHED:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Wait for paired hosts that want to move containers here, over an outbound connection to the rendezvous.
+"""Wait for paired hosts that want to move containers here, over an outbound connection to the rendezvous server.
 
-This is what a host behind NAT runs so that `-d peer:NAME` reaches it: as a service (systemctl enable --now
+A host behind NAT runs this so that `-d peer:NAME` reaches it: as a service (systemctl enable --now
 migrator-agent), or for a single session with --once. Only paired peers are answered; see migrator peer.
 """
 
@@ -29,7 +29,7 @@ class AgentOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--once", action="store_true", help="end after one session")
+    parser.add_argument("--once", action="store_true", help="exit after one session")
     arguments.add_path(parser)
 
 
@@ -48,6 +48,6 @@ def run(options: AgentOptions) -> None:
     identity, peers = Identity.load(), Peers()
     servers = Config.load().servers
     if not servers and not any(peer.servers for peer in peers.all()):
-        raise UsageError(reason="No rendezvous is known: pair with a host first (migrator peer), or name one in "
-                                "/etc/migrator/tunnel.conf")
+        raise UsageError(reason="No rendezvous server is configured: pair with a host first (migrator peer), or name "
+                                "one in /etc/migrator/tunnel.conf")
     agent_service.wait(identity, peers, servers, policy=options.path, once=options.once)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Compare both hosts and the container: will the move work, and if not, what is the cure?
+"""Compare both hosts and the container: will the move work, and if not, what fixes it?
 
-Nothing is changed. Without -d only this host and the container are looked at. The exit status is 0 when all is ready,
-1 when there are warnings, and 30 when something blocks the move. With -q errors and warnings are printed, and nothing
-when there are none.
+Nothing is changed. Without -d only this host and the container are examined. The exit status is 0 when all is ready,
+1 when there are warnings, and 30 when something blocks the move. With -q only errors and warnings are printed, and
+nothing when there are none.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
-    parser.add_argument("--new-name", metavar="NEW", help="what the container shall be called on the destination")
+    parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination")
     arguments.add_map_bridge(parser)
     add_no_memory(parser)
     add_ignore(parser)
@@ -67,17 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_no_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-memory", action="store_true", default=False,
-                        help="for what cannot be dumped: stop it here, and start it anew there from its disk")
+                        help="for what cannot be dumped: stop the container here, and start it there from its disk")
 
 
 def add_stop_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop-timeout", metavar="SECONDS", type=arguments.positive, default=plan.STOP_TIMEOUT,
-                        help="with --no-memory: kill what has not ended after this long (default: 60)")
+                        help="with --no-memory: kill what has not ended after SECONDS (default: 60)")
 
 
 def add_ignore(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ignore", metavar="CODE", action="append", default=[],
-                        help="go on in spite of the finding CODE of `migrator check` (can be repeated)")
+                        help="continue despite the finding CODE of `migrator check` (can be repeated)")
 
 
 def options(args: argparse.Namespace) -> CheckOptions:
@@ -100,8 +100,8 @@ def run(options: CheckOptions) -> Result:
     found = [moves] if moves else findings.apply_ignored(looked.findings, ignored)
     verdict = findings.verdict(found)
     status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
-    words = {Verdict.READY: f"{name} is ready to move.", Verdict.WARNINGS: f"{name} can move; read the warnings.",
-             Verdict.BLOCKED: f"{name} cannot move as things are."}
+    words = {Verdict.READY: f"{name} is ready to move.", Verdict.WARNINGS: f"{name} can move; see the warnings.",
+             Verdict.BLOCKED: f"{name} cannot move as it is."}
     instead = looked.instead(ignored) if verdict is Verdict.BLOCKED and not moves else None
     if instead:
         words[verdict] += f" {_instead(request)}"
@@ -135,13 +135,13 @@ def moving(name: str, lxcpath: Path) -> Finding | None:
                      else after_crash.next_command(migration))
             return place_checks.UNDER_WAY.found(
                 f"{said} {after_crash.note(migration)}".rstrip(),
-                f"Next: {next_} -- see too: {next_commands.command('status', migration)}")
+                f"Next: {next_} -- see also: {next_commands.command('status', migration)}")
         if migration.state is State.FINISHED and not came and _is_fenced(migration):
             host = next_commands.other_host(migration)
             gone = f"{name} has moved to {next_commands.moved_to(migration)} (migration {migration.id})"
             return place_checks.MOVED_AWAY.found(
                 f"{gone}, and its copy here is fenced.",
-                f"To have it back, type on {host}: {next_commands.back(migration)}")
+                f"To move it back, run on {host}: {next_commands.back(migration)}")
     return None
 
 

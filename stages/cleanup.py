@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Remove what migrations have left on this host.
 
-Without a name: the remains of attempts that were rolled back or abandoned, and of commands that were killed. With a
+Without a name: the leftovers of attempts that were rolled back or abandoned, and of commands that were killed. With a
 name: also the fenced copy that the container left behind here, and the snapshots that its next move could start from
-(which then is a full one); the container itself need not be there any more. A container that runs, or that a migration
-still needs, is never touched. With --forget nothing is removed that was not without a name: what somebody may still
-want does not go with the record of it.
+(it then sends the whole disk); the container itself need no longer exist. A container that runs, or that a migration
+still needs, is never touched. With --forget, a name removes no more than would be removed without one: what somebody
+may still want is not deleted together with its record.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ class CleanupOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser, required=False)
     parser.add_argument("--keep-copy", action="store_true",
-                        help="with a name: remove only the snapshots, keep the fenced copy and what was put aside")
+                        help="with a name: remove only the snapshots, and keep the fenced copy and what was put aside")
     parser.add_argument("--forget", action="store_true",
-                        help="remove ended migrations from the journal too; with a name, what is kept of it stays then")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be removed, and remove nothing")
+                        help="also remove ended migrations from the journal; with a name, what is kept of it stays")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be removed, without removing it")
 
 
 def options(args: argparse.Namespace) -> CleanupOptions:
     name = arguments.container(args).name if arguments.name_of(args) else ""
     if name and args.forget and args.keep_copy:
-        args.usage_error("--keep-copy does not go with --forget, which keeps the snapshots too")
+        args.usage_error("--keep-copy cannot be combined with --forget, which keeps the snapshots too")
     return CleanupOptions(name, args.lxcpath, args.keep_copy, args.forget, args.dry_run)
 
 
 def run(options: CleanupOptions) -> Result:
     arguments.require_root(NAME)
     cleaner = Cleaner(dry_run=options.dry_run)
-    until = "cleanup is given its container's name"
+    until = "cleanup needs the name of its container"
     name, lxcpath = options.name, Path(options.lxcpath) if options.lxcpath else lxc.default_lxcpath()
     if name:
         until = shlex.join(["migrator", NAME, name, *(["-P", options.lxcpath] if options.lxcpath else [])])
@@ -91,10 +91,11 @@ def run(options: CleanupOptions) -> Result:
     # Who was in a container may have given a subvolume any name.
     text = "\n".join(f"{verb} {printable.line(path)}{sizes.get(path, '')}" for path in cleaner.removed)
     kept = "".join(f"\nKept until {until}: {printable.line(path)}" for path in cleaner.kept)
-    kept += "".join(f"\nLeft, as it is not migrator's, or is in use: {printable.line(path)}" for path in cleaner.left)
+    kept += "".join("\nLeft alone, as it is not migrator's or is in "
+                    f"use: {printable.line(path)}" for path in cleaner.left)
     return Result({"removed": cleaner.removed, "kept": cleaner.kept, "left": cleaner.left, "dry_run": options.dry_run,
                    "free_bytes": free, "sizes": cleaner.sizes},
-                  f"{text or 'There is nothing to remove.'}{kept}\n{size(free)} are free in {lxcpath}.")
+                  f"{text or 'There is nothing to remove.'}{kept}\n{size(free)} free in {lxcpath}.")
 
 
 def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> None:
@@ -211,12 +212,12 @@ def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
             return False
         copy = bool(named) or any(_was_put_back(each, layout) for each in recorded)
     if copy and not fences.refuses(layout.container, text):
-        log.warning(f"{layout.container} stays: what is left of its fence keeps nobody from starting it, so it may be"
-                    f" in use. If it is, take the rest of the fence out of {config}, too; if it is of no use any more:"
-                    f" {shlex.join(['lxc-destroy', '-P', str(layout.lxcpath), '-n', layout.name])}")
+        log.warning(f"{layout.container} stays: what is left of its fence does not prevent a start, so it may be in "
+                    f"use. If it is, also remove the rest of the fence from {config}; if it is no longer needed: "
+                    f"{shlex.join(['lxc-destroy', '-P', str(layout.lxcpath), '-n', layout.name])}")
         return False
     if not copy:
-        log.warning(f"{layout.container} stays: nothing tells that its container lives on elsewhere. See: migrator"
+        log.warning(f"{layout.container} stays: nothing shows that its container lives elsewhere. See: migrator"
                     f" status {layout.name}")
     return copy
 
@@ -253,7 +254,7 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
             with locked(name, lxcpath=lxcpath):
                 _clean_name(cleaner, journal, Layout(lxcpath, name, "00000000"))
         except Busy as error:
-            log.warning(f"What is left of {name} stays: {error}")
+            log.warning(f"The leftovers of {name} stay: {error}")
 
 
 def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
@@ -289,8 +290,8 @@ def _that_tell(layout: Layout, but: set[str]) -> set[str]:
     ids = {path.name.split(".")[0] for path in layout.snapshots()} - but
     found = {id_ for id_ in ids if left_running.in_own(Layout(layout.lxcpath, layout.name, id_))}
     for id_ in sorted(found):
-        log.warning(f"What migration {id_} has brought stays: a container lives in what was made of it, and by nothing"
-                    " else is it told whose that is")
+        log.warning(f"What migration {id_} has brought stays: a container lives in what was made from it, and nothing "
+                    "else shows whose that is")
     return found
 
 
@@ -307,14 +308,14 @@ def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
             if all(each.ended for each in records(journal, id_)):
                 remove()
     except Busy as error:
-        log.warning(f"What is left of migration {id_} stays: {error}")
+        log.warning(f"The leftovers of migration {id_} stay: {error}")
 
 
 def _remove_table(cleaner: Cleaner, journal: Journal, id_: str) -> None:
     """What kept a frozen container silent; of a migration that nobody knows only where that container is gone."""
     if not records(journal, id_) and (interfaces := network.still_silenced(id_)):
-        log.warning(f"{', '.join(interfaces)} neither hears nor says anything, for migration {id_}, which this host"
-                    f" does not know. To end that: {shlex.join(network.hear_command(id_))}")
+        log.warning(f"{', '.join(interfaces)} neither receives nor sends anything, for migration {id_}, which this "
+                    f"host does not know. To end that: {shlex.join(network.hear_command(id_))}")
         return
     cleaner.take_back(f"nft table netdev {network.table(id_)}", lambda: network.hear(id_))
 

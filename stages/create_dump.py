@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Freeze the container, dump its memory, and send that with what has changed on its disk since the last round.
 
-Memory and disk are of one instant: the snapshot is made and the memory dumped while the container is frozen and off
-its network. When all of it has arrived and was verified, the destination takes the ownership over; from then on only
-it may let the container run. The source stays frozen, with all its memory, until `finish` or `rollback`. When anything
-fails before, the container is thawed and runs on. Next comes `migrator restore-dump` on the destination.
+Memory and disk are from the same instant: the snapshot is made and the memory dumped while the container is frozen and
+cut off from its network. When everything has arrived and been verified, the destination takes over ownership; from then
+on only it may let the container run. The copy on the source stays frozen, with all its memory, until `finish` or
+`rollback`. If anything fails before that, the container is thawed and keeps running. Next comes `migrator restore-dump`
+on the destination.
 
-What was begun with --no-memory is stopped instead, once it is fenced, and only the last changes on its disk are sent.
-When anything fails it is started again.
+If the migration was begun with --no-memory, the container is instead fenced and then stopped, and only the last changes
+on its disk are sent. If anything fails it is started again.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
-                        help="thaw and give up when dump and transfer take longer (default: %(default)g)")
+                        help="thaw and give up if dump and transfer take longer (default: %(default)g)")
     check.add_stop_timeout(parser)
     check.add_ignore(parser)
     arguments.add_dry_run(parser)
@@ -149,7 +150,8 @@ def heal(migration: Migration) -> None:
 
     A first Ctrl-C waits until it runs: one that is told to end, to be started again, would stay stopped.
     """
-    log.warning(f"An earlier create-dump of {migration.name} was killed; the container runs on first")
+    log.warning(f"An earlier create-dump of {migration.name} was killed; the container is first thawed or "
+                "started again")
     with container_lock.held_back():
         left = offer.drop_here(migration, runs=thaw_again.thaw_source(migration))  # nobody may take it up for days
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
@@ -213,7 +215,7 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
 
 def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:
     if migration.state is not State.RECEIVING_DUMP or int(fields["attempt"]) != offer.attempt(migration):
-        raise UsageError(reason=f"migration {migration.id} is in state {migration.state}, it does not expect this dump")
+        raise UsageError(reason=f"migration {migration.id} is in state {migration.state} and does not expect this dump")
     room.require(migration, Layout(migration.lxcpath, migration.name, migration.id))  # or a spool is made elsewhere
 
 

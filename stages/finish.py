@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""End a migration that has succeeded: the source's frozen copy is ended, kept on disk, and fenced against start.
+"""End a successful migration: the source's frozen copy is ended, kept on disk, and fenced against being started.
 
-First the destination must confirm that the container runs there. The copy's network is taken away before its processes
-end, so that none of its connections is reset. Its stopped root file system stays until `migrator cleanup`.
+First the destination must confirm that the container runs there. The copy loses its network before its processes
+end, so that none of its connections is reset. Its root file system is kept until `migrator cleanup`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="without the other host: on the destination, when the source is lost for good; on the"
-                             " source, when the destination has forgotten it, or its journal does not say that it runs"
-                             " there. See what that means by leaving the migration's ID out")
+                        help="without the other host: on the destination, if the source is lost for good; on the"
+                             " source, if the destination has forgotten it, or its journal does not say that it runs"
+                             " there. Leave out the migration's ID to see what that means")
     parser.add_argument("--machine-is-off", action="store_true",
                         help="with --force ID, on the destination: you have made sure that the source is off and stays"
-                             " so, where another host answers by its name")
+                             " off; needed if another host answers under its name")
     arguments.add_dry_run(parser)
 
 
@@ -120,8 +120,8 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
     bases.prune(migration)
     migration.move(Event.FINISHED, **_last_change(migration))
     if stopped := str(answer.get("stopped") or "")[:FIELD_MAX]:  # older versions do not say
-        log.warning(f"{name} has moved to {next_commands.moved_to(migration)}, and does not run there."
-                    f" {there.peer_host} says: {stopped}")
+        log.warning(f"{name} has moved to {next_commands.moved_to(migration)}, but does not run there. "
+                    f"{there.peer_host} says: {stopped}")
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "stopped_there": stopped},
                   f"{name} has moved to {next_commands.moved_to(migration)}."
                   f" Its root file system is kept here until: {next_commands.command('cleanup', migration)}")
@@ -139,12 +139,12 @@ def stop_and_fence(migration: Migration) -> None:
     folder = migration.lxcpath / migration.name
     with migration.step("fence"):
         if not (folder / "config").is_file():
-            log.warning(f"{folder} has no configuration any more: there is nothing to fence")
+            log.warning(f"{folder} no longer has a configuration: there is nothing to fence")
         elif origins.is_source(migration):
             container_config.fence(folder, container_config.text_of(folder / "config"), migration.id,
                                    standing.message(migration))
         else:
-            log.warning(f"{folder} is another container by now: it is left alone")
+            log.warning(f"{folder} is now another container: it is left alone")
     with migration.step("stop"):
         _end_copy(migration)
     if migration.still.ports:
@@ -160,8 +160,8 @@ def _end_copy(migration: Migration) -> None:
             _unplug(migration)
             ending.kill(migration)
         else:
-            log.warning(f"Nothing tells that what lives in {cgroup} is the copy of {migration.name} that stood still:"
-                        f" it is left alone. If it is that, end it with: echo 1 >{cgroup}/cgroup.kill")
+            log.warning(f"Nothing shows that what lives in {cgroup} is the halted copy of {migration.name}: it is left "
+                        f"alone. If it is, end it with: echo 1 >{cgroup}/cgroup.kill")
     if remains.are_here(migration):
         raise CopyNotEnded(name=migration.name, place=cgroup, next=next_commands.command(NAME, migration),
                            pids=",".join(map(str, lxc.processes(cgroup))))
@@ -176,7 +176,7 @@ def _unplug(migration: Migration) -> None:
         if after_crash.memory_is_here(migration):  # else its process may be another one by now
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
-        log.verbose(f"The network of {migration.name} is left to its end: {error}")
+        log.verbose(f"The network of {migration.name} is left in place until it ends: {error}")
 
 
 def _last_change(migration: Migration) -> dict[str, int]:

@@ -2,8 +2,8 @@
 """Turn what has arrived on this host into a stopped container.
 
 The stream is checked segment by segment against its digests and received into a read-only subvolume, and the
-container is defined with its configuration adapted to this host, fenced against start until it is handed over. Next
-comes `migrator create-dump` on the source, or another round of prepare-data when much has changed meanwhile.
+container is defined with its configuration adapted to this host, fenced against being started until it is handed over.
+Next comes `migrator create-dump` on the source, or another round of prepare-data if much has changed in the meantime.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
     with migration.step("receive"):
         try:
             if layout.began_formerly():
-                raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in"
-                                    " another place")
+                raise ReceiveFailed(path=target, reason="an older version of migrator has received it, and kept it in "
+                                                        "a different place")
             if not (behind and behind.brought(target, left())):
                 leave = room_bounds.for_caller(layout.lxcpath, migration.caller)
                 if migration.state is State.IMPORTING:  # else a container stands still, and waits for it
@@ -142,7 +142,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                 received_snapshot.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
             found = btrfs.info(target)
             if found.received_uuid != uuid:
-                raise ReceiveFailed(path=target, reason=f"it came as {found.received_uuid or 'incomplete'}")
+                raise ReceiveFailed(path=target, reason=f"it arrived as {found.received_uuid or 'incomplete'}")
         except DocumentedError:
             btrfs.delete(target)
             raise

@@ -3,11 +3,11 @@
 
 Both hosts and the container are compared. The disk is sent while the container runs, and imported on the destination
 while it arrives, in rounds as long as they get smaller. Then the container is frozen, its memory and the last changes
-are sent, and it runs on there. When something fails after the freeze, the container is thawed and runs on here, as far
-as that is safe. Ctrl-C gives the attempt up; a second one ends the program at once. Broken off in whatever way, it goes
-on with `migrator resume`.
+are sent, and it continues there. If something fails after the freeze, the container is thawed and keeps running here,
+as far as that is safe. Ctrl-C gives up the attempt; a second one ends the program at once. However a migration was
+interrupted, `migrator resume` continues it.
 
-With --no-memory the container is stopped instead, and started anew on the destination: for what CRIU cannot dump.
+With --no-memory the container is instead stopped here and started on the destination, for what CRIU cannot dump.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     check.add_no_memory(parser)
     check.add_stop_timeout(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
-                        help="thaw here and give up when the container is frozen for longer (default: 120)")
+                        help="thaw here and give up if the container is frozen for longer (default: 120)")
     parser.add_argument("--max-rounds", metavar="N", type=rounds, default=5,
                         help="send the disk at most this many times before the freeze (default: 5)")
     parser.add_argument("--bwlimit", metavar="RATE", type=prepare_data.rate,
                         help="send at most RATE bytes a second (k, M, G) while the container runs")
     parser.add_argument("--reconnect", metavar="SECONDS", type=seconds, default=300.0,
-                        help="try again for this long when the connection is lost, counted from the last progress; "
-                        "0: give up at once (default: 300)")
+                        help="if the connection is lost, keep trying for SECONDS from the last progress; 0: give up at "
+                        "once (default: 300)")
     check.add_ignore(parser)
     copy = parser.add_mutually_exclusive_group()
     copy.add_argument("--keep-source", dest="undefine_source", action="store_false", default=False,
@@ -98,7 +98,7 @@ def run(options: MigrateOptions) -> Result:
         if options.dry_run:
             return dry_run.run(request, options.move, journal, container, migration)
         if migration:
-            log.info(f"Going on with migration {migration.id}")
+            log.info(f"Continuing migration {migration.id}")
             older_journal.bring_up(migration)
             standing.restore_silence(migration)
         return Drive(NAME, request, options.move, journal, container, migration).run()

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pair with other hosts, and show, rename or remove those that this host is paired with.
+"""Pair with other hosts, and show, rename or remove the peers of this host.
 
 Pairing is done once. `migrator peer invite --name HOSTB` prints a code and waits; on the other host
 `migrator peer join CODE --name HOSTA` completes it. NAME is what this host will call the other. Both then know each
-other's identity. What the other may do here is said with `--allow receive`, or later by `migrator peer allow HOSTA
-receive`: then its `-d peer:NAME` moves containers here, through NAT if need be. By default it may do nothing.
+other's identity. `--allow receive`, or later `migrator peer allow HOSTA receive`, lets the other host move containers
+here with `-d peer:NAME`, through NAT if need be. By default it may do nothing.
 
-To receive is to trust: the memory of a container is code that runs here. What in its configuration reaches out of it
+Receiving is trusting: the memory of a container is code that runs here. What in its configuration reaches outside it
 (hooks, mounts, devices) comes along only with `--accept-hooks`.
 
-A code can be tried once, within ten minutes. Without any server, `--offline` pairs by copy and paste; where SSH works,
+A code can be tried once, within ten minutes. Without any server, `--offline` pairs by copy and paste; if SSH works,
 `migrator peer add root@host` needs nothing else.
 """
 
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     invite = _action(actions, "invite", "print a one-time code for the other host, and wait for it")
     _add_pairing(invite, required=True)
-    join = _action(actions, "join", "pair with the host that has shown a code")
+    join = _action(actions, "join", "pair with the host that has printed a code")
     join.add_argument("code", metavar="CODE", nargs="?", default=None,
                       help="the code, such as 7-velvet-harbor; read from standard input if left out")
     _add_pairing(join, required=True)
@@ -65,25 +65,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--as", metavar="NAME", dest="own_name", default=None,
                      help="what the other will call this host (default: its host name)")
     add.add_argument("--accept-new-host-key", action="store_true", default=False,
-                     help="trust the SSH key of a host that is not in known_hosts yet, and add it")
+                     help="trust the SSH key of a host that is not yet in known_hosts, and add it")
     add.add_argument("--timeout", metavar="SECONDS", type=arguments.positive, default=30.0,
-                     help="give the connection up after this long without a word (default: %(default)g)")
+                     help="drop the connection after SECONDS of silence (default: %(default)g)")
     _add_allow(add)
-    allow = _action(actions, "allow", "say what a peer may do here")
+    allow = _action(actions, "allow", "set what a peer may do here")
     allow.add_argument("name", metavar="NAME", help="the peer")
     allow.add_argument("what", metavar="WHAT", choices=("receive", "nothing"),
                        help="receive: it may move containers here; nothing: it may not")
     _add_where(allow)
 
-    _action(actions, "list", "show the hosts that this one is paired with")
+    _action(actions, "list", "list the hosts that this one is paired with")
     show = _action(actions, "show", "show a peer's identity, or this host's own")
-    show.add_argument("name", metavar="NAME", nargs="?", default=None, help="the peer; this host itself if left out")
-    rename = _action(actions, "rename", "call a peer something else")
+    show.add_argument("name", metavar="NAME", nargs="?", default=None, help="the peer (default: this host itself)")
+    rename = _action(actions, "rename", "rename a peer")
     rename.add_argument("name", metavar="NAME", help="the peer")
     rename.add_argument("new_name", metavar="NEW", help="its new name")
-    remove = _action(actions, "remove", "forget a peer: nothing it sends is answered any more")
+    remove = _action(actions, "remove", "forget a peer: it is no longer answered")
     remove.add_argument("name", metavar="NAME", help="the peer")
-    _action(actions, "exchange", "answer another host's `peer add` (started by it through ssh)")
+    _action(actions, "exchange", "answer another host's `peer add` (which starts this over SSH)")
 
 
 def _action(actions: Any, name: str, help_: str) -> argparse.ArgumentParser:
@@ -102,7 +102,7 @@ def _add_pairing(parser: argparse.ArgumentParser, *, required: bool) -> None:
                         help="wss://HOST[:PORT][#sha256:HEX], instead of those in /etc/migrator/tunnel.conf "
                              "(can be repeated)")
     parser.add_argument("--offline", action="store_true", default=False,
-                        help="without a server: two texts, carried by copy and paste")
+                        help="without a server: two texts, exchanged by copy and paste")
 
 
     _add_allow(parser)
@@ -116,9 +116,9 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 def _add_where(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lxcpath", metavar="PATH", action="append", default=[],
-                        help="where to it may move them (can be repeated; default: this host's LXC path)")
+                        help="where it may move them to (can be repeated; default: this host's LXC path)")
     parser.add_argument("--accept-hooks", action="store_true", default=False,
-                        help="with what in their configuration reaches out of them: hooks, mounts, devices, includes")
+                        help="with what in their configuration reaches outside them: hooks, mounts, devices, includes")
 
 
 def options(args: argparse.Namespace) -> PeerOptions:
@@ -138,7 +138,7 @@ def options(args: argparse.Namespace) -> PeerOptions:
         case "allow":
             may = dataclasses.replace(may, receive=args.what == "receive")
             if not may.receive and (may.lxcpaths or may.hooks):
-                raise UsageError(reason="--lxcpath and --accept-hooks belong to receive")
+                raise UsageError(reason="--lxcpath and --accept-hooks are only for receive")
             return Allow(args.name, may)
         case "list":
             return List()

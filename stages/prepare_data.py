@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Send a full copy of a running container's disk, or what has changed since the last round.
 
-A read-only snapshot is made while the container runs on, and sent into the destination's spool. When an earlier copy
-is already there (from an imported round, or because the container has been on that host before) only the difference
-to it is sent. Next comes `migrator import-data` on the destination.
+A read-only snapshot is made while the container keeps running, and sent to the destination's spool. If an earlier copy
+is already there (from an imported round, or because the container has been on that host before), only the difference
+is sent. Next comes `migrator import-data` on the destination.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_place(parser: argparse.ArgumentParser) -> None:
     """What the container's place on the destination is called."""
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
-    parser.add_argument("--new-name", metavar="NEW", help="what the container is called on the destination; its own"
-                        " host name changes only when it is started anew")
+    parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination; its own host"
+                        " name changes only when it is restarted")
 
 
 def rate(text: str) -> int:
@@ -170,7 +170,8 @@ def choose(request: MoveRequest, migration: Migration) -> None:
         if migration.state in (State.PREPARING, State.PREPARED):
             migration.note("no-memory", memory=False)
         else:
-            log.warning(f"--no-memory comes too late: the memory of {migration.name} has been dumped, and moves along")
+            log.warning(f"it is too late for --no-memory: the memory of {migration.name} has been dumped, and moves "
+                        "along")
 
 
 def _begin(
@@ -213,7 +214,7 @@ def _settle_bases(migration: Migration, there: list[str]) -> None:
     try:
         bases.settle(migration, there)
     except (MigratorError, OSError) as error:
-        log.warning(f"Of what earlier attempts have kept something is left: {error}")
+        log.warning(f"Something that earlier attempts have kept could not be removed: {error}")
 
 
 def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
@@ -280,7 +281,7 @@ def _already(migration: Migration, next_stage: str) -> Result:
     next_ = next_commands.command(next_stage, migration)
     return Result(
         {"migration": migration.id, "name": migration.name, "stage": NAME, "already": True, "next": next_},
-        f"The data of {migration.name} has already been sent and waits to be imported. Next: {next_}",
+        f"The data of {migration.name} has already been sent and is waiting to be imported. Next: {next_}",
     )
 
 
@@ -394,7 +395,7 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
     current = service.journal.latest(layout.name, layout.lxcpath)
     if not migration and current and not current.ended:
         if not service.grant.owns(current) and service.grant.restricted:
-            raise service.grant.refusal(f"{layout.name} is on its way here from elsewhere")
+            raise service.grant.refusal(f"{layout.name} is already being moved here from elsewhere")
         raise AlreadyMigrating(name=layout.name, peer=current.peer, id=current.id,
                                next=next_commands.next_command(current), path=next_commands.path(current))
 

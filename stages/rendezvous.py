@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Run a rendezvous: the public service through which hosts behind NAT find each other.
+"""Run a rendezvous server: the public service through which hosts behind NAT find each other.
 
 It passes on sealed messages between peers, tells them their public addresses (on two UDP ports), and with `--relay`
 carries the traffic of those that find no direct path. It cannot read or change what they say, and keeps nothing on
-disk. Without a certificate from an authority it makes one itself, and peers pin its fingerprint.
+disk. Without a certificate from a CA it makes one itself, and peers pin its fingerprint.
 
-Where the host has several addresses, name each with --listen: the more addresses, the better peers know their NAT.
+If the host has several addresses, name each with --listen: the more addresses, the better peers know their NAT.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ RELAY_PORTS = "3480,3480"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--listen", metavar="ADDR:PORT", action="append", type=_address, default=[],
-                        help=f"where to answer (can be repeated; default: every address, port {PORT})")
+                        help=f"where to listen (can be repeated; default: every address, port {PORT})")
     parser.add_argument("--certificate", metavar="FILE", type=Path,
-                        help="TLS certificate, PEM; made with its key if neither file is there (default: a new one at "
+                        help="TLS certificate, PEM; created with its key if neither file exists (default: a new one at "
                              "each start)")
     parser.add_argument("--key", metavar="FILE", type=Path, help="the certificate's private key, PEM")
     parser.add_argument("--udp-ports", metavar="A,B", type=_two_ports, default=UDP_PORTS,
                         help="ports of the reflectors (default: %(default)s)")
     parser.add_argument("--public", metavar="ADDR", action="append", type=_public, default=[],
-                        help="address that the net sees, where it is not the one listened on (can be repeated)")
+                        help="public address, if it is not the one listened on (can be repeated)")
     parser.add_argument("--relay", action="store_true", help="also relay between peers that find no direct path")
     parser.add_argument("--relay-ports", metavar="UDP,TCP", type=_two_ports, default=RELAY_PORTS,
                         help="ports of the relay (default: %(default)s)")
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options(args: argparse.Namespace) -> Options:
     if (args.certificate is None) != (args.key is None):
-        raise UsageError(reason="--certificate and --key go together")
+        raise UsageError(reason="--certificate and --key must be given together")
     from tunnel.rendezvous import Options
 
     return Options(
@@ -63,7 +63,7 @@ def run(options: Options) -> None:
     try:
         rendezvous.main(options, lambda running: _started(options, running), log.verbose)
     except OSError as error:
-        raise MigratorError(reason=f"The rendezvous cannot listen: {error.strerror or error}") from None
+        raise MigratorError(reason=f"The rendezvous server cannot listen: {error.strerror or error}") from None
 
 
 def _started(options: Options, running: Running) -> None:
@@ -80,7 +80,7 @@ def _started(options: Options, running: Running) -> None:
     print(f"listening on {', '.join(listening)}; UDP {', '.join(map(str, running.udp_ports))}"
           + ("; relay" if options.relay else ""))
     print(f"certificate {fingerprint}" + ("" if options.certificate else " (until the next start)"))
-    print(f"in /etc/migrator/tunnel.conf of each peer:\n\n[rendezvous]\nservers = {running.url(host)}", flush=True)
+    print(f"in /etc/migrator/tunnel.conf on each peer:\n\n[rendezvous]\nservers = {running.url(host)}", flush=True)
 
 
 def _address(text: str) -> tuple[str, int]:

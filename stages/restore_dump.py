@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Let the container run on here: apply the last disk changes and restore its memory.
+"""Let the container continue here: apply the last disk changes and restore its memory.
 
-Everything that has arrived is checked against its digests first. The container runs from a writable snapshot, under a
-monitor of LXC's own, and its new place is announced to the neighbourhood at once. When the restore fails nothing of it
-is left running, and the source still holds the frozen container. Next comes `migrator finish` on the source.
+Everything that has arrived is checked against its digests first. The container runs from a writable snapshot, under
+LXC's own monitor, and its new place is announced on the network at once. If the restore fails, nothing of it is left
+running, and the source still holds the frozen container. Next comes `migrator finish` on the source.
 
-What was begun with --no-memory is started anew, from its disk.
+If the migration was begun with --no-memory, the container is started from its disk.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from stages.steps.handover import INCREMENT
 from stages.steps.options import MAX_DOWNTIME, NamedContainer
 
 NAME = "restore-dump"
-HELP = "let the container run on here (on the destination)"
+HELP = "let the container continue here (on the destination)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +59,13 @@ class RestoreDumpOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
-                        help="give the restore up after this long (default: %(default)g)")
+                        help="give up the restore after SECONDS (default: %(default)g)")
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="without the source's word, when that host is lost for good: see what that risks by"
-                             " leaving the migration's ID out")
+                        help="without asking the source, if that host is lost for good. Leave out the migration's ID to"
+                             " see what that risks")
     parser.add_argument("--machine-is-off", action="store_true",
-                        help="with --force ID: you have made sure that the source is off and stays so, where it cannot"
-                             " be told from here, as where another host answers by its name")
+                        help="with --force ID: you have made sure that the source is off and stays off; needed if that"
+                             " cannot be seen from here, as when another host answers under its name")
     arguments.add_dry_run(parser)
 
 
@@ -89,7 +89,7 @@ def run(options: RestoreDumpOptions) -> Result:
             chosen = stands and after_crash.has_stopped(migration)
             stopped = stands or stopped_here.is_stopped(migration)
         if stopped and not chosen:
-            raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and was stopped since",
+            raise OutOfOrder(stage=NAME, missing=f"{name} has run here, and has since been stopped",
                              next=next_commands.command("resume", migration))
         if options.dry_run or not (chosen or migration.state in resume_rules.MAY_RESTORE):
             return carry_out(migration, options.max_downtime, 0.0, dry_run=options.dry_run)
@@ -153,7 +153,7 @@ def take_offered(migration: Migration, *, forced: bool = False) -> None:
         except ConsentNeeded as error:
             if not forced:
                 raise still_frozen(migration, error) from error
-            log.warning(f"Let run all the same, as its source is lost: {error}")
+            log.warning(f"Running it anyway, as its source is lost: {error}")
         migration.move(Event.OWN)
 
 
@@ -252,8 +252,9 @@ class Restore:
 
     def _refuse_former(self) -> None:
         if self.layout.began_formerly():
-            raise RestoreFailed(name=self.migration.name, log="not there", reason="an older version of migrator has"
-                                " received what this one would need, and kept it in another place")
+            raise RestoreFailed(name=self.migration.name, log="not there", reason="an older version of migrator has "
+                                                                                  "received what this one would need, "
+                                                                                  "and kept it in a different place")
 
     def _images(self) -> Path:
         if self.images is None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Give a migration up: the container runs on on the source as if nothing had happened.
+"""Give up a migration: the container keeps running on the source as if nothing had happened.
 
 The destination first records, for good, that it will never let this attempt run; then the source thaws the container,
-and both hosts remove what the attempt has brought them. Without an answer from the destination the source thaws only
-if the container was never handed over. Once the container runs on the destination there is no way back but a new move.
+and both hosts remove what the attempt has left on them. Without an answer from the destination the source thaws only
+if the container was never handed over. Once the container runs on the destination, the only way back is a new move.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
     parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="without the destination's word, when that host is lost for good: see what that risks by"
-                             " leaving the migration's ID out")
+                        help="without asking the destination, if that host is lost for good. Leave out the migration's"
+                             " ID to see what that risks")
     parser.add_argument("--machine-is-off", action="store_true",
-                        help="with --force ID: you have made sure that the destination is off and stays so, where it"
-                             " cannot be told from here, as behind a jump host, for a peer, or where another host"
-                             " answers by its name")
+                        help="with --force ID: you have made sure that the destination is off and stays off; needed if"
+                             " that cannot be seen from here, as behind a jump host, with a peer, or when another"
+                             " host answers under its name")
     arguments.add_dry_run(parser)
 
 

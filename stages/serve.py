@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Answer a source on stdin and stdout. Started by the other host through ssh; not meant to be typed.
+"""Answer a source on stdin and stdout. Started by the other host over SSH; not meant to be typed.
 
-Who may start it as root may do everything here. `--only WORDS` makes it the one thing that a key may do which stands
-in authorized_keys:
+Whoever may start it as root may do anything here. `--only WORDS` makes it all that a key in authorized_keys may do:
 
     restrict,command="migrator serve --only receive,lxcpath=/pool,as=hosta" ssh-ed25519 AAAA... root@hosta
 
-WORDS are `receive` (containers may be brought here), `lxcpath=PATH` (to there; can be repeated; by default to this
-host's LXC path), `hooks` (with what in their configuration reaches out of them), `as=NAME` (their migrations are bound
-to that name; give each key its own), `ask` (for a host that containers go to: how the migration stands).
+WORDS are `receive` (containers may be moved here), `lxcpath=PATH` (to that place; can be repeated; by default to this
+host's LXC path), `hooks` (with what in their configuration reaches outside them), `as=NAME` (their migrations are bound
+to that name; give each key its own), `ask` (for a host that containers move to: ask how a migration stands).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from migrator.transfer.stream import FileStream
 from stages.steps import arguments
 
 NAME = "serve"
-HELP = "answer the other host (started by it through ssh)"
+HELP = "answer the other host (which starts this over SSH)"
 # After silence of this many seconds the source is taken for dead, and its lock on the container goes: as many as the
 # source itself waits for us (--timeout), within these limits.
 SILENCE_LEAST, SILENCE_MOST = 5.0, 300.0
@@ -56,7 +55,7 @@ class ServeOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     limited = parser.add_mutually_exclusive_group()
-    limited.add_argument("--only", metavar="WORDS", help="allow just that: for a line of authorized_keys")
+    limited.add_argument("--only", metavar="WORDS", help="allow only that: for a line in authorized_keys")
     limited.add_argument("--peer", metavar="ID", help="allow what this paired peer may (used by the agent)")
 
 
@@ -82,7 +81,7 @@ def grant_of(options: ServeOptions) -> Grant:
         granted = grant.of_only(options.only)
         asked = os.environ.get("SSH_ORIGINAL_COMMAND", "")
         if "SSH_CONNECTION" in os.environ and asked not in COMMANDS:
-            raise granted.refusal(f"its key is for `migrator serve` alone, it asked for {asked[:100]!a}")
+            raise granted.refusal(f"its key is only for `migrator serve`, but it asked for {asked[:100]!a}")
         return granted
     if options.peer is not None:
         return grant.of_peer_id(bytes.fromhex(options.peer))
@@ -127,7 +126,7 @@ def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
         receivers |= getattr(stage, "RECEIVERS", {})
     kind = str(fields.get("kind"))
     if kind not in receivers:
-        raise ProtocolError(reason=f"it sends data of the unknown kind {kind[:40]!a}")
+        raise ProtocolError(reason=f"it sends data of unknown kind {kind[:40]!a}")
     place = receivers[kind](service, fields)
     takeover = spool.receive(place.folder, fields.get("files"), durable=place.durable, accepts=place.accepts,
                              watcher=place.behind, bounds=place.bounds)

@@ -32,8 +32,8 @@ class StatusOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser, required=False)
-    parser.add_argument("-a", "--all", action="store_true", help="also those that have ended")
-    parser.add_argument("--events", action="store_true", help="with every step that was taken, and when")
+    parser.add_argument("-a", "--all", action="store_true", help="include those that have ended")
+    parser.add_argument("--events", action="store_true", help="list every step that was taken, and when")
 
 
 def options(args: argparse.Namespace) -> StatusOptions:
@@ -51,7 +51,7 @@ def run(options: StatusOptions) -> Result:
         workers = {m.id: None if m.ended else container_lock.of(m.name, m.lxcpath) for m in found}
         described = [describe(m, events=options.events, worker=workers[m.id]) for m in found]
         kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
-        text = _text(found, workers, events=options.events) or "No migration is under way."
+        text = _text(found, workers, events=options.events) or "No migration is in progress."
         if not name:
             told = (bases.note, after_crash.aside_note, after_crash.in_use_note)
             notes = [note(m) for m in known if m not in found for note in told]
@@ -120,7 +120,7 @@ def line(migration: Migration, worker: Holder | None, *, volatile: bool = True) 
 def now(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
     """Who works on a migration, at what, and how far that is."""
     if worker is None:
-        return "nobody works on it"
+        return "no command is working on it"
     words = [worker.command, f"process {worker.pid}"]
     if step := step_under_way(migration):
         words.append(step)

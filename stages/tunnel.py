@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look at the way to a paired peer: what path there is and why, how long it takes, how much it carries.
+"""Examine the path to a paired peer: which one it is and why, its round-trip time and its throughput.
 
-`ping` and `bench` make a tunnel as a migration would, measure it and take it down; `status` shows the tunnels that
-stand now, and whether the peer waits at its rendezvous.
+`ping` and `bench` set up a tunnel as a migration would, measure it and take it down; `status` shows the tunnels that
+are up, and whether the peer is waiting at its rendezvous server.
 
 `--json` has: path (direct or relay), reason, rtt_ms, connect_ms (punching alone), setup_ms (all of it), mtu, mbit_s.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tunnel.candidates.outlook import Policy
 
 NAME = "tunnel"
-HELP = "measure the way to a paired peer; show the tunnels that stand"
+HELP = "measure the path to a paired peer; show the tunnels that are up"
 
 BLOCK = 1 << 20  # bytes
 
@@ -39,7 +39,7 @@ class TunnelOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action", help="ping, status, bench")
     parser.set_defaults(path=TunnelOptions.path, seconds=TunnelOptions.seconds)
-    ping = _action(actions, "ping", "make a tunnel and measure round trips, losses and the MTU")
+    ping = _action(actions, "ping", "set up a tunnel and measure round trips, losses and the MTU")
     bench = _action(actions, "bench", "the same, and send data through it")
     bench.add_argument("--seconds", metavar="N", type=arguments.positive, default=TunnelOptions.seconds,
                        help="for how long (default: 3)")
@@ -105,9 +105,9 @@ def _status(name: str) -> Result:
     peers = [Peers().get(name)] if name else Peers().all()
     standing = [told for told in live_status.all_() if name in ("", told.get("peer"))]
     waits = {peer.name: _waits(peer) for peer in peers}
-    lines = [_text(told) for told in standing] or ["No tunnel stands."]
-    lines += [f"{peer}: {'waits' if there else 'does not wait' if there is False else 'cannot be looked up'} "
-              "at its rendezvous" for peer, there in waits.items()]
+    lines = [_text(told) for told in standing] or ["No tunnel is up."]
+    lines += [f"{peer}: {'is waiting' if there else 'is not waiting' if there is False else 'cannot be looked up'} at "
+              "its rendezvous server" for peer, there in waits.items()]
     return Result({"tunnels": standing, "waits": waits, **(standing[0] if name and standing else {})},
                   "\n".join(lines))
 
@@ -137,7 +137,7 @@ def _rounded(value: float | None) -> float | None:
 
 def _text(told: dict[str, Any]) -> str:
     """A tunnel in words."""
-    rtt = "nothing comes back" if told.get("rtt_ms") is None else f"{told['rtt_ms']} ms"
+    rtt = "no reply" if told.get("rtt_ms") is None else f"{told['rtt_ms']} ms"
     lines = [
         f"{told.get('peer')}: {told.get('path')} ({told.get('reason')})",
         f"  round trip  {rtt}, loss {told.get('loss', 0):.0%}",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Wait until the migration of a container has ended, or until nobody works on it any more.
+"""Wait until the migration of a container has ended, or until no command is working on it any more.
 
-Each change of state is told on stderr. The exit status is 0 when the container has moved, 33 when the migration was
-rolled back, 32 when it has been broken off, and 17 when --timeout was over first.
+Each change of state is reported on stderr. The exit status is 0 if the container has moved, 33 if the migration was
+rolled back, 32 if it was interrupted, and 17 if --timeout expired first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class WaitOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     parser.add_argument("--timeout", metavar="SECONDS", type=arguments.positive, default=math.inf,
-                        help="wait no longer than this (default: for ever)")
+                        help="wait at most SECONDS (default: forever)")
 
 
 def options(args: argparse.Namespace) -> WaitOptions:

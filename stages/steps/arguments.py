@@ -17,10 +17,10 @@ exit status:
   0      done
   1      done, with warnings (check)
   2      wrong usage, or an error without a number of its own
-  3      failed after the freeze; the container was thawed (--no-memory: started again) and runs on on the source
+  3      failed after the freeze; the container was thawed (--no-memory: started again) and keeps running on the source
   4      failed after the freeze; the container is still frozen (--no-memory: stopped) on the source
-  5      failed after the freeze; whether the destination may run it is not known, so it stays frozen
-  10-99  one cause each, the container is where it was: see migrator(1) or docs/errors.md
+  5      failed after the freeze; whether the destination may run it is unknown, so it stays frozen
+  10-99  one cause each; the container is where it was: see migrator(1) or docs/errors.md
   128+N  ended by signal N
 """
 
@@ -29,15 +29,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """What every command takes."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="results, progress and errors as JSON (docs/json.md)")
-    group.add_argument("-v", "--verbose", action="store_true", help="say what is done and how long it takes")
-    group.add_argument("-q", "--quiet", action="store_true", help="say only what went wrong")
-    group.add_argument("--debug", action="store_true", help="show every program that is started, and tracebacks")
+    group.add_argument("-v", "--verbose", action="store_true", help="report each step and how long it takes")
+    group.add_argument("-q", "--quiet", action="store_true", help="report only problems")
+    group.add_argument("--debug", action="store_true", help="show every program that is run, and tracebacks")
 
 
 def add_container(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The container's name, as a word or with -n, and -P, as the lxc-* tools have them."""
-    parser.add_argument("name_word", metavar="NAME", nargs="?", help="the container's name")
-    parser.add_argument("-n", "--name", metavar="NAME", help="the same, as the lxc-* tools have it")
+    """The container's name, as a word or with -n, and -P, as with the lxc-* tools."""
+    parser.add_argument("name_word", metavar="NAME", nargs="?", help="name of the container")
+    parser.add_argument("-n", "--name", metavar="NAME", help="the same, as with the lxc-* tools")
     parser.add_argument("-P", "--lxcpath", metavar="PATH", help="where this host keeps its containers")
     parser.set_defaults(name_required=required)
 
@@ -46,12 +46,12 @@ def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -
     """-d and how to reach it."""
     parser.add_argument(
         "-d", "--destination", metavar="[USER@]HOST[:PORT]|peer:NAME", required=required,
-        help="the host to move to" + ("" if required else "; by default the one that the migration began with"),
+        help="the host to move to" + ("" if required else " (default: the one that the migration began with)"),
     )
     parser.add_argument("--accept-new-host-key", action="store_true",
-                        help="trust the SSH key of a host that is not in known_hosts yet, and add it")
+                        help="trust the SSH key of a host that is not yet in known_hosts, and add it")
     parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=15.0,
-                        help="give the connection up after this long without a word (default: %(default)g)")
+                        help="drop the connection after SECONDS of silence (default: %(default)g)")
     add_path(parser)
 
 
@@ -62,12 +62,12 @@ def add_path(parser: argparse.ArgumentParser) -> None:
 
 
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="print what both hosts would run, and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print what both hosts would run, without running it")
 
 
 def add_map_bridge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--map-bridge", metavar="HERE=THERE", action="append", default=[], type=bridge_pair,
-                        help="the container's bridge HERE is called THERE on the destination (can be repeated)")
+                        help="attach what is on bridge HERE to bridge THERE on the destination (can be repeated)")
 
 
 def bridge_pair(text: str) -> tuple[str, str]:
