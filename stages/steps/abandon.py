@@ -33,8 +33,8 @@ def give_up_here(migration: Migration, *, dry_run: bool = False) -> Result:
         return of_dry_run(deletions(migration, [base.path.name] if base else []))
     _abandon(migration, _imported(migration), here=True)
     next_ = next_commands.command("rollback@source", migration)
-    left = ("nothing of it is left but what the next attempt can start from" if migration.ended
-            else "what is left of it goes with the next rollback")
+    left = ("nothing of it is left except what the next attempt can start from" if migration.ended
+            else "the next rollback removes what is left of it")
     return Result({"migration": migration.id, "name": migration.name, "stage": STAGE, "already": False, "next": next_},
                   f"{migration.name} will not run here, and {left}. Next: {next_}")
 

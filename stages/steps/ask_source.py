@@ -82,7 +82,7 @@ def state_of_source(asking: Asking, migration: Migration, needed: bool = False) 
 
 def _needed(migration: Migration, reason: str) -> SourceNeeded:
     return SourceNeeded(
-        known=f"{migration.name} is not let run here before {migration.peer} has said that it does not run it again.",
+        known=f"{migration.name} may not run here before {migration.peer} has said that it does not run it again.",
         source=migration.peer, reason=reason.rstrip("."),
         next=f"{next_commands.command(f'{RESUME}@source', migration)} -- if that host is lost for good, see here what"
              f" that would risk: {next_commands.command('restore-dump', migration)} --force")
@@ -107,7 +107,7 @@ def _asked(asking: Asking, migration: Migration, **fields: Any) -> tuple[State |
         answer = there.call_within(ask_state.LIMIT, "source-state", id=migration.id, never=never, **fields)
         found, given = ask_state.read(answer), answer.get("leave", 0.0)
         if not isinstance(given, int | float):
-            raise ProtocolError(reason="it answers with a leave that is no number")
+            raise ProtocolError(reason="the permission in its answer is not a number")
         if not _is_source(there.peer_host, fingerprint(there), answer, migration):
             error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                   peer=migration.peer)
@@ -185,7 +185,7 @@ def act(asking: Asking, migration: Migration, done: Result) -> Result:
         answer: dict[str, Any] | None = None
         there = ask(asking, migration)
         if there is not None and there not in ENDED:  # else its newest migration of that name is another one
-            log.info(f"{known} {migration.peer} is told to go on.")
+            log.info(f"{known} {migration.peer} is told to continue.")
             answer = _resume_there(asking, migration)
     except DocumentedError as error:
         if isinstance(error, Interrupted | SourceFailed) or error.host:
@@ -194,7 +194,7 @@ def act(asking: Asking, migration: Migration, done: Result) -> Result:
                            next=next_commands.command(f"{RESUME}@source", migration)) from error
     if migration.state is State.ABANDONED:
         migration.note("source-knows", source_knows=True)
-    return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done what was left.")
+    return Result(done.data | {"next": "", "source": answer}, f"{known} {migration.peer} has done the rest.")
 
 
 def _resume_there(asking: Asking, migration: Migration) -> dict[str, Any]:

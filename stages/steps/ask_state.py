@@ -45,4 +45,4 @@ def read(answer: Mapping[str, Any]) -> State | None:
     try:
         return None if answer["state"] is None else State(answer["state"])
     except ValueError:
-        raise ProtocolError(reason=f"it answers with a state that is not known here, {answer['state']!a:.60}") from None
+        raise ProtocolError(reason=f"its answer has a state that is unknown here, {answer['state']!a:.60}") from None

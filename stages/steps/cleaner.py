@@ -54,8 +54,8 @@ class Cleaner:
             return True
         inner = btrfs.nested(rootfs) if btrfs.is_subvolume(rootfs) else []
         if inner:
-            log.warning(f"{rootfs} stays, as it has subvolumes inside, which have not moved with it. When one is of no"
-                        f" use any more: btrfs subvolume delete {shlex.quote(f'{rootfs}/{inner[0]}')}")
+            log.warning(f"{rootfs} stays, as it has subvolumes inside, which have not moved with it. When one is no "
+                        f"longer needed: btrfs subvolume delete {shlex.quote(f'{rootfs}/{inner[0]}')}")
             self.left += [f"{rootfs}/{name}" for name in inner]
         return bool(inner)
 
@@ -65,12 +65,12 @@ class Cleaner:
         For clones of the container, whose folder is `folder`; or as it is another disk, for whom `remove` is told.
         """
         if os.path.lexists(rootfs) and clones.lie_on(folder):
-            log.warning(f"{rootfs} stays, as clones lie on it, see {folder / clones.LIST}. Destroy them first; where"
-                        " none of them exists any more, remove that file")
+            log.warning(f"{rootfs} stays, as clones depend on it, see {folder / clones.LIST}. Destroy them first, or "
+                        "remove that file if none of them exists any more")
             return True
         if origins.is_another_disk(journal, config, rootfs):
             log.warning(f"{rootfs} stays, with its configuration: it is not the root file system that {folder.name} had"
-                        f" left here. If it is of no use any more: {shlex.join(remove)}")
+                        f" left here. If it is no longer needed: {shlex.join(remove)}")
             self.left.append(str(rootfs))
             return True
         return False
@@ -94,8 +94,8 @@ class Cleaner:
         notes = layout.work.glob(f"????????.spool/{received_snapshot.NOTE}")
         for spool in sorted((note.parent for note in notes), key=lambda spool: begun.get(spool.stem, -1), reverse=True):
             if self.dry_run:
-                log.warning(f"A receive into {layout.folder} was broken off: what it has renamed there gets its name"
-                            " back")
+                log.warning(f"A receive into {layout.folder} was interrupted: what it has renamed there gets its name "
+                            "back")
             else:
                 received_snapshot.clear(layout.folder, spool, but=partial(_is_not_of, journal, spool.stem))
 

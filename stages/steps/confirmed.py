@@ -54,11 +54,11 @@ def _require_id(migration: Migration, given: str | None, there: str, lacks: str)
     command = next_commands.command("finish", migration, "--force")
     unknown = f"{there} {lacks}"
     if given is None:
-        raise OutOfOrder(stage="finish", missing=f"{unknown} any more, or is another host than it was sent to",
-                         next=f"see what it means to end it without that host's word: {command}")
+        raise OutOfOrder(stage="finish", missing=f"{unknown} any more, or is not the host that it was sent to",
+                         next=f"see what it means to end it without that host: {command}")
     _require_given(migration, given, unknown, (
-        f"{migration.name} has run there, as is recorded here, so the frozen copy is of no use any more: it is"
-        f" ended, and fenced on disk. If {there} is not the host that it went to, give that one with -d instead."))
+        f"{migration.name} has run there, as is recorded here, so the frozen copy is no longer of use: it is ended, "
+        f"and fenced on disk. If {there} is not the host that it went to, name that one with -d instead."))
 
 
 def _require_choice(migration: Migration, given: str | None, error: MigratorError) -> None:
@@ -66,7 +66,7 @@ def _require_choice(migration: Migration, given: str | None, error: MigratorErro
     if given is None:
         raise error
     _require_given(migration, given, str(error).rstrip("."),
-                   "What stands still here, as it was before the move, is ended, and fenced on disk.")
+                   "The halted copy here, as it was before the move, is ended, and fenced on disk.")
 
 
 def _require_given(migration: Migration, given: str, why: str, risk: str) -> None:

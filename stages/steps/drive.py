@@ -245,15 +245,15 @@ class Drive:
             advised = isinstance(error, OutcomeError) or self.migration.copy.gone or (
                 isinstance(error, OutOfOrder) and origins.is_another(self.migration))
             if not advised:  # that one says how to go on
-                does = "stays as it is" if isinstance(error, ContainerNotRunning) else "runs on"
-                log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Go on with: "
+                does = "stays as it is" if isinstance(error, ContainerNotRunning) else "keeps running"
+                log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Continue with: "
                          f"{next_commands.again('create-dump', self.migration)}")
             raise error
 
     def _give_up(self, error: DocumentedError) -> None:
         """Take the token back and thaw; SourceStateUnknown where the destination does not answer."""
         cause = cause_of(error)
-        log.warning(f"{cause} The attempt is rolled back.")
+        log.warning(f"{cause} Rolling back this attempt.")
         migration = self._of
         try:
             done = give_back.roll_back(migration, self._tell)

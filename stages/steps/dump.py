@@ -101,7 +101,7 @@ class Dump(Handover):
 
     def _rebooted(self) -> ContainerChanged:
         """The watchdog knows one start of it, and thaws no other."""
-        return ContainerChanged(name=self.container.name, reason="it was rebooted or stopped just now",
+        return ContainerChanged(name=self.container.name, reason="it has just been rebooted or stopped",
                                 next=next_commands.again("create-dump", self.migration))
 
     def take(self) -> Figures:
@@ -115,7 +115,7 @@ class Dump(Handover):
         if self.watchdog.stop_clock():
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
         if remains.was_thawed(self.migration):
-            raise ContainerChanged(name=self.container.name, reason="somebody has thawed it while it was dumped",
+            raise ContainerChanged(name=self.container.name, reason="someone thawed it while it was being dumped",
                                    next=next_commands.again("create-dump", self.migration))
 
     def unwatched(self) -> None:
@@ -171,7 +171,7 @@ class Dump(Handover):
         if stranger is not None:
             raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
                                    reason=f"process {stranger} was started from outside, as by lxc-attach, and would "
-                                          f"be lost; --ignore attached-task has it lost")
+                                          "be lost; to accept that: --ignore attached-task")
 
     def _refuse_encrypted(self) -> None:
         """What the kernel has begun to encrypt since the preflight would go on in clear; raises ContainerChanged."""
@@ -180,11 +180,11 @@ class Dump(Handover):
         networks = net_state.namespaces(self.pid, cgroups.processes(str(self.cgroup)))
         reason = ""
         if len(networks) > net_state.NAMESPACES_MAX:
-            reason = (f"it has more than {net_state.NAMESPACES_MAX} network namespaces by now; --ignore"
-                      f" kernel-encryption has whatever the kernel encrypts in them go on in clear")
+            reason = (f"it has more than {net_state.NAMESPACES_MAX} network namespaces; --ignore kernel-encryption "
+                      "lets whatever the kernel encrypts in them continue in the clear")
         elif count := net_state.tls(networks):
-            reason = (f"the kernel encrypts {count} of its connections by now, which CRIU does not know of; --ignore"
-                      f" kernel-encryption has them go on in clear")
+            reason = (f"the kernel encrypts {count} of its connections, which CRIU does not support; --ignore "
+                      "kernel-encryption lets them continue in the clear")
         if reason:
             raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
                                    reason=reason)

@@ -29,7 +29,7 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
     told = config.is_file()
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
     removes = next_commands.command("cleanup", migration)
-    stood, until = f"What stood in the place of {migration.name}", f"until: {removes}"
+    stood, until = f"What was in the place of {migration.name}", f"until: {removes}"
     lived_in = rootfs.exists() and lxc.lives_in(layout.name, rootfs)  # first: what ends now may have written last
     mounted = removal.mounts_in(rootfs)
     why = _why_not(migration, layout, old, elsewhere)
@@ -38,26 +38,26 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
         log.warning(f"{it} stays in {old}, as something lives in it, {until}")
         return
     if mounted:
-        log.warning(f"{it} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. When that is"
-                    f" unmounted, this removes it: {removes}")
+        log.warning(f"{it} stays in {old}, as something is mounted in it: {', '.join(mounted[:5])}. Once that is "
+                    f"unmounted, this removes it: {removes}")
         return
     if told and rootfs.exists() and (held := _stays(migration, layout, config, rootfs)):
-        log.warning(f"{it} stays in {old}, with its configuration, as {held}")
+        log.warning(f"{it} stays in {old}, with its configuration: {held}")
         return
     if why:
         configuration = f", its configuration in {old}," if told else ""
         if rootfs.exists():
             log.warning(f"{stood} {why}: it is kept in {_put_aside(layout, rootfs)}{configuration} {until}")
         elif elsewhere:
-            log.warning(f"{stood} {why}: it lies in {elsewhere}, and stays there; its configuration is kept in {old}"
+            log.warning(f"{stood} {why}: it is in {elsewhere}, and stays there; its configuration is kept in {old}"
                         f" {until}")
         if told:  # also by an earlier finish that was killed
             return
     elif elsewhere:
-        log.warning(f"The copy that {migration.name} had left here goes; but its root file system, {elsewhere}, is left"
-                    " alone. Remove it when you have seen that nothing else uses it")
+        log.warning(f"The copy that {migration.name} had left here is removed, but its root file system, {elsewhere}, "
+                    "is left alone. Remove it once you have made sure that nothing else uses it")
         if rootfs.exists():  # an older version has made room so
-            log.warning(f"{stood} was none of that copy's: it is kept in {_put_aside(layout, rootfs)} {until}")
+            log.warning(f"{stood} did not belong to that copy: it is kept in {_put_aside(layout, rootfs)} {until}")
     btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
         (old / name).unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) ->
     another = told and origins.is_another_disk(migration.journal, config, rootfs)  # and no write to it is told
     was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
     if _nested(rootfs):
-        return "has subvolumes inside, which no move takes along"
+        return "has subvolumes inside, which a move does not take along"
     if told and not another and origins.was_written_to(migration.journal, config, rootfs):
         return "was written to after it had been left here"
     if another or was_kept or not told or not origins.is_superseded(migration, config):
@@ -83,11 +83,11 @@ def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) ->
 def _stays(migration: Migration, layout: Layout, config: Path, rootfs: Path) -> str:
     """Why it is not to be touched at all, whatever its fence says, and what can be done about that; "" if it may go."""
     if clones.lie_on(layout.container):
-        return (f"clones may lie on it, see {layout.container / clones.LIST}. When they are destroyed, this removes it:"
-                f" {next_commands.command('cleanup', migration)}")
+        return (f"clones may depend on it, see {layout.container / clones.LIST}. Once they are destroyed, this removes "
+                f"it: {next_commands.command('cleanup', migration)}")
     if origins.is_another_disk(migration.journal, config, rootfs):
-        return (f"{rootfs} is not the root file system that {migration.name} had left here. If it is of no use any"
-                f" more: btrfs subvolume delete {shlex.quote(str(rootfs))}")
+        return (f"{rootfs} is not the root file system that {migration.name} had left here. If it is no longer needed: "
+                f"btrfs subvolume delete {shlex.quote(str(rootfs))}")
     return ""
 
 

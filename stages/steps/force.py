@@ -31,17 +31,17 @@ from tunnel.tunnel_errors import PeerAbsent, PeerSilent
 POLL = 0.2  # seconds
 KNOWN = {
     State.OFFERED: "{there} was offered the token and has not answered: it may have taken it, and may run {name}.",
-    State.DUMPED: "{there} has taken the token: it runs {name}, or may at any time.",
+    State.DUMPED: "{there} has taken the token: it runs {name}, or may run it at any time.",
 }
-RISK = (" If that host lives, or ever comes back with this container, two copies write to what they share and answer"
-        " under one address, and what either has done since is lost to the other. So first make sure that it stays"
-        " off: without power, or with its disk destroyed.")
+RISK = (" If that host is alive, or ever comes back with this container, two copies write to what they share and "
+        "answer under one address, and what either has done since is lost to the other. So first make sure that it "
+        "stays off: without power, or with its disk destroyed.")
 
 
-LEFT_BEHIND = ("{there} holds a frozen copy of {name} as long as it is up, with all its memory, and a fence around it;"
-               " or it may have been forced to run {name} again, without a word from here: then two copies run."
-               " What was kept here for the way back goes, and with it any use of that copy. If it can be reached, or"
-               " is only off for a while, nothing needs to be forced: finish it from there.")
+LEFT_BEHIND = ("As long as {there} is up, it holds a frozen copy of {name}, with all its memory, and a fence around "
+               "it; or it may have been forced to run {name} again, without asking this host: then two copies run. "
+               "What was kept here for the way back is removed, and that copy becomes useless. If that host can be "
+               "reached, or is only off for a while, nothing needs to be forced: finish it from there.")
 
 
 def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
@@ -76,9 +76,9 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
     done = give_back.roll_back(migration, None)
     migration.note("forced", forced_at=time.time())
     return Result(done.data | {"forced": True},
-                  f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}."
-                  f" Should it come back, type there, before anything else:"
-                  f" {next_commands.typed('resume@destination', migration)}")
+                  f"{done.text} {there} was not asked: it must never run migration {migration.id} of {migration.name}. "
+                  "Should it come back, run there, before anything else: "
+                  f"{next_commands.typed('resume@destination', migration)}")
 
 
 def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
@@ -102,8 +102,8 @@ def wait_out(migration: Migration, there: str) -> bool:
     left = leave.outstanding(migration.handover.leave, leave.SLACK)
     if left <= 0:
         return False
-    log.warning(f"For {left:.0f} more seconds {there} may let {migration.name} run, should it be cut off and not off:"
-                f" they are waited for. If you have made sure that it is off, they need not be: --machine-is-off")
+    log.warning(f"Waiting {left:.0f} more seconds, in which {there} may still let {migration.name} run if it is cut off"
+                f" rather than off. If you have made sure that it is off, there is no need to wait: --machine-is-off")
     end = boot_clock.now() + left
     while (now := boot_clock.now()) < end:
         container_lock.check_interrupted()
@@ -126,23 +126,23 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
                          next=next_commands.next_command(migration) or next_commands.command("status", migration))
     if given != migration.id:
         what = f"{given} is not the id of its migration" if given else "the id of its migration is missing"
-        raise ForceRefused(name=name, done="let run here", reason=what, command=f"{command} --force {migration.id}",
-                           risk=f"{there} may have been forced to run {name} again, without a word from here." + RISK
+        raise ForceRefused(name=name, done="run here", reason=what, command=f"{command} --force {migration.id}",
+                           risk=f"{there} may have been forced to run {name} again, without asking this host." + RISK
                            + _unasked(migration))
     try:
         known = ask()
     except DocumentedError as error:
         if isinstance(error, Interrupted) or not (is_silence(error) or (off and is_unknown(error))):
-            _tell_why_not(error, error, "Not let run by force", there, command, migration.id)
+            _tell_why_not(error, error, "Not run by force", there, command, migration.id)
             raise
         log.warning(f"{there} cannot be asked: {error}")
     else:
         if known in TAKEN_BACK:
             return False
         if known is not None:
-            raise OutOfOrder(stage="restore-dump --force", missing=f"{there} answers, it is {known} there",
+            raise OutOfOrder(stage="restore-dump --force", missing=f"{there} answers: it is {known} there",
                              next=command)
-        log.warning(f"{there} answers, and does not know the migration")
+        log.warning(f"{there} answers, but does not know the migration")
     container_lock.check_interrupted()
     migration.note("forced", forced_at=time.time())
     return True
@@ -154,7 +154,7 @@ def _unasked(migration: Migration) -> str:
         if migration.state is State.DUMP_RECEIVED:
             consented.require(migration)
     except ConsentNeeded as error:
-        return f" It is also let do then what takes consent: {error}"
+        return f" It is then also allowed to do what needs consent: {error}"
     return ""
 
 
@@ -167,7 +167,7 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     """
     there, name = migration.peer, migration.name
     if migration.state is not State.RESTORED:
-        raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here, it is {migration.state}",
+        raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here: it is {migration.state}",
                          next=next_commands.next_command(migration))
     # By LXC's word alone where it is fenced: who only looks into its root file system would pass for it.
     if settling.seems_fenced(migration) or settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
@@ -195,7 +195,7 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
             raise two_copies.of(migration)
         if known is not None:  # what it has finished ends here too
             stage = "resume" if known is State.FINISHED else "finish@source"
-            raise OutOfOrder(stage="finish --force", missing=f"{there} answers, it is {known} there",
+            raise OutOfOrder(stage="finish --force", missing=f"{there} answers: it is {known} there",
                              next=next_commands.command(stage, migration))
     container_lock.check_interrupted()
     finish_here.end_here(migration, alone=True)
@@ -211,9 +211,9 @@ def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, th
     another command, when the other host can be reached.
     """
     if is_unknown(cause):
-        log.warning(f"{what}: from here it cannot be told whether {there} is off")
-        raised.instead = (f"When {there} can be reached again: {then or command} -- where you have made sure that it is"
-                          f" off, and stays so: {command} --force {id_} --machine-is-off")
+        log.warning(f"{what}: it cannot be seen from here whether {there} is off")
+        raised.instead = (f"Once {there} can be reached again: {then or command} -- if you have made sure that it is "
+                          f"off, and stays off: {command} --force {id_} --machine-is-off")
     else:
         log.warning(f"{what}: {there} is not silent, and only a host that gives no sign of life counts as lost")
 
@@ -275,12 +275,12 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
         migration.note("forgotten", abandoned=True, forgotten_there=True)
         return Result({"migration": migration.id, "name": migration.name, "stage": "rollback", "already": False,
                        "destination_told": False},
-                      f"{there} answers, and does not know migration {migration.id} of {migration.name} any more, as"
-                      f" where it was installed anew. If only its journal was lost, see there that it does not run:"
-                      f" lxc-ls -f")
+                      f"{there} answers, but no longer knows migration {migration.id} of {migration.name}, as if it "
+                      "had been reinstalled. If only its journal was lost, make sure that it does not run there: "
+                      "lxc-ls -f")
     bases.settle_late(migration, kept)
     migration.note("abandoned", abandoned=True)
     return Result({"migration": migration.id, "name": migration.name, "stage": "rollback", "already": False,
                    "destination_told": True},
-                  f"{there} knows now that migration {migration.id} of {migration.name} was given up. "
+                  f"{there} now knows that migration {migration.id} of {migration.name} was given up. "
                   f"{after_crash.note(migration)}".rstrip())

@@ -23,7 +23,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from stages.steps import left_running, renamed, settling
 
-STARTABLE = "nothing keeps it from being started"
+STARTABLE = "nothing prevents it from being started"
 MOVED_ON = "it has moved on from there"
 
 
@@ -49,7 +49,8 @@ def never_finished(migration: Migration, stage: str) -> OutOfOrder:
     """For who asks whether it runs here, to end the source's copy; raises as `refuse_back`."""
     refuse_back(migration)
     return OutOfOrder(stage=stage, next=next_commands.command("rollback@source", migration), missing=(
-        f"{migration.name} had run here, and has given way: what is left of it here, if anything is, is fenced"))
+        f"{migration.name} had run here, and has yielded to the source's copy: what is left of it here, if anything, "
+        "is fenced"))
 
 
 def refuse_lost(migration: Migration) -> None:
@@ -64,10 +65,10 @@ def refuse_lost(migration: Migration) -> None:
     if not found and (found := renamed.with_its_addresses(migration, layout)):
         place = f"a container that has its hardware address ({', '.join(migration.arrived.hwaddrs)})"
     elif not found and not lxc_disk.is_removed(layout):
-        found, place = renamed.untold(migration, layout), f"{layout.rootfs}, of which nothing tells whose it is"
+        found, place = renamed.untold(migration, layout), f"{layout.rootfs}, and nothing shows whose it is"
     elif not found:
         found = left_running.called_so(layout, lxc.END_LIMIT)
-        place = f"a cgroup that LXC has called lxc.payload.{migration.name}"
+        place = f"a cgroup that LXC has named lxc.payload.{migration.name}"
     if found:
         raise CopyNotEnded(name=migration.name, place=place, pids=",".join(map(str, found)),
                            next=after_crash.by_force(migration))

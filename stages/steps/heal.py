@@ -111,7 +111,7 @@ def _result(migration: Migration, text: str, *, already: bool = False) -> Result
 
 def _ended(migration: Migration) -> Result:
     return _result(migration, f"The migration of {migration.name} has ended ({migration.state}): there is nothing to "
-                              f"carry on. {after_crash.in_use_note(migration)}".rstrip(), already=True)
+                              f"continue. {after_crash.in_use_note(migration)}".rstrip(), already=True)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ def _waits(migration: Migration, kept: str = "") -> Result:
     try:
         state = lxc.told_state(lxc.Container(migration.name, migration.lxcpath))
     except ContainerNotFound:
-        return _result(migration, f"{after_crash.where(migration)}{kept} Once it is there again, go on with: {resume}"
-                                  f" -- or give it up: {next_commands.command('rollback', migration)}")
-    return _result(migration, f"{migration.name} is {state} on this host, which has the token.{kept} Go on with: "
+        return _result(migration, f"{after_crash.where(migration)}{kept} Once it is there again, continue with: "
+                                  f"{resume} -- or give it up: {next_commands.command('rollback', migration)}")
+    return _result(migration, f"{migration.name} is {state} on this host, which has the token.{kept} Continue with: "
                               f"{resume}")
 
 
@@ -193,11 +193,10 @@ def _on_destination(asking: Asking, migration: Migration) -> Result:
         end = ask_source.leave_for(asking, migration, asking.max_downtime)
         return restore_dump.carry_out(migration, asking.max_downtime, end) if end else ask_source.give_up(migration)
     if resume_rules.on_destination(migration.state, None, images=images) == "rollback":
-        log.warning(f"{migration.name} cannot be restored here (what had arrived is not there any more): this host"
-                    f" gives it up")
+        log.warning(f"{migration.name} cannot be restored here (what had arrived is gone): this host gives it up")
         return abandon.give_up_here(migration)
     if stopped_here.is_stopped(migration):
-        return _result(migration, f"{migration.name} has run here, and is stopped now.")
+        return _result(migration, f"{migration.name} has run here, and is now stopped.")
     return _result(migration, f"{migration.name} is {migration.state} here. {after_crash.note(migration)}".rstrip())
 
 
@@ -235,8 +234,8 @@ def _complete_restored(asking: Asking, migration: Migration) -> Result | None:
             if standing.fence_anew(migration, config, message):  # and gives way once nobody can start it
                 autostart.refuse(migration, "resume", next_commands.command("resume", migration))
         elif defined:  # what has a fence may be removed, and that is not ours to say of this
-            log.warning(f"What stands in the place of {migration.name} may be a copy of it that somebody has made here:"
-                        f" it is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
+            log.warning(f"What is in the place of {migration.name} may be a copy of it that someone has made here: it "
+                        f"is not fenced. Do not start it: {migration.name} runs on {migration.peer}")
         two_copies.refuse(migration)  # last: a copy by another name keeps nothing from being fenced
         finish_here.give_way(migration)
         ask_source.state_of_source(asking, migration)  # which tells it
@@ -316,7 +315,7 @@ def every(options: ResumeOptions) -> Result:
     with Journal(DEFAULT_PATH) as journal:  # last: it reads configurations, which can lie on a file server that is gone
         for told in filter(None, map(after_crash.in_use_note, journal.all())):
             log.warning(told)
-    return Result({"stage": NAME, "migrations": outcomes}, "\n".join(lines) or "No migration is unfinished.",
+    return Result({"stage": NAME, "migrations": outcomes}, "\n".join(lines) or "There is no unfinished migration.",
                   status=worst([outcome["status"] for outcome in outcomes]))
 
 

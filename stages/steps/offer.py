@@ -170,11 +170,11 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
         _refused(migration)
         migration.move(Event.THAW, failed=str(error)[:2000], **left)
     except (MigratorError, OSError) as trouble:  # the next command begins with the thaw, or rolls an offer back
-        log.warning(f"{migration.name} runs on here, but that could not be recorded: {trouble}")
+        log.warning(f"{migration.name} keeps running here, but that could not be recorded: {trouble}")
     _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
     if isinstance(error, Interrupted):
         if thawed or not left:
-            log.info(f"{migration.name} runs on here.")
+            log.info(f"{migration.name} keeps running here.")
         raise error
     if not thawed and (left or not migration.memory):
         raise error  # it is not there any more, or had not been stopped yet
@@ -196,7 +196,7 @@ def _thaw(migration: Migration) -> bool:
             with migration.journal.hurried():
                 _refused(migration)
         except JournalBroken as error:
-            log.warning(f"{migration.name} is given back before it is recorded that the offer was refused: {error}")
+            log.warning(f"{migration.name} is resumed before it is recorded that the offer was refused: {error}")
             if not migration.memory:
                 drop_here(migration)  # its start may need that room too
         return thaw_again.thaw_source(migration)
@@ -222,7 +222,7 @@ def _try(step: Callable[[], object]) -> None:
     try:
         step()
     except (MigratorError, OSError) as trouble:
-        log.verbose(f"Of the broken dump something is left for now: {trouble}")
+        log.verbose(f"Something of the failed dump is left for now: {trouble}")
 
 
 def _keep_log(here: Layout, error: DocumentedError) -> None:

@@ -80,7 +80,7 @@ def invite(options: Invite) -> Result:
         command = f"migrator peer join {code} --name {_host_name() or 'NAME'}{where}"
         _print({"code": str(code), "command": command}, str(code))
         log.info(f"On the other host, within ten minutes: {command}")
-        log.info("If containers shall be moved there from here, with --allow receive behind it.")
+        log.info("To allow containers to be moved there from here, append --allow receive.")
 
     asyncio.run(by_code.invite(pairing.servers, pairing.identity, show=show, check=pairing.check, pin=pairing.pin))
     return _paired(pairing)
@@ -122,7 +122,7 @@ def offline_join(options: Join) -> Result:
         _compare(pairing, partner)
         pairing.pin(partner)
     _print({"answer": answer}, answer)
-    log.info("Paste the text above on the host that has invited.")
+    log.info("Paste the text above on the inviting host.")
     return _paired(pairing)
 
 
@@ -137,7 +137,7 @@ def _compare(pairing: _Pairing, partner: Partner) -> None:
     log.info(f"this host   {pairing.identity.public.fingerprint}")
     log.info(f"{pairing.name:10}  {partner.public.fingerprint}")
     if not sys.stdin.isatty():
-        log.warning("The fingerprints were not compared. Do it on both hosts before you rely on them: "
+        log.warning("The fingerprints were not compared. Compare them on both hosts before you rely on them: "
                     f"migrator peer show, migrator peer show {pairing.name}")
     elif _asked(f"Does the other host show the same two fingerprints? If it does, type {number}: ") != number:
         raise PairingFailed(reason="the fingerprints differ or were not compared")
@@ -188,7 +188,7 @@ def add(options: Add) -> Result:
 
     target = destination.parse(options.host)
     if target.kind is destination.Kind.PEER:
-        raise UsageError(reason=f"{target} goes through the tunnel; pairing over SSH needs a host that SSH reaches.")
+        raise UsageError(reason=f"{target} goes through the tunnel; pairing over SSH needs a host that SSH can reach.")
     pairing, connect = _Pairing(options.name or target.host, options.may), options.connect
     own_name = peers.checked_name(options.own_name or _host_name())
     with ssh.connect(target, accept_new_host_key=connect.accept_new_host_key, timeout=connect.timeout) as session:
@@ -205,7 +205,7 @@ def add(options: Add) -> Result:
                       rendezvous=pairing.urls)
         pairing.allow()
         connection.close()
-    log.info(f"On {target}, for containers to be moved there from here: migrator peer allow {own_name} receive")
+    log.info(f"On {target}, to allow containers to be moved there from here: migrator peer allow {own_name} receive")
     return _paired(pairing)
 
 

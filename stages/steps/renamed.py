@@ -109,8 +109,8 @@ def told(migration: Migration, living: list[int]) -> tuple[str, str]:
     there = called(migration.lxcpath, living)
     if not there:
         pids = ",".join(map(str, living))
-        return "NAME", f"it runs, as process {pids}; by what name, /proc/{living[0]}/cgroup tells there"
-    return shlex.quote(there), "it runs" + (f" by the name of {there}" if there != migration.name else "")
+        return "NAME", f"it runs, as process {pids}; /proc/{living[0]}/cgroup there shows under which name"
+    return shlex.quote(there), "it runs" + (f" under the name {there}" if there != migration.name else "")
 
 
 def untold(migration: Migration, layout: Layout) -> list[int]:

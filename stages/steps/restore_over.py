@@ -47,7 +47,7 @@ def restore_for_source(service: Service, fields: dict[str, Any],
         lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
         limit = fields["limit"]
         if not isinstance(limit, int | float) or not -math.inf < limit < math.inf:
-            raise ProtocolError(reason="its limit for the restore is no number of seconds")
+            raise ProtocolError(reason="its time limit for the restore is not a number of seconds")
         limit = float(min(max(limit, 0), 1e6))
         try:
             take_offered(migration)

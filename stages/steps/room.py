@@ -29,9 +29,8 @@ def required(migration: Migration) -> Iterator[None]:
     try:
         yield
     except DiskAway as error:
-        error.fields["otherwise"] = ("Where that disk is lost for good, or was not the one that was meant, nothing has"
-                                     " run from it: give it up with:"
-                                     f" {next_commands.command('rollback@source', migration)}")
+        error.fields["otherwise"] = ("If that disk is lost for good, or was not the right one, nothing has run from "
+                                     f"it: give up with: {next_commands.command('rollback@source', migration)}")
         raise
 
 
@@ -93,5 +92,5 @@ def regain(layout: Layout, number: int, leave: int) -> None:
     if not (btrfs.is_subvolume(target) and btrfs.info(target).received_uuid):  # else it is whole
         received_snapshot.make_way(target, layout.spool)
     if btrfs.free_bytes(layout.folder) < leave + 3 * spool.size_of(layout.spool):
-        log.verbose(f"Room is short in {layout.folder}: what was deleted there is waited for")
+        log.verbose(f"Space is short in {layout.folder}: waiting until what was deleted there is freed")
         btrfs.wait_deleted(layout.folder)

@@ -52,7 +52,7 @@ def settle(migration: Migration) -> None:
         elif ran:  # only its configuration was removed
             _end_removed(migration, layout)
         elif not up:
-            log.warning(f"An earlier restore of {migration.name} was killed; what it left is removed" if container else
+            log.warning(f"An earlier restore of {migration.name} was killed; removing what it left" if container else
                         f"What an earlier restore of {migration.name} had made here was removed")
             clear(migration)
     if ran:
@@ -187,7 +187,7 @@ def go_on(migration: Migration, end: float) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if boot_clock.now() > end:
         raise WordOver(name=migration.name, next=next_commands.command("resume", migration))
-    log.warning(f"{migration.name} had run here, and has stopped since: it is started from its disk")
+    log.warning(f"{migration.name} had run here, and has since stopped: starting it from its disk")
     container = lxc.Container(migration.name, migration.lxcpath)
     with migration.step("start") as done:
         if origins.whose(layout).may_go and consented.confine(migration):
@@ -216,8 +216,8 @@ def record(migration: Migration, restored_at: float, **more: str) -> None:
     try:
         migration.move(Event.RESTORED, restored_at=restored_at, **known, **more)
     except JournalBroken:
-        log.warning(f"{migration.name} was let run here, and that stays so, but it could not be recorded. The next "
-                    f"command records it: {next_commands.command('resume', migration)}")
+        log.warning(f"{migration.name} was allowed to run here, and that stands, but it could not be recorded. The "
+                    f"next command records it: {next_commands.command('resume', migration)}")
         raise
 
 
@@ -268,7 +268,7 @@ def _clear(migration: Migration, layout: Layout) -> None:
         give_back_rootfs(layout)
         ran_mark.drop(ran_mark.mark(layout.spool))  # last: as long as it is there, the root file system is kept
     except (MigratorError, OSError) as error:  # nothing runs, and that is to be recorded; the next restore removes it
-        log.warning(f"Of the restore of {migration.name} something is left for now: {error}")
+        log.warning(f"Something of the restore of {migration.name} is left for now: {error}")
 
 
 def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
@@ -295,7 +295,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
         left += left_running.live_below(layout)
     left += _live_untold(layout)
     if another:
-        log.warning(f"What LXC calls {migration.name} is not what migration {migration.id} has made: it is left alone")
+        log.warning(f"What LXC knows as {migration.name} was not made by migration {migration.id}: it is left alone")
     else:
         left_running.wait_stopped(container)
     _clear_up(layout)
@@ -306,7 +306,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
         if container_config.fence_of(text) != migration.id or not fences.refuses(layout.container, text):
             raise
-        log.warning(f"The fence of {migration.name} could not be written anew, and stands: {error}")
+        log.warning(f"The fence of {migration.name} could not be rewritten, and stays: {error}")
     _require_none(migration, left)
     return True
 

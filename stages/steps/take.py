@@ -131,17 +131,18 @@ def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
 def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     """Raises DumpRefused unless it is the latest dump, every file of it is here as it was sent, and all may come."""
     if number != attempt(migration) or migration.state not in ARRIVING:
-        raise DumpRefused(name=migration.name, reason=f"it does not expect dump {number}, it is {migration.state}")
+        raise DumpRefused(name=migration.name, reason=f"it is {migration.state} and does not expect dump {number}")
     here = Layout(migration.lxcpath, migration.name, migration.id)
     if not origins.whose(here).may_go:
-        raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or is another container's now")
+        raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or now belongs to another "
+                                                      "container")
     try:
         consented.require(migration)
     except ConsentNeeded as error:
         raise DumpRefused(name=migration.name, reason=f"{error}".rstrip(".")) from error
     images = here.images()
     if (images is None) is migration.memory or not spool.is_complete(here.spool / INCREMENT):
-        raise DumpRefused(name=migration.name, reason="not all of its dump has arrived")
+        raise DumpRefused(name=migration.name, reason="its dump has not arrived completely")
     files = criu_dump.image_files(images) if images else []
     for path in files:
         if not spool.is_complete(path):
@@ -158,13 +159,13 @@ def _dad(migration: Migration, said: dict[str, Any]) -> dict[str, str]:
     if len(found) > INTERFACES_MAX:
         raise DumpRefused(name=migration.name, reason=f"it has more than {INTERFACES_MAX} interfaces")
     if any(abs(value) >= 1 << 31 for value in found.values()):
-        raise DumpRefused(name=migration.name, reason="its accept_dad is no setting of the kernel's")
+        raise DumpRefused(name=migration.name, reason="its accept_dad is not a setting that the kernel has")
     return {name: str(value) for name, value in found.items()}
 
 
 def _check_number(number: int) -> None:
     if number > DUMPS_MAX:
-        raise UsageError(reason=f"no migration comes to a dump with a number above {DUMPS_MAX}")
+        raise UsageError(reason=f"no migration reaches a dump number above {DUMPS_MAX}")
 
 
 def _close(service: Service, migration: Migration) -> None:

@@ -32,8 +32,8 @@ def refuse(migration: Migration) -> None:
              if not second_start.is_visitor(pid)]
     error = of(migration)
     if found:
-        error.instead = (f"Keep one of them. To give up what runs on {this_host()}, type there:"
-                         f" {_end(migration, found)} -- and then: {next_commands.command('resume', migration)}")
+        error.instead = (f"Keep one of them. To give up the one on {this_host()}, run there: {_end(migration, found)} "
+                         f"-- and then: {next_commands.command('resume', migration)}")
     if found or settling.is_at_work(migration):
         raise error
 
