@@ -115,9 +115,9 @@ def _once_more(first: float, number: int, _frame: FrameType | None) -> None:
 def _what_follows(command: list[str]) -> str:
     """What a command does now, and what a second Ctrl-C would do."""
     if command in (["migrate"], ["resume"]):
-        return ("giving the attempt up, so that the container runs on here. A second Ctrl-C ends this at once and"
-                " leaves the rest to `migrator resume` or `migrator rollback`.")
-    return "stopping in an orderly way. A second Ctrl-C ends this at once."
+        return ("giving up the attempt, so that the container keeps running here. A second Ctrl-C ends this at once "
+                "and leaves the rest to `migrator resume` or `migrator rollback`.")
+    return "stopping cleanly. A second Ctrl-C ends this at once."
 
 
 if __name__ == "__main__":

@@ -60,5 +60,5 @@ class Beside:
         """Around what a piece of work makes: short, and with limits of its own. Raises TimeoutError after the end."""
         with self._making:
             if self._over:
-                raise TimeoutError("nobody waits for it any more")
+                raise TimeoutError("nobody is waiting for it any more")
             yield

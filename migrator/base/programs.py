@@ -100,8 +100,8 @@ def _look(files: Sequence[Path]) -> dict[Path, os.stat_result]:
         answers = _folders.answers([(str(file.parent), functools.partial(_stat, file)) for file in asked])
         told.update(zip(asked, answers, strict=False))
         if len(answers) < len(asked):
-            log.warning(f"{asked[len(answers)].parent}, a folder of $PATH, does not answer: programs are looked for"
-                        " without it")
+            log.warning(f"{asked[len(answers)].parent}, a folder of $PATH, does not respond: programs are searched for "
+                        "without it")
         asked = asked[len(answers):]
     return {file: found for file in files if (found := told.get(file))}
 

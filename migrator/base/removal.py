@@ -46,7 +46,7 @@ def tree(path: Path, *, mounted: bool = False) -> list[Path]:
 def tell(left: list[Path]) -> None:
     """Warn of what was not removed."""
     shown = ", ".join(map(repr, map(str, left[:3]))) + (", ..." if left[3:] else "")
-    log.warning(f"Left alone, as it is mounted there, a subvolume, in use, or not migrator's: {shown}")
+    log.warning(f"Left alone, as it is a mount, a subvolume, in use, or not migrator's: {shown}")
 
 
 def is_mounted(path: Path) -> bool:

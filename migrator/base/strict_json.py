@@ -79,7 +79,7 @@ def exactly(message: dict[str, Any], key: str, size: int) -> bytes:
     """The bytes under `key`, sent as base64, exactly `size` of them; raises Malformed."""
     value = data(message, key, size)
     if len(value) != size:
-        raise Malformed(f"{key} does not have {size} bytes")
+        raise Malformed(f"{key} is not {size} bytes long")
     return value
 
 

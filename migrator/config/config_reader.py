@@ -138,7 +138,7 @@ class _Walk:
             if key != INCLUDE:
                 self.settings.append((key, value))
                 if value and _INTERFACE.fullmatch(key) and not is_interface(value):
-                    self._fault(path, f"has {key} = {value[:40]!r}, which is no interface's name")
+                    self._fault(path, f"has {key} = {value[:40]!r}, which is not a valid interface name")
             elif value:
                 self._include(value, (*within, path))
 
@@ -148,9 +148,9 @@ class _Walk:
         if self._size > SIZE_LIMIT:
             self._fault(path, f"makes it larger than {SIZE_LIMIT} bytes")
         if b"\0" in data:
-            self._fault(path, "has a zero byte, behind which LXC reads nothing of it")
+            self._fault(path, "has a zero byte, after which LXC ignores the rest")
         if not _is_utf8(data):
-            self._fault(path, "is not text in UTF-8")
+            self._fault(path, "is not UTF-8 text")
 
     def _include(self, value: str, within: tuple[str, ...]) -> None:
         try:

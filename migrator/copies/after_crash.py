@@ -98,11 +98,11 @@ def start_from_disk(migration: Migration) -> None:
         return
     container = lxc.Container(migration.name, migration.lxcpath)
     if not held(migration) or container.state != "STOPPED":
-        log.warning(f"{migration.name} is not the process that was frozen any more; there is nothing to thaw")
+        log.warning(f"{migration.name} is no longer the process that was frozen; there is nothing to thaw")
         return
     if no_memory.is_lost(migration, container):
         return
-    log.warning(f"The memory of {migration.name} is gone, as after a reboot: it is started from its disk")
+    log.warning(f"The memory of {migration.name} is gone, as after a reboot: starting it from its disk")
     with migration.step("start", must_be_recorded=False):
         if stands:
             with no_memory.unfenced(container, migration.id) as config:
@@ -117,7 +117,7 @@ def _unfence(migration: Migration) -> bool:
     try:
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
     except OSError as error:
-        log.warning(f"The fence of {migration.name} stands: {error}")
+        log.warning(f"The fence of {migration.name} could not be removed: {error}")
         return True
     return False
 
@@ -130,18 +130,18 @@ def where(migration: Migration) -> str:
     except ContainerNotFound:
         state = ""
     if state == "RUNNING":
-        return f"{name} runs on here."
+        return f"{name} keeps running here."
     end = ""
     if remains.are_here(migration):
         end = f"echo 1 >{migration.still.cgroup}/cgroup.kill"
     elif state in ("", "STOPPED") and (lost := remains.on_disk(migration)) is not None:
         end = f"kill -9 {lost}{remains.doubt(migration, lost)}"
     if end:
-        return (f"{name} runs on here, but LXC does not know of it any more: its monitor has ended, or its"
-                f" configuration is gone. Start no second one; to end it: {end}")
+        return (f"{name} keeps running here, but LXC no longer knows of it: its monitor has ended, or its "
+                f"configuration is gone. Do not start a second one; to end it: {end}")
     if not state:
-        return (f"LXC does not know of {name} in {lxcpath} any more: it was removed meanwhile, or renamed. See what"
-                f" there is with: lxc-ls -f -P {lxcpath}")
+        return (f"LXC no longer knows of {name} in {lxcpath}: it has been removed or renamed. List the containers "
+                f"with: lxc-ls -f -P {lxcpath}")
     return f"{name} is {state} here. Start it with: lxc-start -P {lxcpath} {name}"
 
 
@@ -181,11 +181,11 @@ def aside_note(migration: Migration) -> str:
         return ""
     told = []
     if kept := layout.set_aside():
-        told.append(f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept in"
-                    f" {', '.join(map(str, kept))}, as perhaps nothing else has it, until:"
-                    f" {next_commands.command('cleanup', migration)}")
+        told.append(f"What {migration.name} had written here, before a restore failed or in an earlier stay, is kept "
+                    f"in {', '.join(map(str, kept))}, as there may be no other copy of it, until: "
+                    f"{next_commands.command('cleanup', migration)}")
     if migration.ended and (layout.old / "rootfs").exists():
-        told.append(f"What stood in the place of {migration.name} is kept in {layout.old}, and may be the only copy of"
+        told.append(f"What was in the place of {migration.name} is kept in {layout.old}, and may be the only copy of"
                     f" what it has; this removes it, or says why it stays:"
                     f" {next_commands.command('cleanup', migration)}")
     return " ".join(told)
@@ -213,8 +213,8 @@ def _on_source(migration: Migration) -> str:
         return ""
     stands = _past_fence(migration) or _stands(migration)
     if _is(standing.is_heard, migration):
-        stands += (" Nothing keeps it silent any more, as after `nft flush ruleset`: its kernel answers for it. Put"
-                   f" that back with: {next_commands.again('create-dump', migration)}.")
+        stands += (" Its network is no longer silenced, as after `nft flush ruleset`: its kernel answers for it. "
+                   f"Silence it again with: {next_commands.again('create-dump', migration)}.")
     if migration.state is State.OFFERED:
         return f"{stands} The token was offered to {there}: only that host knows whether it has taken it."
     if migration.state is State.DUMPED:
@@ -233,9 +233,8 @@ def _stands(migration: Migration) -> str:
         return "The memory that was frozen here is gone, as after a reboot."
     if not _is(standing.started_anew, migration):
         return "It is frozen here, with all its memory."
-    return ("It is frozen here, with all its memory, and was started once more beside that, past its fence. That one"
-            f" comes to its end with {standing.end_of(migration)}: two must not run on one disk"
-            f"{standing.doubt(migration)}.")
+    return ("It is frozen here, with all its memory, and was also started a second time, past its fence. End that one "
+            f"with {standing.end_of(migration)}: two must not run on one disk{standing.doubt(migration)}.")
 
 
 def _past_fence(migration: Migration) -> str:
@@ -243,9 +242,9 @@ def _past_fence(migration: Migration) -> str:
     if migration.role is not Role.SOURCE or migration.state not in (State.OFFERED, State.DUMPED):
         return ""
     if _is(remains.was_thawed, migration):
-        return "It runs here: somebody has thawed it."
+        return "It runs here: someone has thawed it."
     if not memory_is_here(migration) and _is(standing.started_anew, migration):
-        return "It runs here: somebody has started it past its fence."
+        return "It runs here: someone has started it past its fence."
     return ""
 
 
@@ -276,16 +275,16 @@ def _on_destination(migration: Migration) -> str:
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
                 layout = Layout(migration.lxcpath, migration.name, migration.id)
                 if second_start.on_disk(migration.name, migration.lxcpath, layout.rootfs) is not None:
-                    return ("It has run here, and processes of it live on, though LXC does not know of it any more: its"
-                            " monitor has ended. Start no second one.")
+                    return ("It has run here, and processes of it are still alive, although LXC no longer knows of it: "
+                            "its monitor has ended. Do not start a second one.")
                 fenced = origins.whose(layout).may_go
                 if has_stopped(migration) and (fenced or migration.arrived.had_stopped):
                     found = stopped(migration)
                     return f"{found} {found.hint}"
                 if fenced:
-                    return (f"It has run here, and was stopped before {migration.peer} had heard of it. Once that host"
-                            f" has been asked, it goes on with: {next_commands.command('resume', migration)}")
-                return (f"It has run here and is stopped now, as after a reboot, and {migration.peer} may have been"
+                    return (f"It has run here, and was stopped before {migration.peer} had been told. This asks that "
+                            f"host, and then continues: {next_commands.command('resume', migration)}")
+                return (f"It has run here and is now stopped, as after a reboot, and {migration.peer} may have been"
                         f" forced to run it again. Before it is started, have that host asked:"
                         f" {next_commands.command('resume', migration)}")
     return ""

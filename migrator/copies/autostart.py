@@ -62,5 +62,5 @@ def out_of_order(migration: Migration, stage: str, next_: str, pid: int) -> OutO
     """For who waits until that one has ended."""
     return OutOfOrder(
         stage=stage, next=f"once that has ended: {next_}",
-        missing=f"lxc-autostart (process {pid}) is under way on {next_commands.this_host()}, has read all"
-                f" configurations already, and may start {migration.name} there past its fence")
+        missing=f"lxc-autostart (process {pid}) is running on {next_commands.this_host()}, has already read all "
+                f"configurations, and may start {migration.name} there past its fence")

@@ -133,7 +133,7 @@ def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
         log.warning(f"{path} is kept, as it may be the last copy of {name}, until:"
                     f" {next_commands.command('cleanup', migration)}")
     if runs and migration.memory:
-        log.warning(f"Its root file system is not in its place any more: what {name} writes from now on may be lost"
+        log.warning(f"Its root file system is no longer in its place: what {name} writes from now on may be lost"
                     " when it ends")
     return [path.name for path in found]
 
@@ -150,7 +150,8 @@ def refuse_another(migration: Migration, stage: str) -> None:
     """
     if migration.copy.gone and not origins.is_there(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("rollback", migration), missing=(
-            f"{migration.name} was removed while it stood still, and whatever is called so by now is another one"))
+            f"{migration.name} was removed while it was frozen or stopped, and whatever has that name now is another "
+            "one"))
 
 
 def refuse_another_disk(migration: Migration, stage: str) -> None:
@@ -162,7 +163,7 @@ def refuse_another_disk(migration: Migration, stage: str) -> None:
     """
     if origins.is_another(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("rollback", migration), missing=(
-            f"what is called {migration.name} by now has another root file system than the one that was sent"))
+            f"what is called {migration.name} now has a different root file system than the one that was sent"))
 
 
 def require_last_copy(migration: Migration) -> None:
@@ -319,7 +320,7 @@ def _most_that_goes(migrations: Iterable[Migration], layout: Layout, there: Coll
     try:
         return sum(btrfs.total_bytes(path) for each in migrations for path in _unused(each, layout, there))
     except (MigratorError, OSError, ValueError, IndexError) as error:
-        log.verbose(f"How much room bases take is not known: {error}")
+        log.verbose(f"How much space the kept bases take is unknown: {error}")
         return None
 
 
@@ -334,7 +335,7 @@ def _make_room(migration: Migration, layout: Layout, there: Collection[str]) -> 
                 return  # it has begun since we looked
         unused = _unused(migration, layout, there)
         if unused:
-            log.info(f"Room is short: the base that was kept of {migration.name} goes (migration {migration.id})")
+            log.info(f"Space is short: removing the base that was kept of {migration.name} (migration {migration.id})")
             drop(migration, but=[path for path in paths(migration) if path not in unused])
             btrfs.wait_deleted(layout.lxcpath)
 

@@ -61,8 +61,8 @@ def complete(migration: Migration, container: lxc.Container, layout: Layout) -> 
     if migration.memory:
         restore.complete(container, layout)
     if not known:
-        log.warning(f"{migration.name} lives on here, though LXC does not know of it, or does not answer: it stays"
-                    " fenced. Start no second one")
+        log.warning(f"{migration.name} is still alive here, although LXC does not know of it, or does not respond: it "
+                    "stays fenced. Do not start a second one")
         return
     network.bring_back_dad(container.init_pid, migration.still.dad)
     network.announce(container.init_pid).join()

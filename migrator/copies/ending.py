@@ -61,7 +61,7 @@ def stop(migration: Migration, container: lxc.Container, limit: float) -> bool:
     while remains.are_left(migration) or (container.state != "STOPPED"
                                           and remains.is_known(migration, container) is not False):
         if time.monotonic() > end:
-            log.warning(f"{container.name} has not ended within {limit:g} seconds and is killed")
+            log.warning(f"{container.name} has not ended within {limit:g} seconds: killing it")
             kill(migration)
             return True
         time.sleep(POLL)

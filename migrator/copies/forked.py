@@ -57,8 +57,8 @@ def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | N
         except TimeoutError:
             silent = left[asked]
             _silent.add((silent, container_lock.began(silent)))
-            log.warning(f"Process {silent} does not let anybody see where its root directory is: it is not counted as"
-                        " part of this migration")
+            log.warning(f"Process {silent} does not let anyone see where its root directory is: it is not counted as "
+                        "part of this migration")
             left = left[asked + 1:]
     return found
 
@@ -102,7 +102,7 @@ def _child(pids: Sequence[int], question: Question) -> Iterator[Iterator[bytes]]
                     _answer(write, pids, question)
                 stack.callback(_end, child, ended)
             except OSError as error:
-                log.verbose(f"could not fork to look at the roots of processes: {error.strerror}")
+                log.verbose(f"could not fork to examine the roots of processes: {error.strerror}")
             finally:
                 if os.getpid() != ours:  # Ctrl-C at its very beginning: it goes no way of this program's beside it
                     os._exit(0)

@@ -79,9 +79,9 @@ class Leave:
             self._awaited = True
             frame = self._connection.receive(within=self._connection.timeout)
             if frame.kind is not Kind.GO:
-                raise ProtocolError(reason=f"it sent {frame.kind.name} where it should have said to go on")
+                raise ProtocolError(reason=f"it sent {frame.kind.name} where it should have said to continue")
             within = frame.json().get("within")
             if not isinstance(within, int | float) or not 0 <= within < 1e6:
-                raise ProtocolError(reason="its word to go on does not say for how long")
+                raise ProtocolError(reason="its permission to continue does not say for how long")
             self.seconds = float(within)
         return self._since + self.seconds

@@ -56,18 +56,19 @@ def start_again(migration: Migration) -> bool:
     container = lxc.Container(migration.name, migration.lxcpath)
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
     if stopping and _lives(migration, container):
-        log.info(f"{migration.name} was told to end, and is started again when it has")
+        log.info(f"{migration.name} was told to end, and is started again once it has")
         # It may have been told to end, or not: now it ends for certain.
         with migration.step("stop", must_be_recorded=False):
             ending.stop(migration, container, migration.still.stop_timeout)
     if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
-        _try(f"the fence of {migration.name} stands", lambda: container_config.unfence(container.folder, migration.id))
+        _try(f"the fence of {migration.name} could not be removed",
+             lambda: container_config.unfence(container.folder, migration.id))
         return False
     by_us = True
     if runs(container, migration.id):
         by_us = has_monitor(migration.id)  # its program was killed, but what it had started came up
         if not by_us:
-            log.warning(f"{migration.name} has been started by somebody else, and runs")
+            log.warning(f"{migration.name} has been started by someone else, and runs")
     else:
         end(container, migration.id)
         remains.require_none(migration)
@@ -79,7 +80,7 @@ def start_again(migration: Migration) -> bool:
         network.announce(container.init_pid, (0.0,)).join()
     _copy(migration.id).unlink(missing_ok=True)  # of a program that was killed meanwhile
     runs_on = f"{migration.name} runs again here, but"
-    _try(f"{runs_on} its fence stands", lambda: container_config.unfence(container.folder, migration.id))
+    _try(f"{runs_on} its fence could not be removed", lambda: container_config.unfence(container.folder, migration.id))
     _try(f"{runs_on} that could not be recorded", lambda: migration.note("started", stopping=False))
     migration.learn(stopping=False)  # the next record has it, where this one could not be made
     return by_us
@@ -106,7 +107,7 @@ def is_gone(migration: Migration) -> bool:
         elif not container.rootfs.exists():
             return False  # the start itself will tell what is missing
         else:
-            found = "another container has its place by now, and is left alone"
+            found = "another container has taken its place, and is left alone"
     except ContainerNotFound:
         if not migration_paths.Layout(migration.lxcpath, migration.name, migration.id).own_snapshots():
             raise
@@ -118,9 +119,9 @@ def is_gone(migration: Migration) -> bool:
 
 def _unknown(migration: Migration, container: lxc.Container) -> str:
     """Of a container that has its name, and may be it: that it runs, so that it needs no start; raises StartFailed."""
-    unknown = "nothing tells any more whether what has its name is what was brought to a stand"
+    unknown = "nothing shows any more whether what has its name is what was frozen or stopped"
     if container.state != "STOPPED":
-        return f"{unknown}, and that is not stopped"
+        return f"{unknown}, and it is not stopped"
     raise StartFailed(name=migration.name, log="not there", reason=(
         f"{unknown}: it has no fence of this migration, whose snapshots are gone, and its root file system is not on"
         f" record. If it is, start it with: lxc-start -P {migration.lxcpath} -n {migration.name} -- what runs is left"
@@ -135,8 +136,8 @@ def is_lost(migration: Migration, container: lxc.Container) -> bool:
     """
     found = remains.on_disk(migration, lxc.END_LIMIT)
     if found is not None:
-        log.warning(f"{container.name} has been started, and lives (process {found}), though LXC does not know of it"
-                    f" any more: it is not started once more{remains.doubt(migration, found)}")
+        log.warning(f"{container.name} has been started and is alive (process {found}), although LXC no longer knows"
+                    f" of it: it is not started a second time{remains.doubt(migration, found)}")
         return True
     remains.require_none(migration)
     return False
@@ -228,7 +229,7 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
     if init is None or init[0] != pid:
         log_file = log_of(container)
         end(container, migration)
-        raise StartFailed(name=container.name, reason=_reason(log_file) or "its first process has ended", log=log_file)
+        raise StartFailed(name=container.name, reason=_reason(log_file) or "its PID 1 has ended", log=log_file)
 
 
 def never_ran(error: StartFailed) -> bool:

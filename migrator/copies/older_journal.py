@@ -82,5 +82,5 @@ def note(migration: Migration) -> str:
 
 
 def _older(migration: Migration) -> str:
-    return (f"The journal here is an older one, as where it was put back from a backup: it has {migration.name} as"
+    return (f"The journal here is an older one, perhaps restored from a backup: it has {migration.name} as"
             f" {migration.state}")

@@ -175,7 +175,7 @@ def require_none(migration: Migration) -> None:
             cgroup = migration.still.cgroup
             found = ", ".join(map(str, lxc.processes(Path(cgroup))[:5]))
             raise StartFailed(name=migration.name, log="not there", reason=(
-                f"LXC does not know of it any more, but processes of it live in {cgroup}: {found}"))
+                f"LXC no longer knows of it, but processes of it are alive in {cgroup}: {found}"))
         time.sleep(lxc.POLL)
 
 

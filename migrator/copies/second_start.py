@@ -43,9 +43,9 @@ def refuse(frozen: Frozen, *, ask_lxc: bool = True, its: str = "") -> None:
     if second is not None:
         doubted = doubt(second, frozen.name, Path(f"/proc/{frozen.pid}/root"))
         raise StartFailed(name=frozen.name, log="not there", reason=(
-            f"it was started here once more, beside what is frozen (process {second}). Two copies must not run: end"
-            f" that one with {_end(frozen, second, ask_lxc)}, or end the frozen one"
-            f" with: echo 1 >{frozen.cgroup}/cgroup.kill{doubted}"))
+            f"it was started here a second time (process {second}), alongside the frozen one. Two copies must not run: "
+            f"end that one with {_end(frozen, second, ask_lxc)}, or end the frozen one with: echo 1 "
+            f">{frozen.cgroup}/cgroup.kill{doubted}"))
 
 
 def of(frozen: Frozen) -> int | None:
@@ -153,9 +153,9 @@ def doubt(pid: int, name: str, rootfs: Path) -> str:
         cgroup = lxc.payload_cgroup(_cgroup(pid))
         if lxc.is_payload(name, cgroup) and roots.is_in(pid, rootfs):
             return ""
-    return (f" -- But see first what process {pid} is, by its cgroup, {cgroup}: if it is another container's, as one"
-            " that has called chroot into this root file system, or has this name in another LXC path, or a clone"
-            f" called {name}-1, it is that one which is to be stopped, by its own name")
+    return (f" -- But first check by its cgroup, {cgroup}, what process {pid} is: if it belongs to another container, "
+            "such as one that has called chroot into this root file system, or has this name in another LXC path, or a "
+            f"clone called {name}-1, stop that one instead, by its own name")
 
 
 def is_start(pid: int) -> bool:
@@ -258,4 +258,4 @@ def _end(frozen: Frozen, second: int, ask_lxc: bool) -> str:
     with contextlib.suppress(MigratorError, OSError):
         if ask_lxc and lxc.Container(frozen.name, frozen.lxcpath).init_pid == second:
             return shlex.join(["lxc-stop", "-P", str(frozen.lxcpath), "-n", frozen.name])
-    return f"kill -9 {second}, which ends all that it has started"
+    return f"kill -9 {second}, which ends everything that it has started"

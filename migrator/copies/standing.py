@@ -35,14 +35,14 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
     restore_fence(migration)
     if migration.ended and is_in_use(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("status", migration),
-                         missing=f"that has ended on {next_commands.this_host()}, where somebody has taken the fence of"
-                                 f" {migration.name} away since, so that it may run here again")
+                         missing=f"that has ended on {next_commands.this_host()}, where someone has since removed the "
+                                 f"fence of {migration.name}, so that it may run here again")
     late = autostart.under_way() if is_put_back(migration) else None  # what has ended by now has started all it does
     if runs(migration):
         raise OutOfOrder(
             stage=stage, next=next_ or next_commands.command("rollback", migration),
-            missing=f"{migration.name} runs on {next_commands.this_host()}, where it was to stand still: somebody has"
-                    f" thawed it, or started it past its fence")
+            missing=f"{migration.name} runs on {next_commands.this_host()}, where it should be frozen or stopped: "
+                    "someone has thawed it, or started it past its fence")
     if late is not None:
         raise autostart.out_of_order(migration, stage, next_ or next_commands.next_command(migration), late)
 
@@ -61,8 +61,8 @@ def refuse_end(migration: Migration, stage: str) -> None:
         raise OutOfOrder(
             stage=stage,
             next=f"{end_of(migration, thawed=thawed)} -- and then: {next_commands.again(stage, migration)}",
-            missing=f"{migration.name} has run on {next_commands.moved_to(migration)}, and somebody has {done}."
-                    f" What it has written here since is not there{'' if thawed else doubt(migration)}")
+            missing=f"{migration.name} has run on {next_commands.moved_to(migration)}, and someone has {done}. What it "
+                    f"has written here since is not there{'' if thawed else doubt(migration)}")
 
 
 def end_of(migration: Migration, *, thawed: bool = False) -> str:
@@ -107,7 +107,7 @@ def restore_fence(migration: Migration) -> None:
     except OSError:
         return  # there is nothing that could be started
     if not fences.holds(folder, text, migration.id) and origins.has_source_disk(migration):
-        log.warning(f"The fence of {migration.name} was taken away or changed: it is put back")
+        log.warning(f"The fence of {migration.name} was removed or changed: it is put back")
         container_config.fence(folder, text, migration.id, put_back(message(migration)))
 
 
@@ -128,7 +128,8 @@ def restore_silence(migration: Migration) -> None:
                         f" its destination, the connections that this came by may break")
             network.silence(migration.id, migration.still.ports)
     except (MigratorError, OSError) as error:
-        log.warning(f"Whether {migration.name} is silent while it stands still cannot be seen to: {error}")
+        log.warning(f"The network of {migration.name}, which is to stay silenced, could not be checked or silenced "
+                    f"again: {error}")
 
 
 def is_in_use(migration: Migration) -> bool:

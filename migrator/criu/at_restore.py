@@ -80,7 +80,7 @@ def main(images: str, mark: str, end: str, stage: str) -> None:
     init = int(os.environ["CRTOOLS_INIT_PID"])
     steps = dict(STEPS[stage])
     if stage == STAGE:
-        steps["the mark that it is let run"] = lambda *_: ran_mark.record_in_time(mark, float(end))
+        steps["the mark that it may run"] = lambda *_: ran_mark.record_in_time(mark, float(end))
     for what, step in steps.items():
         try:
             step(images, init)
@@ -139,7 +139,7 @@ def devices(images: str, init: int, name: str = FILTER) -> None:
 
         top = _cgroup(init)
         if cgroups.holds(top, _read("/proc/self/cgroup")):  # by images that somebody has made up
-            raise ValueError(f"{top} is no cgroup of a container's: CRIU is in there")
+            raise ValueError(f"{top} is not a container's cgroup: CRIU is in it")
         device_filter.attach(top, bytes.fromhex(program))
 
 
@@ -191,7 +191,7 @@ def _read(path: str) -> str:
 
 STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
     EARLY: {
-        "what is open though deleted": ghosts,
+        "what is open but deleted": ghosts,
         "what its cgroups control": early_controllers,
         "which devices it may have open": early_devices,
     },

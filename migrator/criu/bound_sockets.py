@@ -76,7 +76,7 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
             if view is None:
                 if each.connected:  # CRIU, too, finds no such mount, and need not go by the name
                     continue
-                raise PermissionError(refused(each, "is in a mount namespace that is not to be found"))
+                raise PermissionError(refused(each, "is in a mount namespace that cannot be found"))
             if key not in ways:
                 ways[key] = _way(view, each, patience)
             if trouble := why_not(each, ways[key], files.get(each.inode), again):
@@ -111,20 +111,20 @@ def why_not(socket: Bound, way: Way | str, file: File | None, again: Collection[
     if isinstance(way, str):
         return way
     if file is None:
-        return "is of no socket that a process has open"
+        return "belongs to no socket that a process has open"
     is_it = way.is_socket and way.place == file.itself
     if is_it and not (way.by_users and way.by_link):
         return ""
     if way.by_users or way.by_link:
         whose = " of a user's" if way.by_users else ""
-        return f"leads over a symbolic link{whose} to something else by now"
+        return f"now leads through a symbolic link{whose} to something else"
     if way.folder != file.folder:
         return f"leads to {way.folder}, and is in {file.folder}"
     if way.place is None:
         return ""
     if socket.connected:
-        return "" if way.place in again or not way.is_socket else "leads to another socket by now"
-    return "" if socket.deleted and way.place in again else "leads to something else by now"
+        return "" if way.place in again or not way.is_socket else "now leads to another socket"
+    return "" if socket.deleted and way.place in again else "now leads to something else"
 
 
 def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, File]:
@@ -168,7 +168,7 @@ def _bound_to(process: int, number: int) -> File | None:
 def bound(images: Path) -> list[Bound]:
     """All of a dump's; raises OSError, and ValueError where the images make no sense."""
     if (images / OLD_SOCKETS).exists():
-        raise ValueError(f"{OLD_SOCKETS} is of no CRIU of today")
+        raise ValueError(f"{OLD_SOCKETS} is from no current CRIU")
     found = []
     for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT):
         if record.startswith(_KIND) and record[1:2] != bytes([_A_UNIX_SOCKET]):
@@ -245,5 +245,5 @@ def _from_the_top(pid: int) -> tuple[int, str]:
     thread.start()
     thread.join(LIMIT)
     if not found:
-        raise PermissionError(f"the mount namespace of process {pid} cannot be looked into")
+        raise PermissionError(f"the mount namespace of process {pid} cannot be examined")
     return found[0]

@@ -98,9 +98,9 @@ def dump(name: str, command: list[str], images: Path) -> None:
             for times in itertools.count(1):
                 if program.ends_within(DUMP_LIMIT):
                     break
-                log.warning(f"CRIU has not dumped {name} within {times * DUMP_LIMIT:g} seconds: it is waited for"
-                            f" (process {program.pid}), as to kill it would leave the container's processes broken;"
-                            " what can be done is in docs/states.md, \"A dump that does not end\"")
+                log.warning(f"CRIU has not dumped {name} within {times * DUMP_LIMIT:g} seconds: still waiting for"
+                            f" it (process {program.pid}), as killing it would leave the container's processes broken;"
+                            " for what can be done see docs/states.md, \"A dump that does not end\"")
             program.finish()
     except CommandFailed as error:
         text = reason(images / "dump.log") or complaint(error.fields["output"])

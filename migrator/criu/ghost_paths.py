@@ -40,7 +40,7 @@ def require(plan: str, init: int, proc: str = "/proc") -> None:
         mount, kind, depth, name = each.split(" ", 3)
         place = places.get(int(mount))
         if place is None:
-            raise PermissionError(f"the mount of {name}, a deleted {kind} that is open, is not to be found")
+            raise PermissionError(f"the mount of {name}, a deleted {kind} that is open, cannot be found")
         root = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             trouble = why_not(root, name, folder=kind == FOLDER, skip=int(depth))
@@ -51,7 +51,7 @@ def require(plan: str, init: int, proc: str = "/proc") -> None:
 
 
 def refused(name: str, kind: str, trouble: str) -> str:
-    return f"{name}, a deleted {kind} that is open, cannot be made again: {trouble}"
+    return f"{name}, a deleted {kind} that is open, cannot be recreated: {trouble}"
 
 
 def _places(process: str) -> dict[int, str]:
@@ -86,10 +86,10 @@ def why_not(root: int, name: str, *, folder: bool, skip: int = 0) -> str:
             here = there
             last = number == len(words) - 1
             if not last and stat.S_ISLNK(os.fstat(here).st_mode):
-                return f"/{'/'.join([*split(name)[:skip], *words[:number + 1]])} is a symbolic link by now"
+                return f"/{'/'.join([*split(name)[:skip], *words[:number + 1]])} is now a symbolic link"
     finally:
         os.close(here)
-    return "another one has its name by now" if folder else ""
+    return "another one now has its name" if folder else ""
 
 
 def split(name: str) -> list[str]:

@@ -41,7 +41,7 @@ def plan(images: Path) -> str:
     targets = _targets(images) if found else {}
     text = "".join(dict.fromkeys(_line(ghost, targets) for ghost in found))
     if len(text) > at_restore.GHOSTS_LIMIT:
-        raise ValueError("more deleted files are open than can be looked at")
+        raise ValueError("more deleted files are open than can be examined")
     return text
 
 
@@ -81,7 +81,7 @@ def ghosts(images: Path) -> list[Ghost]:
     if not (images / REMAPS).exists():
         return []
     if (images / OLD_FILES).exists():
-        raise ValueError(f"{OLD_FILES} is of no CRIU of today")
+        raise ValueError(f"{OLD_FILES} is from no current CRIU")
     remaps = []
     for record in records(images / REMAPS, _REMAP_MAGIC, REMAPS_LIMIT):
         found = once(record, (_ORIGINAL, _OTHER, _TYPE))
@@ -97,8 +97,8 @@ def ghosts(images: Path) -> list[Ghost]:
         if type_ == _LINKED:
             name, _, _ = _file(files, other)
             if stat.S_ISLNK(mode):
-                raise ValueError(f"a symbolic link is open by a name that is gone: CRIU makes it again as {name}, and"
-                                 " could follow it")
+                raise ValueError(f"a symbolic link is open under a name that is gone: CRIU recreates it as {name}, and "
+                                 "could follow it")
         made.append(Ghost(mount, name, FILE if type_ == _LINKED else _kind(images, other, name)))
     return made
 
@@ -134,7 +134,7 @@ def _kind(images: Path, id_: int, name: str) -> str:
         head = file.read(_GHOST_HEAD)
     mode = number(once(next(split(head, path.name, _GHOST_MAGIC), b""), (_MODE,)).get(_MODE))
     if stat.S_ISLNK(mode):
-        raise ValueError(f"{name}, a deleted symbolic link that is open, cannot be made again: CRIU could follow it")
+        raise ValueError(f"{name}, a deleted symbolic link that is open, cannot be recreated: CRIU could follow it")
     return FOLDER if stat.S_ISDIR(mode) else FILE
 
 

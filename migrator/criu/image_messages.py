@@ -29,7 +29,7 @@ def split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
     """The messages of an image; raises ValueError."""
     head = struct.pack("<II", _COMMON, magic)
     if not image.startswith(head):
-        raise ValueError(f"{name} is no image of CRIU's")
+        raise ValueError(f"{name} is not a CRIU image")
     position = len(head)
     while position < len(image):
         begin = position + 4

@@ -134,7 +134,7 @@ def tighten(text: str, pids: Iterable[int]) -> None:
                 _remount(pid, reached)
             if left := missing(wanted, _read(f"/proc/{pid}/mountinfo")):
                 raise OSError(f"{', '.join(left)} could not be mounted as before"
-                              + (", below what is mounted over it" if None in left.values() else ""))
+                              + (", as another mount hides it" if None in left.values() else ""))
 
 
 def _remount(pid: int, found: dict[str, int]) -> None:

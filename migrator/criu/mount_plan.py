@@ -92,12 +92,12 @@ def require(images: Path) -> list[Entry]:
         target, key = strings[_TARGET].removeprefix("."), strings.get(_KEY)
         type_, name = numbers[_TYPE], strings.get(_NAME)
         if posixpath.normpath(target) != target or not target.startswith("/") or target.startswith("//"):
-            raise ValueError(f"something is mounted in it at {target}, which is no path that a mount has")
+            raise ValueError(f"something is mounted in it at {target}, which is not a path that a mount can have")
         # The source of what is bound by its path takes the place of the key (get_mp_root in criu/mount.c).
         if _A_DISK in (key, strings[_SOURCE]) or (numbers.get(_EXTERNAL) and not key):
-            raise ValueError(f"{target} is mounted in it in a way that no dump of migrator's has")
+            raise ValueError(f"{target} is mounted in it in a way that no dump made by migrator has")
         if numbers.get(_DELETED):
-            raise ValueError(f"{target} in it is bound from what has been deleted, which CRIU would make again for a "
+            raise ValueError(f"{target} in it is bound from what has been deleted, which CRIU would recreate for a "
                              "moment, by a path that may have links to the host's folders in it; unmount it")
         if key:
             continue
@@ -109,7 +109,7 @@ def require(images: Path) -> list[Entry]:
             bound = _bound(found, _read_by_criu(images))
         if not any(is_below(strings[_ROOT], root) for root in bound.get(numbers[_DEVICE], ())):
             raise ValueError(f"{target} in it is a mount of the type {_OTHERS.get(type_, name or str(type_))}, which "
-                             "CRIU would make of the host's folders or disks that are called as its options say; "
+                             "CRIU would make from the host's folders or disks that have the names in its options; "
                              "unmount it")
     return entries
 
@@ -160,7 +160,7 @@ def _entries(image: bytes, what: str = "mounts") -> Iterator[Entry]:
     takes the lowest 32 bits.
     """
     if not image.startswith(_HEAD):
-        raise ValueError(f"it has an image of its {what} that is none of CRIU's")
+        raise ValueError(f"it has an image of its {what} that is not CRIU's")
     position = 2 * len(_HEAD)
     try:
         while position < len(image):
@@ -169,7 +169,7 @@ def _entries(image: bytes, what: str = "mounts") -> Iterator[Entry]:
             found = list(fields(record))
             if any(b"\0" in content(raw) if value is None else value >= 1 << 32
                    for number, value, raw in found if number <= _KEY):
-                raise ValueError(f"the image of its {what} has what none is called or numbered")
+                raise ValueError(f"the image of its {what} has an invalid name or number")
             yield ({number: value for number, value, _ in found if value is not None},
                    {number: os.fsdecode(content(raw)) for number, value, raw in found if value is None})
             position += 4 + size

@@ -27,7 +27,7 @@ def join() -> None:
 
     number = _KEYCTL.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, f"keyctl(2) has no number that is known on {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"the number of keyctl(2) is unknown on {platform.machine()}")
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(ctypes.c_long(number), ctypes.c_long(_JOIN_SESSION_KEYRING), None) < 0:
         failed = ctypes.get_errno()

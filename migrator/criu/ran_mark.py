@@ -50,7 +50,7 @@ def record_in_time(path: str, end: float) -> None:
     late = time.clock_gettime(time.CLOCK_BOOTTIME) - end
     if late > 0:
         os.unlink(path)
-        raise TimeoutError(f"the source's word had ended {late:.3f} seconds before")
+        raise TimeoutError(f"the source's permission had expired {late:.3f} seconds before")
 
 
 def was(path: Path) -> bool:

@@ -41,7 +41,7 @@ from migrator.transfer import spool
 
 NOTE_LIMIT = cgroup_limits.RECORD_LIMIT
 START_CONFIG = "config.start"  # in the spool: of a container that is started anew, without the fence
-CONFINED = "its configuration had no rules that keep this host's devices from it, and has them now"
+CONFINED = "its configuration had no rules that keep it from this host's devices, and has them now"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Patience:
     def take(self) -> None:
         self._left -= 1
         if self._left < 0:
-            raise Astray("is one of too many, or leads over too many folders")
+            raise Astray("is one of too many, or leads through too many folders")
 
 
 def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
@@ -109,7 +109,7 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
             if stat.S_ISLNK(found.st_mode):
                 links += 1
                 if links > LINKS_MAX:
-                    raise Astray("leads over too many symbolic links")
+                    raise Astray("leads through too many symbolic links")
                 by_users |= not {found.st_uid, os.fstat(here[-2]).st_uid} <= view.roots
                 by_link |= not words
                 target = os.readlink("", dir_fd=here[-1])
@@ -161,9 +161,9 @@ def _place(fd: int, view: View, own: int) -> Root:
     found, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
     mount = view.mounts.get(-1 if number is None else number)
     if mount is None:
-        raise Astray("leads to a mount that is not known")
+        raise Astray("leads to an unknown mount")
     if mount.type == "proc":
         raise Astray("leads through /proc, where CRIU would find what it has open itself")
     if mount.type not in SERVERLESS and number != own:
-        raise AsksServer(f"leads over a mount of the type {mount.type}, which may never answer")
+        raise AsksServer(f"leads through a mount of type {mount.type}, which may never answer")
     return found

@@ -81,7 +81,7 @@ def recorded(text: str, mapped: Callable[[int], bool]) -> list[Terminal]:
     for line in lines:
         id_, uid, gid, mode, *targets = line.split(" ")
         if not _ID.fullmatch(id_) or not targets or not all(_TARGET.fullmatch(target) for target in targets):
-            raise ValueError(f"{line!r} is no terminal of LXC's")
+            raise ValueError(f"{line!r} is not a terminal of LXC's")
         owner, group = (int(word) if mapped(int(word)) else 0 for word in (uid, gid))
         result.append(Terminal(id_, owner, group, int(mode, 8) & 0o777, tuple(targets)))
     return result

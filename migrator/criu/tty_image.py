@@ -100,7 +100,7 @@ def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
         begin = position
         key, position = _number(record, position)
         if key & 7 not in (0, 2):  # numbers of a fixed size, which no image that is read here has
-            raise ValueError("a field is of a kind that is not known here")
+            raise ValueError("a field is of an unknown kind")
         value, position = _number(record, position)
         is_number = key & 7 == 0
         if not is_number:  # it is a length, and so many bytes follow
@@ -123,7 +123,7 @@ def _number(data: bytes, position: int) -> tuple[int, int]:
         position, value = position + 1, value | (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise ValueError("a number is longer than any of a protocol buffer's")
+    raise ValueError("a number is longer than a protocol buffer allows")
 
 
 def varint(value: int) -> bytes:

@@ -121,7 +121,7 @@ def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, s
     if veth.vlan or veth.tagged:
         if setting(veth.bridge, "vlan_filtering") != "1":
             raise ValueError(
-                f"{veth.bridge or 'no bridge'} does not tell VLANs apart, which lxc.net.{veth.number} needs")
+                f"{veth.bridge or 'no bridge'} has no VLAN filtering, which lxc.net.{veth.number} needs")
         default = setting(veth.bridge, "default_pvid")
         if veth.vlan and default not in ("0", veth.vlan):
             commands.append(["del", "vid", default])

@@ -87,7 +87,7 @@ def parent_of(number: int, path: Path) -> str:
 
 def uuid_around(path: Path) -> str:
     """The uuid of the subvolume that `path` lies in; raises SnapshotFailed."""
-    with _failing_as("looked at", path):
+    with _failing_as("examined", path):
         return _uuid(_pybtrfs().subvolume_info(str(path), id_of(path)).uuid)
 
 
@@ -221,7 +221,7 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
         try:
             no_devices.enter()
         except OSError as error:
-            raise ReceiveFailed(path=folder, reason=f"devices could not be kept from it: {error}") from error
+            raise ReceiveFailed(path=folder, reason=f"it could not be kept from devices: {error}") from error
 
     with started(receive_command(folder), stdin=subprocess.PIPE, limit=limit, within=within) as program:
         begun(program)

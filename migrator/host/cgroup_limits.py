@@ -108,7 +108,7 @@ def plan(limits: Iterable[tuple[str, str]]) -> str:
     lines = []
     for name, value in limits:
         if "/" in name or " " in name or "\n" in value:
-            raise ValueError(f"lxc.cgroup2.{name} is no limit")
+            raise ValueError(f"lxc.cgroup2.{name} is not a limit")
         if not name.startswith("devices"):  # as LXC tells them apart; see `device_filter`
             lines.append(f"{name} {value}\n")
     return "".join(lines)
@@ -168,7 +168,7 @@ def merged(planned: str, recorded: str) -> list[tuple[str, str, str]]:
     for entry, below in _lines(recorded):
         name, _, value = entry.partition(" ")
         if name not in UNSET or _of_device(name, value):
-            raise ValueError(f"{name} is no limit of a cgroup")
+            raise ValueError(f"{name} is not a cgroup limit")
         live[below, name] = value
     wanted: list[tuple[str, str, str]] = []
     for line in filter(None, planned.split("\n")):
@@ -250,12 +250,12 @@ def _set(folder: str, name: str, value: str, root: str) -> None:
     try:
         _write(path, value)
     except FileNotFoundError:
-        raise OSError(f"{name} is not among what this host's cgroups can limit") from None
+        raise OSError(f"{name} is not something that this host's cgroups can limit") from None
     except OSError as error:
         raise OSError(f"{name} cannot be set to {value}: {error.strerror}") from None
     after = _read(path)
     if after is not None and not holds(name, value, after):
-        raise OSError(f"{name} was set to {value} and is {after}")
+        raise OSError(f"{name} was set to {value} but is {after}")
 
 
 def _delegate(folder: str, controller: str, root: str) -> None:
@@ -293,7 +293,7 @@ def _lines(text: str) -> list[tuple[str, str]]:
 def _within(top: str, below: str) -> str:
     """A path in the cgroup `top`; the record that has it comes from another host."""
     if not below or below.startswith("/") or ".." in below.split("/"):
-        raise ValueError(f"{below!r} is no path in a cgroup")
+        raise ValueError(f"{below!r} is not a path in a cgroup")
     return os.path.normpath(f"{top}/{below}")
 
 

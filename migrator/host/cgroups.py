@@ -110,7 +110,7 @@ def not_dumped(folder: str) -> str:
     """Why CRIU does not dump one of `frozen_besides`."""
     if len(os.fsencode(folder)) > PATH_LIMIT:
         return f"the path of a cgroup in it is too long for CRIU: {folder[:PATH_SHOWN]}..."
-    return f"the cgroup {folder} is frozen, and CRIU would wait for it for ever"
+    return f"the cgroup {folder} is frozen, and CRIU would wait for it forever"
 
 
 def _is_held(folder: str) -> bool:
@@ -184,10 +184,10 @@ def give_back(
         uid, gid, mode, below = line.split(" ", 3)
         parts = [] if below == "." else below.split("/")
         if any(part in ("", ".", "..") for part in parts):
-            raise ValueError(f"{below!r} is no path in a cgroup")
+            raise ValueError(f"{below!r} is not a path in a cgroup")
         for id_, ranges in ((int(uid), uids), (int(gid), gids)):
             if not any(first <= id_ < end for first, end in ranges):
-                raise ValueError(f"{below!r} would belong to {id_}, which is none of the container's ids")
+                raise ValueError(f"{below!r} would belong to {id_}, which is not one of the container's ids")
         _give(top, parts, (int(uid), int(gid), int(mode, 8) & 0o777), may_have)
 
 

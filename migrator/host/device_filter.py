@@ -79,7 +79,7 @@ def numbers(path: str) -> tuple[str, int, int]:
     for kind, is_one in (("b", stat.S_ISBLK), ("c", stat.S_ISCHR)):
         if is_one(found.st_mode):
             return kind, os.major(found.st_rdev), os.minor(found.st_rdev)
-    raise ValueError(f"{path} is no device")
+    raise ValueError(f"{path} is not a device")
 
 
 def path(key: str, value: str) -> str:
@@ -98,7 +98,7 @@ def _rule(key: str, value: str, number: Callable[[str], tuple[str, int, int]]) -
         return (*number(by_path[1]), by_path[2][:3])
     parts = re.fullmatch(rf"([abc])\s(\*|\d{{1,9}}):(\*|\d{{1,9}})\s{access}", value)
     if not parts:
-        raise ValueError(f"lxc.cgroup2.{key} = {value} is no rule for a device")
+        raise ValueError(f"lxc.cgroup2.{key} = {value} is not a valid device rule")
     major, minor = (-1 if word == "*" else int(word) for word in (parts[2], parts[3]))
     return parts[1], major, minor, parts[4][:3]
 
@@ -150,7 +150,7 @@ def attach(top: str, instructions: bytes) -> None:
             0, 0, 0, 0, 0, b"migrator"), "load")[0]
         _bpf(_PROG_ATTACH, struct.pack("=IIII", folder, loaded, _ATTACH_CGROUP_DEVICE, _ALLOW_MULTI), "attach")
         if not _count(folder):
-            raise OSError("the device filter is not there after it was attached")
+            raise OSError("the device filter is missing after it was attached")
     finally:
         for descriptor in (folder, loaded):
             if descriptor >= 0:
@@ -181,7 +181,7 @@ def _bpf(command: int, attributes: bytes, what: str) -> tuple[int, bytes]:
 
     number = _SYSCALL.get(os.uname().machine)
     if number is None:
-        raise OSError(f"the number of bpf(2) on {os.uname().machine} is not known")
+        raise OSError(f"the number of bpf(2) on {os.uname().machine} is unknown")
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(attributes, 128)
     status = libc.syscall(number, command, buffer, 128)

@@ -116,7 +116,7 @@ class Container:
         if user != monitor_socket.ROOT and not self._told_of_stranger:
             self._told_of_stranger = True
             log.warning(f"Process {pid} of user {user} answers in place of LXC's monitor of {self.name}, and is not "
-                        f"believed; as long as it lives, {self.name} cannot be started")
+                        f"trusted; as long as it lives, {self.name} cannot be started")
         return user
 
     def config_item(self, key: str) -> str:
@@ -186,8 +186,8 @@ def told_state(container: Container) -> str:
     try:
         return container.state
     except CommandTimeout:
-        log.warning(f"LXC's monitor of {container.name} takes no connection, or somebody in its place: what LXC has to"
-                    " say of it is not known")
+        log.warning(f"LXC's monitor of {container.name}, or someone in its place, accepts no connection: LXC cannot "
+                    "be asked about it")
         return "STOPPED"
 
 

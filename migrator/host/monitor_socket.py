@@ -152,5 +152,5 @@ def _is_same(path: str, lxcpath: Path) -> bool:
         return True
     told = _paths.answers([(path, functools.partial(names.same_path, Path(path), lxcpath))])
     if not told:
-        log.warning(f"{path} does not answer: what runs from there as well as here is taken for the same container")
+        log.warning(f"{path} does not respond: what runs from there as well as here is considered the same container")
     return told[0] if told else True

@@ -312,7 +312,7 @@ def _announce(pid: int, times: Sequence[float]) -> None:
                 for name, frame in to_send:
                     sockets[name].send(frame)
     except Exception as error:  # the container runs; neighbours learn from its traffic
-        log.warning(f"The new place of the container could not be announced: {error}")
+        log.warning(f"The container's new location could not be announced: {error}")
 
 
 def _setns(fd: int) -> None:

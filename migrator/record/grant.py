@@ -63,7 +63,7 @@ class Grant:
     def check(self, op: str) -> None:
         """Raises NotAllowed where the caller may not ask for that at all."""
         if not (self.ask if op in ASKING else self.receive):
-            what = "ask about what it was sent" if op in ASKING else "bring containers here"
+            what = "ask about what it was sent" if op in ASKING else "move containers here"
             raise self.refusal(f"it may not {what}")
 
     def lxcpath(self, wanted: str) -> Path:
@@ -73,7 +73,7 @@ class Grant:
             return names.lxcpath(wanted) if wanted else lxc.default_lxcpath()
         path = names.lxcpath(wanted) if wanted else allowed[0]
         if path not in allowed:
-            raise self.refusal(f"it may bring containers to {', '.join(map(str, allowed))} only, not to {path}")
+            raise self.refusal(f"it may move containers only to {', '.join(map(str, allowed))}, not to {path}")
         return path
 
     def owns(self, migration: Migration) -> bool:
@@ -91,8 +91,8 @@ class Grant:
         Who has guessed the id learns no more by it: not which container that is.
         """
         return NotAllowed(host_name=this_host(), caller=self.name,
-                          reason=f"migration {migration.id} was begun by somebody else",
-                          fix=f"Who has begun it can go on; on {this_host()}: migrator status")
+                          reason=f"migration {migration.id} was begun by someone else",
+                          fix=f"Whoever began it can continue it; on {this_host()}: migrator status")
 
     def source(self, said: str) -> str:
         """Where migrations of this caller come from, as `-d` would have it; `said` is the name that it gives itself."""
@@ -210,7 +210,7 @@ def of_migration(migration: Migration) -> Grant:
             if found.caller == f"{PEER}{peer.public.fingerprint}":
                 return of_peer(peer)
     except (TunnelFileUnusable, InvalidName) as error:
-        log.verbose(f"What {found.name} may bring along now is not known: {error}")
+        log.verbose(f"What {found.name} may bring along now is unknown: {error}")
         return found
     return dataclasses.replace(found, hooks=False, hooks_fix=_anew(migration))
 
@@ -224,7 +224,7 @@ def recorded(migration: Migration) -> Grant:
 
 
 def _anew(migration: Migration) -> str:
-    return f"{next_commands.command('rollback', migration)}, and begin anew"
+    return f"{next_commands.command('rollback', migration)}, and start over"
 
 
 def of_peer_id(id: bytes) -> Grant:

@@ -41,7 +41,7 @@ def held(layout: Layout) -> Iterator[None]:
         except OSError as error:
             raise _away(layout, str(error)) from error
         if not same:
-            raise _away(layout, "it was unmounted meanwhile, or another is mounted over it")
+            raise _away(layout, "it has been unmounted, or another is mounted over it")
 
 
 def is_here(layout: Layout) -> bool:

@@ -341,7 +341,7 @@ def _finish(here: State | None, there: State | None) -> Decision:
         if there in (S.ABANDONING, S.ABANDONED):
             return GIVEN_UP
         if here is S.OFFERED:
-            return _refuse("whether it was handed over is not known", "rollback")
+            return _refuse("whether it was handed over is unknown", "rollback")
         return _refuse("it does not run on the destination yet", "restore-dump@destination")
     return _refuse(f"it has not been handed over (state {here})", next_stage(Role.SOURCE, here))
 

@@ -54,7 +54,7 @@ class Places:
         if self._taken[peer] >= CONNECTIONS_EACH or self._taken.total() >= CONNECTIONS_MAX:
             return "has more connections than are served at a time"
         if not self._pace.take(peer):
-            return "connects more often than is served"
+            return "connects more often than is allowed"
         self._taken[peer] += 1
         return ""
 
@@ -119,7 +119,7 @@ async def _serve(places: Places, tunnel: Tunnel) -> None:
             keep.close()
 
     await until(_withdrawn(peer), inner_service.listen(tunnel, connected, log.debug))
-    log.warning(f"{tunnel.peer.name} may not do here any more what it might: its session is ended")
+    log.warning(f"{tunnel.peer.name} may no longer do here what it could: its session is ended")
 
 
 async def _withdrawn(peer: bytes) -> None:

@@ -161,7 +161,7 @@ class Service:
         """Break it off: nobody needs what it makes, and somebody may wait with a frozen container. Whether it ends."""
         if self.behind is None or self.behind.wait(0.0):
             return True
-        log.warning(f"The import of {self.behind.target} was broken off, and does not end yet")
+        log.warning(f"The import of {self.behind.target} was interrupted, and has not ended yet")
         return False
 
     def disk_bounds(self, migration: Migration) -> Bounds:
@@ -238,7 +238,7 @@ class Service:
         if self.grant.restricted:
             if callers.told(self.journal, self.grant.caller) >= TOLD_MAX:
                 raise NotAllowed(host_name=this_host(), caller=self.grant.name,
-                                 reason="too much is recorded of its migrations for more to begin",
+                                 reason="too much is recorded about its migrations to begin more",
                                  fix=f"On {this_host()}: migrator cleanup --forget (removes what has ended)")
             room_bounds.check_journal(self.journal.path.parent)
 
@@ -256,8 +256,8 @@ class Service:
         count, size = migration.length()
         if self.grant.restricted and (count >= EVENTS_MAX or size >= EVENTS_SIZE):
             raise NotAllowed(host_name=this_host(), caller=self.grant.name,
-                             reason=f"too much has happened in migration {migration.id} for more of it to begin",
-                             fix="Give it up on its source, with `migrator rollback`, and begin anew.")
+                             reason=f"too much has happened in migration {migration.id} for it to go on",
+                             fix="Give it up on its source, with `migrator rollback`, and start over.")
 
     def find(self, fields: Mapping[str, Any]) -> Migration | None:
         """The migration that the source speaks of, locked; None when this host does not know it.

@@ -76,7 +76,7 @@ def parse(text: str) -> Destination:
 def _peer(text: str) -> Destination:
     name = text.removeprefix("peer:")
     if not _PEER.fullmatch(name):
-        raise ValueError("a peer's name has 1 to 63 letters, digits, '.', '_' or '-' and begins with a letter or digit")
+        raise ValueError("a peer's name is 1 to 63 letters, digits, '.', '_' or '-', and begins with a letter or digit")
     return Destination(Kind.PEER, name)
 
 
@@ -89,7 +89,7 @@ def _ssh(text: str) -> Destination:
         rest = rest.removesuffix("/")
     user, at, rest = rest.rpartition("@")  # the last one: user names may contain '@', host names cannot
     if at and not _USER.fullmatch(user):
-        raise ValueError("the user name is empty or has characters that it must not have")
+        raise ValueError("the user name is empty or has characters that are not allowed")
     host, port = _host_and_port(rest)
     return Destination(Kind.SSH, host, user if at else None, port)
 
@@ -99,16 +99,16 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
     if text.startswith("["):
         host, bracket, after = text[1:].partition("]")
         if not bracket or (after and not after.startswith(":")):
-            raise ValueError("the brackets around the address are not in order")
+            raise ValueError("the brackets around the address do not match")
         if not _is_ipv6(host):
-            raise ValueError("what stands in brackets is not an IPv6 address")
+            raise ValueError("what is in brackets is not an IPv6 address")
         return host, _port(after[1:]) if after else None
     if text.count(":") > 1:
         # Where brackets could be left out, ::1:22 would be another address than was meant.
         raise ValueError("an IPv6 address needs brackets" if _is_ipv6(text) else "it has more than one ':'")
     host, colon, number = text.partition(":")
     if not _HOST.fullmatch(host):
-        raise ValueError("the host name is empty or has characters that it must not have")
+        raise ValueError("the host name is empty or has characters that are not allowed")
     return host, _port(number) if colon else None
 
 

@@ -96,7 +96,7 @@ def add(path: Path, name: str, key_type: str, key: bytes, *, hashed: bool) -> No
             line = b"\n" + line
         if file.write(line) != len(line):
             os.truncate(fd, length)
-            raise OSError("there is no room for another line")
+            raise OSError("there is no space for another line")
 
 
 def _matches(patterns: str, name: str) -> bool:

@@ -45,7 +45,7 @@ def _end(stack: contextlib.ExitStack, where: str) -> None:
     try:
         stack.close()
     except Exception as error:  # whatever it is, what was asked for over it has been answered, or has failed
-        log.warning(f"The connection to {where} did not end in order: {error}")
+        log.warning(f"The connection to {where} did not end cleanly: {error}")
 
 
 def _patience(options: ConnectOptions, target: destination.Destination) -> float:

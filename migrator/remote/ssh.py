@@ -175,7 +175,7 @@ def connect(destination: Destination, *, accept_new_host_key: bool, timeout: flo
     and SshRefused.
     """
     if destination.kind is Kind.PEER:
-        raise DestinationInvalid(destination=destination, reason="a paired peer is not reached by SSH here")
+        raise DestinationInvalid(destination=destination, reason="a paired peer cannot be reached by SSH here")
     with contextlib.ExitStack() as resources:
         config, transport = _Connector(resources, accept_new_host_key, timeout, limit).connect(destination)
         return Session(destination, config.user, transport, timeout, resources.pop_all())
@@ -198,7 +198,7 @@ class _Connector:
         """A transport that is logged in; `jumps` come before those of the configuration."""
         self._hosts += 1
         if self._hosts > HOSTS_MAX:
-            raise HostUnreachable(destination=destination, reason="too many jump hosts, one behind another")
+            raise HostUnreachable(destination=destination, reason="too many jump hosts in a row")
         config = ssh_config.lookup(destination)
         limit = min(self._limit, config.connect_timeout or self._limit)
         try:

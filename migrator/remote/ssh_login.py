@@ -61,10 +61,10 @@ def log_in(destination: Destination, config: HostConfig, transport: paramiko.Tra
             missing = transport.auth_publickey(config.user, key)
         except paramiko.BadAuthenticationType as error:
             others = ", ".join(filter(None, error.allowed_types))
-            reason = f"it takes no keys, only {others}" if others else "it takes no keys"
+            reason = f"it accepts no keys, only {others}" if others else "it accepts no keys"
             break
         except paramiko.AuthenticationException as error:
-            reason = "it takes none of the keys that were found"
+            reason = "it accepts none of the keys that were found"
             log.debug(f"{destination} refused the key {known_hosts.fingerprint(key.asbytes())}: {error}")
         except (paramiko.SSHException, EOFError, OSError) as error:
             reason = reason_of(error)
@@ -72,7 +72,7 @@ def log_in(destination: Destination, config: HostConfig, transport: paramiko.Tra
         else:
             if not missing:
                 return
-            reason = f"it took the key and then wanted {', '.join(missing)} too"
+            reason = f"it accepted the key but also wants {', '.join(missing)}"
             break
     raise SshRefused(destination=destination, user=config.user, reason=reason)
 
@@ -134,7 +134,7 @@ def _load_key(path: Path) -> paramiko.PKey | None:
             with contextlib.suppress(paramiko.SSHException, ValueError):
                 key.load_certificate(str(certificate))
         return key
-    log.debug(f"{path} holds no key that can be read")
+    log.debug(f"{path} holds no readable key")
     return None
 
 

@@ -108,7 +108,7 @@ def greeting_length(head: bytes) -> int:
     """How long the rest of the greeting is that begins with `head`; raises ProtocolError."""
     magic, _, length = GREETING.unpack(head)
     if magic != MAGIC:
-        reason = f"it begins with {head!a}; if that is text, a start-up file of the shell prints it"
+        reason = f"it begins with {head!a}; if that is text, a shell start-up file prints it"
         raise ProtocolError(reason=reason)
     if length > GREETING_MAX:
         raise ProtocolError(reason=f"it greets with {length} bytes")
@@ -125,7 +125,7 @@ def parse_greeting(head: bytes, body: memoryview) -> Greeting:
     if not isinstance(program, str) or not isinstance(host, str) or not _is_name(host):
         raise ProtocolError(reason="its greeting lacks program or host")
     if not isinstance(timeout, int | float) or not 0 < timeout < 1e6:
-        raise ProtocolError(reason="its greeting lacks a timeout that makes sense")
+        raise ProtocolError(reason="its greeting has no valid timeout")
     return Greeting(program[:100], host, timeout)
 
 
@@ -147,11 +147,11 @@ def parse_header(head: bytes | bytearray) -> tuple[Kind, int, int]:
     """Kind, flags and length of the body, checked against the kind's limit; raises ProtocolError."""
     number, flags, check, length = HEADER.unpack(head)
     if check != _check(number, flags, length):
-        raise ProtocolError(reason=f"it sent {bytes(head)!a} where a frame was due")
+        raise ProtocolError(reason=f"it sent {bytes(head)!a} where a frame was expected")
     try:
         kind = Kind(number)
     except ValueError:
-        raise ProtocolError(reason=f"it sent a frame of the unknown kind {number}") from None
+        raise ProtocolError(reason=f"it sent a frame of unknown kind {number}") from None
     if length > LIMITS[kind]:
         raise ProtocolError(reason=f"it sent a {kind.name} frame of {length} bytes")
     return kind, flags, length
@@ -170,9 +170,9 @@ def parse_json(body: memoryview) -> dict[str, Any]:
     try:
         data = json.loads(bytes(body), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
-        raise ProtocolError(reason="a control frame does not hold JSON") from None
+        raise ProtocolError(reason="a control frame does not contain JSON") from None
     if not isinstance(data, dict):
-        raise ProtocolError(reason="a control frame does not hold an object")
+        raise ProtocolError(reason="a control frame does not contain an object")
     return data
 
 

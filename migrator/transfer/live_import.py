@@ -53,7 +53,7 @@ class Behind:
             received_snapshot.receive(self._pieces(), self.target, self._spool, leave=self._leave, begun=self._begun)
             self._good = True
         except Exception as error:  # it is imported from the spool then
-            log.debug(f"The import behind the transfer failed: {error}")
+            log.debug(f"The import alongside the transfer failed: {error}")
 
     def _pieces(self) -> Iterator[memoryview]:
         for piece in self._follower:

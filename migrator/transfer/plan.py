@@ -116,7 +116,7 @@ class Plan:
         if self.memory_bytes is None:
             return (f"Plan: move {self.name} to {self.destination} without its memory. Disk {size(self.disk_bytes)}, "
                     f"sent while it runs, in up to {self.max_rounds} rounds; then it is stopped here (killed after "
-                    f"{duration(self.stop_timeout)}), what has changed is sent, and it is started anew there. "
+                    f"{duration(self.stop_timeout)}), what has changed is sent, and it is started there. "
                     f"{self.prediction} It is started again here if that takes longer than "
                     f"{duration(self.max_downtime)}.")
         return (f"Plan: move {self.name} to {self.destination}. Disk {size(self.disk_bytes)}, sent while it runs, in "
@@ -128,18 +128,18 @@ class Plan:
         still, bytes_per_second = self.still_seconds, self.rate
         if still is None or bytes_per_second is None:
             word = "stopped" if self.memory_bytes is None else "frozen"
-            return f"The network's rate is not known yet, and so is the time {word}."
+            return f"The network's rate is not known yet, nor is the time {word}."
         if self.memory_bytes is None:
-            return (f"At {size(bytes_per_second)}/s it will be stopped for about {duration(still)}, and for as long as "
+            return (f"At {size(bytes_per_second)}/s it will be stopped for about {duration(still)}, plus as long as "
                     "its programs take to end.")
         return f"At {size(bytes_per_second)}/s it will be frozen for about {duration(still)}."
 
 
 def price(name: str, stop_timeout: float = STOP_TIMEOUT) -> str:
     """What a user gives for a move without the memory, in words."""
-    return (f"The price: the processes of {name} end and start anew, what they hold only in memory is lost, and its "
-            f"connections break. It is away for as long as its programs take to end (killed after {stop_timeout:g} s), "
-            "its last changes on disk to be sent (as a rule under a second), and it takes to boot.")
+    return (f"The price: the processes of {name} are ended and restarted, what they hold only in memory is lost, and "
+            f"its connections break. It is down for as long as its programs take to end (killed after {stop_timeout:g} "
+            "s), its last changes on disk to be sent (as a rule under a second), and it takes to boot.")
 
 
 def compared(predicted: float | None, actual: float, stop_seconds: float | None = None) -> str:

@@ -133,7 +133,7 @@ def _take_away_alone(folder: Path, spool: Path, but: Callable[[str], bool]) -> l
     brought = [name for name in _names(folder) if not (name in before and _is(folder / name, folder, before[name]))
                and not (name == target and btrfs.is_subvolume(folder / name)) and not but(name)]
     for name in brought:
-        log.warning(f"{name!r} came with a stream that has no business to bring it: it is removed from {folder}")
+        log.warning(f"{name!r} came with a stream that has no business bringing it: removing it from {folder}")
         if name in kept:
             log.warning(f"{folder / name} stays: something that was there before is in it")
             continue
@@ -144,7 +144,7 @@ def _take_away_alone(folder: Path, spool: Path, but: Callable[[str], bool]) -> l
         except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
             log.warning(f"{folder / name} could not be removed: {error}")
     if changed := bool(own) and folder.is_dir() and _own(folder) != own:
-        log.warning(f"A stream that has no business to do so had changed the owner, mode or attributes of {folder}")
+        log.warning(f"A stream that has no business doing so had changed the owner, mode or attributes of {folder}")
         _restore(folder, own)
     (spool / NOTE).unlink()
     return [*brought, *taken, *(["."] if changed else [])]
@@ -171,7 +171,7 @@ def _restore(folder: Path, own: dict[str, Any]) -> None:
         try:
             step()
         except OSError as error:
-            log.warning(f"{folder} could not be made as it was before: {error}")
+            log.warning(f"{folder} could not be restored to what it was: {error}")
 
 
 def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str]]:
@@ -192,15 +192,15 @@ def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str
             back[mark] = aside
         except (OSError, MigratorError) as error:
             kept.add(path.relative_to(folder).parts[0])
-            log.warning(f"{path}, which was {folder / lost[mark]}, could not be brought back: {error}")
+            log.warning(f"{path}, which was {folder / lost[mark]}, could not be put back: {error}")
     for mark, name in lost.items():
         if mark in back:
             if os.path.lexists(folder / name):  # it is not what was there before: that has been put aside by now
                 (folder / name).rename(folder / f"{name}.{secrets.token_hex(8)}")
             back[mark].rename(folder / name)
-            log.warning(f"A stream that has no business to do so had renamed {folder / name}: it is back")
+            log.warning(f"A stream that has no business doing so had renamed {folder / name}: it has been put back")
         else:
-            log.warning(f"{folder / name} is gone since a stream was received there")
+            log.warning(f"{folder / name} has been missing since a stream was received there")
     return list(lost.values()), kept
 
 

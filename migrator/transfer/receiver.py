@@ -216,7 +216,7 @@ class Receiver:
             raise ProtocolError(reason="it sent files out of order")
         name, held = self._announced[number].name if number < len(self._announced) else "", self.held
         if not name or not isinstance(keep, int) or not 0 <= keep <= len(held[number].segments):
-            raise ProtocolError(reason="it wants to go on from where nothing is")
+            raise ProtocolError(reason="it wants to continue from where there is nothing")
         kept = held[number].segments[:keep]
         length = sum(segment.length for segment in kept)
         if not kept:  # one that is new takes room also where it stays empty
@@ -243,10 +243,10 @@ class Receiver:
     def _decode(self, frame: Frame, file: _Incoming, zstd: zstandard.ZstdDecompressor) -> tuple[Segment, Bytes]:
         """The raw bytes of a SEGMENT, checked; raises SegmentDamaged."""
         if len(frame.body) < SEGMENT_HEAD.size or frame.flags & ~COMPRESSED:
-            raise ProtocolError(reason="it sent a segment that makes no sense")
+            raise ProtocolError(reason="it sent an invalid segment")
         length, digest = SEGMENT_HEAD.unpack_from(frame.body)
         if not 1 <= length <= SEGMENT_MAX or (file.segments and file.segments[-1].length != SEGMENT_MAX):
-            raise ProtocolError(reason=f"it sent a segment of {length} bytes where none of that length may be")
+            raise ProtocolError(reason=f"it sent a segment of {length} bytes where none of that length is allowed")
         data: Bytes = frame.body[SEGMENT_HEAD.size :]
         damaged = SegmentDamaged(segment=len(file.segments), file=file.name)
         if frame.flags & COMPRESSED:

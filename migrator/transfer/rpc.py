@@ -121,7 +121,7 @@ class Connection:
             raise self._lost(self._why(error)) from error
         header = bytearray(frames.GREETING.size)
         if not self._fill(memoryview(header), may_end=True):
-            raise self._lost("it ended before the other side had said anything")
+            raise self._lost("it ended before the other side had sent anything")
         body = memoryview(bytearray(frames.greeting_length(bytes(header))))
         late = f"the greeting was not complete within {self.timeout:g} seconds"
         self._fill(body, deadline=self._clock() + self.timeout, late=late)
@@ -163,7 +163,7 @@ class Connection:
     def request(self, op: str, fields: Mapping[str, Any]) -> int:
         """Send a request and return its id, without waiting."""
         self._last_id += 1
-        log.debug(f"{self.name} is asked: {op}")
+        log.debug(f"asking {self.name}: {op}")
         self.send_json(Kind.REQUEST, {"id": self._last_id, "op": op, "fields": fields})
         return self._last_id
 
@@ -189,7 +189,7 @@ class Connection:
     def answer_in(self, frame: Frame, request: int) -> dict[str, Any]:
         """The answer to `request` that is in a frame; raises the other side's error that is in it."""
         if frame.kind not in (Kind.REPLY, Kind.ERROR):
-            raise ProtocolError(reason=f"it sent {frame.kind.name} where an answer was due")
+            raise ProtocolError(reason=f"it sent {frame.kind.name} where an answer was expected")
         data = frame.json()
         found = data.get("error" if frame.kind is Kind.ERROR else "fields")
         if data.get("id") != request or not isinstance(found, dict):
@@ -307,7 +307,7 @@ def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
     """
     while (frame := connection.receive_or_end()) is not None:
         if frame.kind is not Kind.REQUEST:
-            raise ProtocolError(reason=f"it sent {frame.kind.name} where a request was due")
+            raise ProtocolError(reason=f"it sent {frame.kind.name} where a request was expected")
         data = frame.json()
         request, op, fields = data.get("id"), data.get("op"), data.get("fields")
         if not isinstance(request, int) or not isinstance(op, str) or not isinstance(fields, dict):
@@ -315,7 +315,7 @@ def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
         try:
             handler = handlers.get(op)
             if handler is None:
-                raise ProtocolError(reason=f"it asks for {op[:100]!a}, which is not known here")  # noqa: TRY301
+                raise ProtocolError(reason=f"it asks for {op[:100]!a}, which is unknown here")  # noqa: TRY301
             result = handler(fields)
             if isinstance(result, Takeover):
                 connection.send_json(Kind.REPLY, {"id": request, "fields": result.reply})
@@ -345,7 +345,7 @@ def _in_takeover(takeover: Takeover, connection: Connection) -> dict[str, Any]:
 
 
 def _late(within: float) -> str:
-    return f"the other side did not go on within {within:g} seconds"
+    return f"the other side did not continue within {within:g} seconds"
 
 
 def _traceback(error: BaseException) -> str:

@@ -82,7 +82,7 @@ def _commands(path: object, may_name: Callable[[str], bool]) -> Generator[tuple[
     while True:
         length, command, _ = HEADER.unpack((yield HEADER.size, True))
         if command > LAST:
-            raise ReceiveFailed(path=path, reason=f"command {command} in its stream is none of version 1")
+            raise ReceiveFailed(path=path, reason=f"command {command} in its stream is not one of version 1")
         if HEADER.size + length > COMMAND_MAX:  # btrfs would make room for all of it before it looks at it
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
         if not length:
@@ -101,10 +101,10 @@ def _commands(path: object, may_name: Callable[[str], bool]) -> Generator[tuple[
         for number, value in found.items():
             if _is_path(number, command) and not _stays_inside(value):
                 raise ReceiveFailed(path=path, reason=f"command {command} in its stream has the path {value[:100]!r},"
-                                    " as `btrfs send` makes none")
+                                    " which `btrfs send` never makes")
         if named and not (command == CLONE and named == own) and not may_name(text):
-            raise ReceiveFailed(path=path, reason=f"its stream takes from subvolume {text}, which is not known to be"
-                                " this container's alone")
+            raise ReceiveFailed(path=path, reason=f"its stream refers to subvolume {text}, which is not known to "
+                                                  "belong to this container alone")
 
 
 def _is_path(number: int, command: int) -> bool:

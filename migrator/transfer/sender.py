@@ -303,7 +303,7 @@ def _read_held(connection: Connection, reply: dict[str, Any], files: Sequence[So
     while any(count > 0 for number, count in missing.items() if number < len(files)):
         frame = connection.receive(within=connection.timeout)
         if frame.kind is not Kind.HELD or len(frame.body) <= 4 or len(frame.body) % DIGEST_SIZE != 4:
-            raise ProtocolError(reason=f"it sent {frame.kind.name} where the digests of what it holds were due")
+            raise ProtocolError(reason=f"it sent {frame.kind.name} where the digests of what it holds were expected")
         (number,) = struct.unpack_from("!I", frame.body)
         digests = frame.body[4:]
         if number not in missing or number >= len(files):

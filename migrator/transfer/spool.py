@@ -76,7 +76,7 @@ def receive(
     announced = _parse_files(files)
     for entry in announced:
         if accepts and not accepts(entry.name):
-            raise ProtocolError(reason=f"it sends a file {entry.name}, which has no place there")
+            raise ProtocolError(reason=f"it sends a file {entry.name}, which does not belong there")
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     lock = _lock(directory)
@@ -110,7 +110,7 @@ def _parse_files(files: object) -> list[Announced]:
     for entry in files:
         name, length = (entry.get("name"), entry.get("size")) if isinstance(entry, dict) else (None, None)
         if not isinstance(name, str) or not (length is None or (isinstance(length, int) and 0 <= length < 1 << 60)):
-            raise ProtocolError(reason="a transfer's file lacks a name or has an impossible size")
+            raise ProtocolError(reason="a file of the transfer lacks a name or has an impossible size")
         found.append(Announced(segments.check_name(name), length))
     if len({entry.name for entry in found}) != len(found):
         raise ProtocolError(reason="a transfer has two files of the same name")
@@ -237,7 +237,7 @@ class Follower:
                 yield piece
                 offset, number = offset + segment.length, number + 1
             if not segment or self._broken.is_set():
-                raise ConnectionLost(destination="the source", reason=f"{self._path.name} has not come to its end")
+                raise ConnectionLost(destination="the source", reason=f"{self._path.name} is not complete")
 
 
 def verify(*paths: Path) -> None:

@@ -140,8 +140,9 @@ def _tell_differs(name: str, same: list[Segment], held: int) -> None:
     """Say so where the destination has `held` segments of a file, and only those in `same` are what is sent now."""
     if held > len(same) and log.level >= log.Level.NORMAL:
         kept = sum(segment.length for segment in same)
-        log.say("sent-anew", f"What the destination has of {name} is not what is sent now: all after the first "
-                f"{size(kept)} is sent anew.", file=name, kept_bytes=kept, dropped_segments=held - len(same))
+        log.say("sent-anew", f"What the destination has of {name} differs from what is being sent: everything after "
+                             f"the first {size(kept)} is "
+                             "sent again.", file=name, kept_bytes=kept, dropped_segments=held - len(same))
 
 
 def _begin(number: int, keep: int) -> Outgoing:
