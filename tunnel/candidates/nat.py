@@ -39,7 +39,7 @@ class Nat:
 def classify(observations: Collection[Observation]) -> Nat:
     """The NAT behind which all of these requests were sent, from one socket and over IPv4."""
     if not observations:
-        return Nat("blocked", "no reflector answered by UDP")
+        return Nat("blocked", "no reflector answered over UDP")
     reflectors = len({each.reflector for each in observations})
     if all(each.seen == each.local for each in observations):
         return Nat("open", "reflectors see this host's own address and port")

@@ -35,7 +35,7 @@ class Outlook:
         if kind == "ipv6":
             return "the peer's IPv6 address answers"
         if via > 0 or kind == "guessed":
-            return f"{nats}; a guessed port was hit" + (f" after {guessed} probes" if guessed else "")
+            return f"{nats}; a guessed port worked" + (f" after {guessed} probes" if guessed else "")
         return nats
 
 
@@ -48,9 +48,9 @@ def outlook(here: nat.Kind, there: nat.Kind) -> Outlook:
     """What these two NATs let expect."""
     kinds = {here, there}
     if here == "blocked":
-        return Outlook(0.3, None, "this host's network lets no UDP out", here, there)
+        return Outlook(0.3, None, "this host's network blocks outgoing UDP", here, there)
     if there == "blocked":
-        return Outlook(0.3, None, "the peer's network lets no UDP out", here, there)
+        return Outlook(0.3, None, "the peer's network blocks outgoing UDP", here, there)
     if kinds == {"symmetric"}:
         return Outlook(0.3, None, "both NATs are symmetric", here, there)
     if kinds == {"symmetric", "cone"}:

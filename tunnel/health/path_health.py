@@ -72,7 +72,7 @@ def stable(found: Quality) -> tuple[bool, str]:
     if found.rtt_ms is None:
         return False, f"none of {found.echoes} echoes came back"
     if found.loss > LOSS_MAX:
-        return False, f"{found.loss:.0%} of {found.echoes} echoes were lost, {LOSS_MAX:.0%} may be"
+        return False, f"{found.loss:.0%} of {found.echoes} echoes were lost, at most {LOSS_MAX:.0%} may be"
     if found.rtt_ms > RTT_MAX:
         return False, f"a round trip takes {found.rtt_ms:.0f} ms, {RTT_MAX:.0f} ms is the most"
     if found.jitter > JITTER_MAX:
@@ -145,7 +145,7 @@ async def first_answer(interface: Interface, echo: Echo, *, limit: float = 5.0) 
         if answer.done():
             return answer.result()
     shaken = (await interface.stats()).last_handshake > 0
-    reason = "WireGuard's handshake succeeded, but no echo came back" if shaken else "WireGuard got no handshake"
+    reason = "WireGuard's handshake succeeded, but no echo came back" if shaken else "there was no WireGuard handshake"
     raise TunnelSilent(name=interface.name, reason=f"{reason} within {limit:g} s")
 
 

@@ -43,7 +43,7 @@ class PublicIdentity:
 
     def __post_init__(self) -> None:
         if len(self.ed25519) != KEY_SIZE or len(self.x25519) != KEY_SIZE:
-            raise Malformed("the keys of an identity have 32 bytes each")
+            raise Malformed("the keys of an identity are 32 bytes each")
 
     @functools.cached_property
     def id(self) -> bytes:
@@ -156,5 +156,5 @@ class Identity:
                 raise Malformed(f"its {kind} key is missing")
             keys.append(strict_json.decode(value, f"its {kind} key"))
         if any(len(key) != KEY_SIZE for key in keys):
-            raise Malformed("a key in it does not have 32 bytes")
+            raise Malformed("a key in it is not 32 bytes long")
         return cls(*keys)

@@ -108,7 +108,7 @@ class Peers:
         """Let a peer do just what these words say; raises PeerUnknown, ValueError and TunnelFileUnusable."""
         allowed = tuple(words)
         if not _are_words(allowed):
-            raise ValueError("that cannot be written into the store of peers")
+            raise ValueError("that cannot be written to the list of peers")
         with private_files.locked(self.path):
             peer = dataclasses.replace(self.get(name), allowed=allowed)
             self._write([other for other in self._read() if other.name != name] + [peer])
@@ -121,7 +121,7 @@ class Peers:
             peer = self.get(name)
             peers = self._read()
             if new != name and any(other.name == new for other in peers):
-                raise _taken(new, "another peer has it")
+                raise _taken(new, "another peer has that name")
             renamed = dataclasses.replace(peer, name=new)
             self._write([other for other in peers if other.name != name] + [renamed])
         return renamed
@@ -142,7 +142,7 @@ class Peers:
             try:
                 peers.append(_parse(line, peers))
             except (Malformed, ValueError, PeerNameRefused) as error:
-                fix = f"Correct or remove line {number}; a removed peer can be paired again."
+                fix = f"Fix or remove line {number}; a removed peer can be paired again."
                 raise TunnelFileUnusable(path=self.path, reason=f"line {number}: {error}", fix=fix) from None
         return peers
 
@@ -162,17 +162,17 @@ def _parse(line: str, before: list[Peer]) -> Peer:
     name, identity, added, urls = fields[:4]
     allowed = tuple(fields[4].split(",")) if fields[4:] not in ([], ["-"]) else ()
     if not _are_words(allowed):
-        raise Malformed("what the peer may is not said in words")
+        raise Malformed("what the peer may do is malformed")
     seconds = float(added)
     if not 0 <= seconds <= _TIME_MAX:
-        raise Malformed("its time is not one")
+        raise Malformed("its time is malformed")
     try:
         servers = tunnel_config.parse_servers([] if urls == "-" else urls.split(","))
     except InvalidServer as error:
         raise Malformed(str(error)) from None
     public = PublicIdentity.from_text(identity)
     if any(name == other.name or public == other.public for other in before):
-        raise Malformed("its name or identity stands there twice")
+        raise Malformed("its name or identity is there twice")
     return Peer(checked_name(name), public, tuple(server.url for server in servers), seconds, allowed)
 
 
@@ -186,7 +186,7 @@ def _check(peers: list[Peer], name: str, public: PublicIdentity) -> None:
         if peer.name == name and peer.public != public:
             raise IdentityChanged(name=name, pinned=peer.public.fingerprint, found=public.fingerprint)
         if peer.public == public and peer.name != name:
-            raise _taken(name, f"that host is pinned already, as {peer.name}",
+            raise _taken(name, f"that host is already pinned, as {peer.name}",
                          fix=f"migrator peer rename {peer.name} {name}, or pair under the name {peer.name}")
 
 

@@ -24,10 +24,10 @@ def read_private(path: Path) -> str | None:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
-                raise _unusable(path, "it belongs to somebody else or is no file")
+                raise _unusable(path, "it belongs to someone else or is not a file")
             if status.st_mode & 0o077:
                 fix = f"Check who could have read it, then: chmod 600 {path}"
-                raise _unusable(path, "others may reach it", fix)
+                raise _unusable(path, "others may access it", fix)
             text = file.read(SIZE_MAX + 1)
     except FileNotFoundError:
         return None
@@ -126,5 +126,5 @@ def _failed(path: Path, error: OSError) -> TunnelFileUnusable:
     return _unusable(path, error.strerror or str(error))
 
 
-def _unusable(path: Path, reason: str, fix: str = "Look at the file and at its folder.") -> TunnelFileUnusable:
+def _unusable(path: Path, reason: str, fix: str = "Check the file and its folder.") -> TunnelFileUnusable:
     return TunnelFileUnusable(path=path, reason=reason, fix=fix)

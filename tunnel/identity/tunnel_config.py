@@ -52,13 +52,13 @@ class Server:
         # urlsplit leaves blanks away, and older ones what stands around an address in brackets; `url` is as it was
         # written, and the store of peers has blanks between its fields and commas between the servers.
         if len(text) > URL_MAX or not text.isascii() or not text.isprintable() or {" ", ","} & {*text}:
-            raise InvalidServer("it is too long or has odd characters")
+            raise InvalidServer("it is too long or has characters that are not allowed")
         if parts.scheme != "wss":
             raise InvalidServer("it does not begin with wss://")
         if parts.username or parts.password or parts.query or parts.path not in ("", "/"):
             raise InvalidServer("it must be wss://HOST[:PORT][#sha256:HEX] and nothing more")
         if not _HOST.fullmatch(host) or not port:
-            raise InvalidServer("its host or port is not one")
+            raise InvalidServer("its host or port is malformed")
         pin = _PIN.fullmatch(parts.fragment.lower())
         if parts.fragment and not pin:
             raise InvalidServer("what follows # is not sha256: and 64 hexadecimal digits")

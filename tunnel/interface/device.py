@@ -182,7 +182,7 @@ def _make(made: Interface, inside: Inside, keys: Keys, path: Path, keepalive: in
     """All of it, in a thread; every step of it is undone by `leftovers.remove`, once the name is ours."""
     if not leftovers.claim(made.record):
         fix = "Run the command again; it makes a new session."
-        raise _failed(made.name, "a session of this name has a tunnel already", fix)
+        raise _failed(made.name, "a session of this name already has a tunnel", fix)
     made._claimed = True
     try:
         firewall.add(firewall.ruleset(made.name, local=inside.local, remote=inside.remote, tcp_port=inside.tcp_port,
@@ -227,7 +227,8 @@ def _netlink(name: str) -> Iterator[tuple[Any, int]]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    fix = "If IPv6 is off in this host: sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.default.disable_ipv6=0"
+    fix = ("If IPv6 is disabled on this host: sysctl -w net.ipv6.conf.all.disable_ipv6=0 "
+           "net.ipv6.conf.default.disable_ipv6=0")
     try:
         with IPRoute() as ip:
             indexes = ip.link_lookup(ifname=name)

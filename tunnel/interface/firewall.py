@@ -73,4 +73,4 @@ def remove(name: str) -> None:
 
 def _check(name: str) -> None:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!a} is no session's interface")
+        raise ValueError(f"{name!a} is not the interface of a session")

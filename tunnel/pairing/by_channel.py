@@ -37,9 +37,9 @@ def pair(call: Call, identity: Identity, peers: Peers, *, name: str, own_name: s
     try:
         partner = _proved(call("identify", {"nonce": strict_json.encode(nonce)}), nonce)
     except Malformed as error:
-        raise PairingFailed(reason=f"the other host answered what it must not: {error}") from None
+        raise PairingFailed(reason=f"the other host sent an invalid answer: {error}") from None
     if partner.public == identity.public:
-        raise PairingFailed(reason="that is this host itself, or it has a copy of its identity")
+        raise PairingFailed(reason="that is this host itself, or has a copy of its identity")
     peers.check(name, partner.public)
     call("pin", {"name": own_name} | _proof(identity, rendezvous, partner.public.id))
     return peers.pin(name, partner.public, partner.rendezvous or rendezvous)

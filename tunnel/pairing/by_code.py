@@ -72,7 +72,8 @@ async def join(servers: Sequence[Server], code: Code, identity: Identity, *, che
         finally:
             await link.close()
     if refusal:
-        raise PairingFailed(reason=f"{refusal}: it was used already, has expired, or belongs to another rendezvous")
+        raise PairingFailed(reason=f"{refusal}: it has already been used, has expired, or belongs to another "
+                                   "rendezvous server")
     raise RendezvousUnavailable(reason="; ".join(reasons) or "none is known", config=tunnel_config.PATH)
 
 
@@ -130,9 +131,9 @@ async def _next(link: Link, machine: Pairing) -> bytes:
     except TimeoutError:
         raise machine.burn(f"the other side did not answer within {limit:.0f} seconds") from None
     except Malformed as error:
-        raise machine.burn(f"the rendezvous sends what it must not: {error}") from None
+        raise machine.burn(f"the rendezvous server sent something invalid: {error}") from None
     if message.get("type") == "gone":
-        raise machine.burn("the other side went away: the code was wrong there, or the connection broke")
+        raise machine.burn("the other side went away: the code was wrong there, or the connection was lost")
     raise machine.burn(_reason(message))
 
 

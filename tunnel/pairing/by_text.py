@@ -50,7 +50,7 @@ class Invitation:
     def accept(self, text: str) -> Partner:
         """Who has answered; raises PairingFailed."""
         if self._used or self._clock() > self._until:
-            raise PairingFailed(reason="the invitation was used already, or an hour has passed")
+            raise PairingFailed(reason="the invitation has already been used, or an hour has passed")
         self._used = True
         try:
             body = _opened(_ANSWER, text, self.text.encode())

@@ -39,7 +39,7 @@ class Code:
         """
         match = _CODE.fullmatch("-".join(text.lower().replace("-", " ").split())) if len(text) <= CODE_MAX else None
         if not match:
-            raise PairingFailed(reason="that is not a code; it looks like 7-velvet-harbor")
+            raise PairingFailed(reason="that is not a code; one looks like 7-velvet-harbor")
         return cls(match[1], match[2])
 
     def __str__(self) -> str:

@@ -100,17 +100,17 @@ class Pairing:
         When it has `paired` afterwards, pin `partner` before sending anything.
         """
         if now > self._until:
-            raise self.burn("the ten minutes that a code is good for are over")
+            raise self.burn("the code's ten minutes are over")
         step = TRANSITIONS.get((self._side, self.state))
         if step is None:
-            raise self.burn("the other side went on after the end")
+            raise self.burn("the other side continued after the end")
         try:
             message = strict_json.load(note, NOTE_MAX)
             if message.get("burned") is True:
                 raise self.burn("the other side gave up: the code was wrong there, or its user refused")
             sent, self.state = step(self, message)
         except Malformed as error:
-            raise self.burn(f"the other side sent what it must not: {error}") from None
+            raise self.burn(f"the other side sent something invalid: {error}") from None
         return sent
 
     @property
@@ -154,7 +154,7 @@ class Pairing:
 
     def _close(self, message: dict[str, Any]) -> tuple[list[bytes], State]:
         if not hmac.compare_digest(strict_json.exactly(message, "done", MAC_SIZE), self._derive(b"done")):
-            raise Malformed("its last word is not proved")
+            raise Malformed("its last message is not authentic")
         return [], State.PAIRED
 
     # --- Keys ---
@@ -164,7 +164,7 @@ class Pairing:
         try:
             shared: bytes = self._spake.finish(pake)
         except Exception:  # the library answers bad points and sides with several kinds, AssertionError among them
-            raise Malformed("its half of SPAKE2 is not one") from None
+            raise Malformed("its half of SPAKE2 is malformed") from None
         first, second = (self._pake, pake) if self._side is Side.INVITER else (pake, self._pake)
         self._transcript = hashlib.sha256(_PURPOSE + first + second + self._nameplate).digest()
         # The library's key is a SHA-256 over the secret and the transcript, as good as random: expanding is enough.
@@ -179,7 +179,7 @@ class Pairing:
     def _check_confirmation(self, message: dict[str, Any]) -> None:
         if not hmac.compare_digest(strict_json.exactly(message, "confirm", MAC_SIZE),
                                    self._confirmation(self._side.other)):
-            raise self.burn("the codes differ: one was mistyped, or somebody in between has guessed at it")
+            raise self.burn("the codes differ: one was mistyped, or someone in between has guessed at it")
 
     def _box(self, side: Side) -> ChaCha20Poly1305:
         return ChaCha20Poly1305(self._derive(b"identity " + side.value.encode()))
@@ -225,8 +225,8 @@ def checked_rendezvous(body: dict[str, Any]) -> tuple[str, ...]:
     """The rendezvous servers that a partner names; raises Malformed."""
     urls = strict_json.items(body, "rendezvous", SERVERS_MAX)
     if not all(isinstance(url, str) and len(url) <= URL_MAX for url in urls):
-        raise Malformed("a rendezvous is not a URL")
+        raise Malformed("a rendezvous server is not a URL")
     try:
         return tuple(server.url for server in tunnel_config.parse_servers(urls))
     except InvalidServer as error:
-        raise Malformed(f"a rendezvous is not one: {error}") from None
+        raise Malformed(f"a rendezvous server is malformed: {error}") from None

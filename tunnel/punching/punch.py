@@ -303,7 +303,7 @@ class Punch:
     def _failed(self) -> list[Action]:
         self.state = State.FAILED
         if self._config.policy == "relay-only":
-            return [Failed("the relay was asked for and the peer was not heard through it")]
+            return [Failed("the relay was asked for, but the peer was not heard through it")]
         reason = self.outlook.relay_reason
         if self._config.policy != "direct-only":
             reason += ", and the peer was not heard through the relay" if RELAY_PAIR in self._pairs else \

@@ -61,7 +61,7 @@ class RelayToken:
             if not here and (host in own or (private(host) and not private(server))):
                 raise wrong
             if any(each < PORT_MIN and each != port for each in (udp, tcp)):
-                raise Malformed("the relay's port is a privileged one, of another host than the server")
+                raise Malformed("the relay's port is a privileged one, on a host other than the server")
         return cls(host, udp, tcp, strict_json.exactly(data, "claim", relay_messages.CLAIM_SIZE),
                    strict_json.exactly(data, "key", relay_messages.KEY_SIZE), pin)
 

@@ -140,4 +140,4 @@ def _allow_files(options: Options, tell: Callable[[str], None]) -> None:
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < needed:
-        tell(f"{allowed} descriptors are allowed here, {needed} are needed when everybody comes: raise LimitNOFILE")
+        tell(f"{allowed} descriptors are allowed here, but {needed} are needed at full load: raise LimitNOFILE")

@@ -58,8 +58,8 @@ class Certificate:
             context.load_cert_chain(certificate, key, password=_no_password)
             found = x509.load_pem_x509_certificate(certificate.read_bytes())
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or "the two do not fit together"
-            fix = "Both are PEM files; the key has no password. Without either of them both are made."
+            reason = getattr(error, "strerror", None) or str(error) or "they do not belong together"
+            fix = "Both must be PEM files, and the key without a password. If neither exists both are created."
             raise TunnelFileUnusable(path=f"{certificate} with {key}", reason=reason, fix=fix) from None
         sha256 = hashlib.sha256(found.public_bytes(Encoding.DER)).digest()
         return cls(context, sha256, self_made=found.issuer == found.subject)

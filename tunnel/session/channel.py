@@ -61,7 +61,7 @@ class Channel:
         try:
             offers.type_of(sealed.body)
         except Malformed as error:
-            self.tell(f"dropped a message of {self.peer.name}: {error}")
+            self.tell(f"dropped a message from {self.peer.name}: {error}")
             return
         for each in self._waiting:
             if each.wants(sealed.body) and not each.found.done():
@@ -104,9 +104,9 @@ class Channel:
         try:
             return await asyncio.wait_for(waiting.found, timeout)
         except TimeoutError:
-            reason = f"not a word within {timeout:g} seconds"
+            reason = f"nothing was heard within {timeout:g} seconds"
             if self._refused:
-                reason += f"; what came in its name was not taken: {self._refused}"
+                reason += f"; what came in its name was rejected: {self._refused}"
             raise PeerSilent(name=self.peer.name, reason=reason) from None
         finally:
             self._waiting.remove(waiting)

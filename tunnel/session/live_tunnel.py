@@ -209,7 +209,7 @@ class Tunnel:
                     await self._channel.send("go", {"attempt": number})
                     await self._move(await attempt.result(keep=True))
             except Malformed as error:
-                raise TunnelBroken(name=self.peer.name, reason=f"its answer makes no sense: {error}") from None
+                raise TunnelBroken(name=self.peer.name, reason=f"its answer is invalid: {error}") from None
             finally:
                 raw.close()
 

@@ -126,7 +126,7 @@ class _Agent:
     def _rung(self, over: Signalling, message: client.Message) -> None:
         peer = self._peers.by_id(message.sender)
         if peer is None:
-            self._tell_of_strangers(over, "", "a host that is not paired has rung (its id begins with"
+            self._tell_of_strangers(over, "", "a host that is not paired has called (its id begins with"
                                               f" {message.sender[:4].hex()})")
             self._openers.pop(message.sender, None)
             return
@@ -177,7 +177,7 @@ class _Agent:
         if len(self._sessions) >= SESSIONS_MAX or of_peer >= SESSIONS_EACH:
             reason = "it serves too many sessions already"
         elif not self._paces.take(channel.peer.public.id):
-            reason = "too many sessions were begun one after the other; try again in a minute"
+            reason = "too many sessions were begun in a short time; try again in a minute"
         if reason:
             # One at a time for each peer: he may send offers without end, over a server that lets nothing back.
             before = self._refusing.get(channel.peer.public.id)
@@ -196,12 +196,12 @@ class _Agent:
                 await until(tunnel.ended.wait(), self._handler(tunnel))
             finally:
                 await tunnel.close()
-            self._tell(f"{name} has gone")
+            self._tell(f"{name} has disconnected")
         except TunnelError as error:
             self._tell(f"{name}: {error}")
             await self._refuse(channel, str(error.fields.get("reason", error.message)), error.code())
         except Malformed as error:
-            self._tell(f"{name} sends an offer that makes no sense: {error}")
+            self._tell(f"{name} sent an invalid offer: {error}")
         except OSError as error:  # out of descriptors, say
             self._tell(f"{name}: {type(error).__name__}: {error}")
             await self._refuse(channel, f"it cannot serve a session now: {error.strerror or type(error).__name__}")

@@ -82,7 +82,7 @@ async def open_tunnel(peer: Peer, identity: Identity, servers: Sequence[Server],
         return await up(channel, keys, path, agreed, backend, begun)
     except Malformed as error:
         await channel.close()
-        raise PeerRefuses(name=peer.name, reason=f"its answer makes no sense: {error}") from None
+        raise PeerRefuses(name=peer.name, reason=f"its answer is invalid: {error}") from None
     except BaseException:
         await channel.close()
         raise

@@ -52,8 +52,8 @@ def why_not(server: Server, address: str) -> str:
         can = server.host == address and can_be_named(address, server.port, candidate.source_towards(address))
     else:
         can = can_be_named(address, server.port, None)
-    return "" if can else (f"a peer has named it, and {address}, port {server.port}, is one that it cannot name"
-                           f"{'' if server.host == address else ' so'}; if you want it, add its URL to servers")
+    return "" if can else (f"a peer has named it, and {address}, port {server.port}, is one that it may not name"
+                           f"{'' if server.host == address else ' so'}; to use it, add its URL to servers")
 
 
 def can_be_named(address: str, port: int, source: str | None) -> bool:

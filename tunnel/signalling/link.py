@@ -41,7 +41,7 @@ SEND_LIMIT = 5.0  # seconds until a server has taken enough of a message
 CLOSE_LIMIT = 2.0  # seconds for its goodbye
 KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
 REPLACED = "the same identity waits over a newer connection"  # the reason of a refusal
-NOT_PINNED = "its certificate is not the pinned one: it was replaced, or it is another server"
+NOT_PINNED = "its certificate is not the pinned one: it was replaced, or this is another server"
 ID_HEX = 64  # characters of an identity's id
 
 
@@ -172,7 +172,7 @@ class Link:
             found = [_reflector(item, self.address) for item in strict_json.items(hello, "reflectors", REFLECTORS_MAX)]
             self.info = ServerInfo(tuple(found), relay=hello.get("relay") is True)
         except Malformed as error:
-            raise unavailable(self.server, f"it greets wrongly: {error}") from None
+            raise unavailable(self.server, f"its greeting is malformed: {error}") from None
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send a message; raises RendezvousUnavailable."""
@@ -181,7 +181,7 @@ class Link:
                 await self._socket.send(strict_json.dump(message).decode())
         except TimeoutError as error:
             self._socket.transport.abort()
-            raise unavailable(self.server, f"it has taken nothing for {SEND_LIMIT:g} seconds") from error
+            raise unavailable(self.server, f"it has accepted nothing for {SEND_LIMIT:g} seconds") from error
         except (OSError, WebSocketException) as error:
             raise unavailable(self.server, _reason(error)) from error
 
@@ -193,7 +193,7 @@ class Link:
         except (OSError, WebSocketException) as error:  # TimeoutError is an OSError
             raise unavailable(self.server, _reason(error, timeout or 0)) from error
         except Malformed as error:
-            raise unavailable(self.server, f"it sends what it must not: {error}") from None
+            raise unavailable(self.server, f"it sent something invalid: {error}") from None
 
     async def close(self) -> None:
         """End the connection; safe to repeat."""

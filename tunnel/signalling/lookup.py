@@ -45,7 +45,7 @@ def _look_up(host: str, *, by_peer: bool) -> concurrent.futures.Future[Found]:
             # A daemon, as this program's end does not wait for it either.
             threading.Thread(target=_run, args=(host, future), name=f"getaddrinfo {host}", daemon=True).start()
         except RuntimeError:
-            raise OSError("there is no thread left to look its name up") from None
+            raise OSError("there is no thread left to look up its name") from None
         _running[host] = [*running, future]
     return future
 

@@ -52,7 +52,7 @@ class Waiting:
         for server in [known for known in self._places if known not in servers]:
             for place in self._places.pop(server):
                 self._leave(place)
-            self._tell(f"not waiting at {server} any more")
+            self._tell(f"no longer waiting at {server}")
         for server in servers:
             if server not in self._places:
                 self._places[server] = [self._begin(server)]
@@ -77,7 +77,7 @@ class Waiting:
                         if place.over and not place.over.ended:
                             return place.over
                     await self._stood.wait()
-        raise unavailable(server, "this host does not wait there any more")
+        raise unavailable(server, "this host no longer waits there")
 
     def _begin(self, server: Server) -> _Place:
         place = _Place()
@@ -144,7 +144,7 @@ class Waiting:
                 place.over = None
         if self._is_newest(server, place):
             self._tell(f"{server}: {REPLACED}: another agent of this host, one with a copy of its identity, or this "
-                       "rendezvous under another name; this one waits there again once that has gone")
+                       "rendezvous server under another name; this one waits there again once that has gone")
 
     async def _is_taken(self, server: Server) -> bool:
         """Whether somebody with this host's identity waits there; raises RendezvousUnavailable."""

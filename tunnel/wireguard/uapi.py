@@ -109,7 +109,7 @@ def check_answer(answer: bytes) -> str:
         if key == "errno":
             code = _number(value.removeprefix("-"))
     if code > _ERRNO_MAX:
-        raise BadAnswer("its status is no errno")
+        raise BadAnswer("its status is not an errno")
     return os.strerror(code) if code else ""
 
 
@@ -124,7 +124,7 @@ def parse_stats(answer: bytes) -> Stats | None:
     for key, value in _lines(answer):
         if key == "public_key":
             if len(value) != 2 * KEY_SIZE:
-                raise BadAnswer("a key of another size")
+                raise BadAnswer("a key of the wrong size")
             peers += 1
         elif peers == 1 and key in _COUNTERS:
             fields[key] = _number(value)
@@ -152,7 +152,7 @@ def _lines(answer: bytes) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         key, equals, value = line.partition("=")
         if not equals or not key.replace("_", "").isalnum() or not value.isprintable():
-            raise BadAnswer(f"line {number} is no key and value")
+            raise BadAnswer(f"line {number} is not a key and a value")
         if (key == "errno") != (number == len(lines)):
             raise BadAnswer("its status is not its last line")
         yield key, value
@@ -160,5 +160,5 @@ def _lines(answer: bytes) -> Iterator[tuple[str, str]]:
 
 def _number(value: str) -> int:
     if not value.isascii() or not value.isdecimal() or len(value) > 20 or int(value) >= _NUMBER_MAX:
-        raise BadAnswer("a number was due")
+        raise BadAnswer("a number was expected")
     return int(value)

@@ -141,14 +141,14 @@ class Userspace:
                     piece = uapi_socket.recv(uapi.ANSWER_MAX)
                     answer += piece
                     if not piece or len(answer) > uapi.ANSWER_MAX:
-                        raise WireGuardFailed(name=name, reason=f"{PROGRAM} broke its answer off")
+                        raise WireGuardFailed(name=name, reason=f"{PROGRAM} broke off its answer")
                 return bytes(answer)
         except OSError as error:
             raise WireGuardFailed(name=name, reason=f"{PROGRAM} cannot be asked: {error.strerror or error}") from None
 
 
 def _bad(name: str, error: uapi.BadAnswer) -> WireGuardFailed:
-    return WireGuardFailed(name=name, reason=f"{PROGRAM} gave an answer that makes no sense: {error}")
+    return WireGuardFailed(name=name, reason=f"{PROGRAM} gave an invalid answer: {error}")
 
 
 @contextlib.contextmanager
