@@ -164,7 +164,7 @@ def test_an_error_and_its_cure(status_runs: Callable[..., None], capsys: pytest.
     assert main(["status"]) == NoSpace.status
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == ("migrator: /pool has 1 MiB free, but 2 MiB are needed for this.\n"
+    assert captured.err == ("migrator: /pool has 1 MiB free, but 2 MiB is needed for this.\n"
                             f"  {NoSpace.cure}\n")
     assert main(["status", "--json"]) == NoSpace.status
     captured = capsys.readouterr()

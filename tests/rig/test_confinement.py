@@ -218,7 +218,7 @@ def test_an_overlay_of_what_the_destination_has(rig: Rig, clean_hosts: CleanHost
     rig.exec("hosta", "lxc-attach", "-n", "c1", "--", "/bin/busybox", *mount.split())
     begun = rig.probe("hosta", "c1")["start"]
     blocked = migrate(rig, "c1", "hosta").expect(30)
-    assert "/mnt in c1 is a file system of the type overlay" in str(blocked.json)
+    assert "/mnt in c1 is a file system of type overlay" in str(blocked.json)
     error = failed(migrate(rig, "c1", "hosta", "--ignore", "mount-unsupported"), RUNS_AGAIN, "dump-failed")
     assert "/mnt in it is a mount of the type overlay" in str(error["message"])
     rig.migrator("hosta", "rollback", "c1").expect(0)

@@ -112,7 +112,7 @@ def test_what_runs_past_its_fence_is_not_handed_over(rig: Rig, clean_hosts: Clea
     rig.sh("hosta", "lxc-autostart")
     init = rig.sh("hosta", "lxc-info -n c1 -pH")
     failed = rig.migrator("hosta", "resume", "c1", "--json").expect(3).json["error"]
-    assert "where it was to stand still" in failed["message"]
+    assert "where it should be frozen or stopped" in failed["message"]
     assert rig.sh("hosta", "lxc-info -n c1 -pH") == init, "it is left as it is"
     assert rig.read("hosta", "/pool/c1/config") == before
     assert rig.status("hosta", "c1")["state"] == "rolled-back" and rig.status("hostb", "c1")["state"] == "abandoned"

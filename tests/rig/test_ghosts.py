@@ -94,7 +94,7 @@ def test_no_name_of_what_was_deleted_leads_to_the_host(rig: Rig, clean_hosts: Cl
     checked = rig.migrator("hosta", "check", "c1", "-d", DESTINATION, "--json")
     assert "deleted-file-astray" in [finding["code"] for finding in checked.json["findings"]]
     error = failed(migrate(rig, "c1", "hosta", "--ignore", "deleted-file-astray"), RUNS_AGAIN, "dump-failed")
-    assert "/his/b is a symbolic link by now" in str(error["message"])
+    assert "/his/b is now a symbolic link" in str(error["message"])
     rig.migrator("hosta", "rollback", "c1").expect(0)  # it keeps what it has of the disk for the next attempt
     assert rig.sh("hostb", LOOK) == before
     runs_only_on(rig, "hosta", begun)
@@ -110,7 +110,7 @@ def test_nor_by_a_sender_who_lies(rig: Rig, clean_hosts: CleanHosts) -> None:
     script = '#!/bin/sh\nln -sfn /srv/victim /pool/c1/rootfs/tmp/his/b 2>&-\nexec REAL "$@"\n'
     with instead_of(rig, "hostb", "criu", script):
         error = failed(migrate(rig, "c1", "hosta"), RUNS_AGAIN, "restore-failed")
-    assert "/tmp/his/b is a symbolic link by now" in str(error["message"])
+    assert "/tmp/his/b is now a symbolic link" in str(error["message"])
     assert rig.sh("hostb", LOOK) == before
     runs_only_on(rig, "hosta", begun)
 

@@ -232,7 +232,7 @@ def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str, restoring: 
     restoring.release()
     wait_for(lambda: rig.exec("hostb", "pgrep", "-x", "criu|lxc-checkpoint", check=False).status == 1, "it has ended")
     said = rig.sh("hostb", "cat /run/migrator/*/at-restore.error /pool/.migrator/*/*/at-restore.error", check=False)
-    assert "word had ended" in said
+    assert "permission had expired" in said
     assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
     # Asked first, the source tells it what has become of it.
     rig.migrator("hostb", "resume", "--all", "--at-boot").expect(0)

@@ -17,7 +17,7 @@ __all__ = ["guest"]
 
 def given_up(rig: Rig, outcome: Outcome) -> None:
     """The command that was aborted says so; the container runs on hosta, and nothing of the attempt is left."""
-    assert "Interrupted by migrator abort: giving the attempt up" in outcome.expect(130).stderr
+    assert "Interrupted by migrator abort: giving up the attempt" in outcome.expect(130).stderr
     runs_only_on(rig, "hosta")
     assert rig.status("hosta", "c1")["state"] == "rolled-back"
     assert rig.leftovers() == [] and rig.sh("hostb", "ls /pool").strip() == ""

@@ -79,4 +79,4 @@ def test_dry_run(rig: Rig, clean_hosts: CleanHosts) -> None:
     assert {tuple(entry) for entry in listed["dry_run"]} == {("host", "argv")}
     assert {entry["host"] for entry in listed["dry_run"]} == {"hosta", "hostb"}
     assert clean_hosts.unexpected() == []
-    assert rig.migrator("hosta", "status").stdout == "No migration is under way.\n"
+    assert rig.migrator("hosta", "status").stdout == "No migration is in progress.\n"

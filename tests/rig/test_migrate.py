@@ -399,7 +399,7 @@ def test_requests_while_it_stands_still(rig: Rig, guest: Callable[[str], None], 
     outcome = rig.migrator("hosta", *ALL_AT_ONCE[1:], "--debug").expect(0)
     said = [json.loads(line)["message"] for line in outcome.stderr.splitlines()]
     frozen = next(number for number, text in enumerate(said) if text.startswith("+ nft 'add table netdev migrator-"))
-    asked = [text.rpartition(": ")[2] for text in said[frozen:] if " is asked: " in text]
+    asked = [text.rpartition(": ")[2] for text in said[frozen:] if text.startswith("asking ")]
     still = asked[: asked.index("own")]
     processes = int(rig.sh("hostb", "cat /sys/fs/cgroup/lxc.payload.c1/cgroup.procs | wc -l"))
     assert set(still) == {"transfer"} and 2 <= len(still) <= 2 + processes, asked

@@ -150,7 +150,7 @@ def test_a_stream_takes_from_nobody_else(rig: Rig, kind: str) -> None:
         assert received(rig, UNCHECKED, "/pool/spool/stream", "evil") == ""
         assert "secret" in rig.sh("hostb", "head -n 1 /pool/inside/evil/file"), "btrfs does as it is told"
         rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/evil")
-        assert f"takes from subvolume {victim}" in received(rig, CHECKED, "/pool/spool/stream", "evil")
+        assert f"refers to subvolume {victim}" in received(rig, CHECKED, "/pool/spool/stream", "evil")
         assert rig.sh("hostb", "ls -A /pool/inside").strip() == ""
     finally:
         rig.sh("hostb", "btrfs -q subvolume delete /pool/inside/* /pool/victim; rm -rf /pool/inside /pool/spool",

@@ -266,7 +266,7 @@ def test_a_removed_peer_gets_nothing(nats: Nats, agent: Running) -> None:
             assert running.wait().status != 0
         before = agent.stderr.count("is connected")
         with rig.start(INITIATOR, *PING) as running:
-            wait_for(lambda: "not paired" in agent.stderr, "a stranger has rung")
+            wait_for(lambda: "not paired" in agent.stderr, "a stranger has called")
             running.signal(signal.SIGINT)  # it waits for an answer
             assert running.wait().status != 0
         assert agent.stderr.count("is connected") == before

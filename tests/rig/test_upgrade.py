@@ -116,7 +116,7 @@ def test_cleanup_knows_its_places(rig: Rig, clean_hosts: CleanHosts) -> None:
         nft 'table netdev migrator-0badc0de { chain ingress {
             type filter hook ingress devices = { "_gone" } priority -500; policy drop; }; }'""")
     refused = rig.migrator("hosta", "cleanup").expect(0)
-    assert "_gone neither hears nor says anything" in refused.stderr, refused
+    assert "_gone neither receives nor sends anything" in refused.stderr, refused
     assert "migrator-0badc0de" in rig.sh("hosta", "nft list tables")
     rig.sh("hosta", "ip link delete dev _gone")
     rig.migrator("hosta", "cleanup").expect(0)

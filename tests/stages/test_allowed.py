@@ -100,7 +100,7 @@ def test_every_operation_of_a_migration_is_looked_at() -> None:
 @pytest.mark.parametrize("op", OF_A_SOURCE)
 def test_by_default_a_peer_may_do_nothing(here: Here, op: str) -> None:
     for granted in (peer(), grant.nobody("0123"), grant.of_only("ask"), peer("hosta", "a-later-word")):
-        with pytest.raises(NotAllowed, match="may not bring containers here"):
+        with pytest.raises(NotAllowed, match="may not move containers here"):
             here.caller(granted)(op)
     assert list(here.pool.iterdir()) == []
     assert here.journal.all() == []
@@ -113,7 +113,7 @@ def test_by_default_a_peer_may_do_nothing(here: Here, op: str) -> None:
 def test_a_migration_is_bound_to_who_has_begun_it(here: Here, op: str, other: Grant) -> None:
     here.begun(peer("hosta", "receive"))
     before = here.journal.by_id(ID, Role.DESTINATION)
-    with pytest.raises(NotAllowed, match=f"migration {ID} was begun by somebody else"):
+    with pytest.raises(NotAllowed, match=f"migration {ID} was begun by someone else"):
         here.caller(other)(op)
     after = here.journal.by_id(ID, Role.DESTINATION)
     assert before and after and (before.state, before.given()) == (after.state, after.given())
@@ -125,7 +125,7 @@ def test_a_migration_is_bound_to_who_has_begun_it(here: Here, op: str, other: Gr
 def test_who_guesses_an_id_learns_no_name_and_guesses_no_more(here: Here) -> None:
     here.begun(peer("hosta", "receive"), name="payroll")
     ask = here.caller(peer("hostc", "receive"))
-    with pytest.raises(NotAllowed, match="somebody else") as refused:
+    with pytest.raises(NotAllowed, match="someone else") as refused:
         ask("state")
     assert "payroll" not in str(refused.value.to_json())
     for number in range(1, grant.UNKNOWN_MAX):
@@ -134,7 +134,7 @@ def test_who_guesses_an_id_learns_no_name_and_guesses_no_more(here: Here) -> Non
     for op in ("state", "source-state"):
         with pytest.raises(NotAllowed, match="too many migrations"):
             ask(op, id="deadbeef")
-    with pytest.raises(NotAllowed, match="somebody else"):
+    with pytest.raises(NotAllowed, match="someone else"):
         ask("state")
     root = here.caller(grant.ROOT)
     for number in range(1, grant.UNKNOWN_MAX + 9):
@@ -144,7 +144,7 @@ def test_who_guesses_an_id_learns_no_name_and_guesses_no_more(here: Here) -> Non
 @pytest.mark.parametrize("op", OF_A_MIGRATION)
 def test_what_root_has_begun_over_ssh_is_no_peers(here: Here, op: str) -> None:
     here.begun(grant.ROOT)
-    with pytest.raises(NotAllowed, match="somebody else"):
+    with pytest.raises(NotAllowed, match="someone else"):
         here.caller(peer("hosta", "receive"))(op)
 
 
@@ -175,7 +175,7 @@ def test_only_into_the_lxc_paths_that_were_allowed(here: Here) -> None:
     assert here.caller(second)("lxcpath", lxcpath=None)["lxcpath"] == str(here.second)
     for op in ("lxcpath", "begin", "abandon", "facts", "subvolumes"):
         for granted, wanted in ((default, here.second), (second, here.pool), (default, Path("/etc"))):
-            with pytest.raises(NotAllowed, match="may bring containers to"):
+            with pytest.raises(NotAllowed, match="may move containers only to"):
                 here.caller(granted)(op, lxcpath=str(wanted))
     assert here.journal.all() == []
     both = peer("hosta", "receive", f"lxcpath={here.second}", f"lxcpath={here.pool}")

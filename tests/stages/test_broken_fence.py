@@ -124,7 +124,7 @@ def test_what_has_left_and_is_in_use_again_stays(journal: Journal, tmp_path: Pat
     assert (clean(journal, tmp_path) == []) is (edit in LETS)
     assert (here.rootfs / "written").exists() is (edit in LETS)
     told = capfd.readouterr().err.replace("\n", " ")
-    assert ("keeps nobody from starting it" in told) is (edit in LETS and "BEGIN" in config.read_text())
+    assert ("does not prevent a start" in told) is (edit in LETS and "BEGIN" in config.read_text())
 
 
 @pytest.mark.usefixtures("state")
@@ -237,7 +237,7 @@ def said(journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     texts.append(heal.one(options, "web", tmp_path).text if newest and newest.role is Role.SOURCE else "")
     capfd.readouterr()
     heal.every(options)
-    return ["its fence was taken away" in " ".join(text.split()) for text in (*texts, capfd.readouterr().err)]
+    return ["its fence was removed" in " ".join(text.split()) for text in (*texts, capfd.readouterr().err)]
 
 
 def test_it_had_begun_to_come_back(journal: Journal, left: Layout, tmp_path: Path,

@@ -118,7 +118,7 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, beside: Start
     said = capsys.readouterr().err
     assert started == (["web"] if called == OTHER else [])
     for told in (said, after_crash.where(migration)):
-        assert (f"see first what process {beside.pid} is, by its cgroup, /sys/fs/cgroup/lxc.payload.web" in told) is (
+        assert (f"its cgroup, /sys/fs/cgroup/lxc.payload.web, what process {beside.pid} is" in told) is (
             called == WEB)
 
 
@@ -133,7 +133,7 @@ def test_beside_the_frozen_one(journal: Journal, cgroup: Path, beside: Start, st
             thaw_again.thaw_source(migration)
         assert f"see first what process {beside.pid} is" in str(raised.value)
         assert standing.runs(migration)
-        assert f"see first what process {beside.pid} is" in after_crash.note(migration)
+        assert f"what process {beside.pid} is" in after_crash.note(migration)
         with monkeypatch.context() as inside:
             inside.setattr(second_start, "_descends", lambda *_: True)
             assert not standing.runs(migration), "a user in there has made it"
@@ -186,7 +186,7 @@ def test_nor_is_it_ended_in_the_cgroup_that_is_on_record(
 def test_a_finish_ends_nothing_beside_it(journal: Journal, cgroup: Path, beside: Start) -> None:
     configured(journal)
     migration = frozen(journal, cgroup, os.getpid(), Event.OFFER, Event.TAKEN, boot=OTHER_BOOT)
-    with pytest.raises(OutOfOrder, match=f"see first what process {beside.pid} is") as raised:
+    with pytest.raises(OutOfOrder, match=f"what process {beside.pid} is") as raised:
         standing.refuse_end(migration, "finish")
     assert f"kill -9 {beside.pid}" in raised.value.hint
     beside.cgroup = OTHER
@@ -202,4 +202,4 @@ def test_what_is_said_of_it(beside: Start, cgroup: str, root: roots.Root | None,
     said = second_start.doubt(beside.pid, "web", Path("/"))
     assert (said == "") is certain
     if cgroup == OTHER:
-        assert "/sys/fs/cgroup/lxc.payload.other: if it is another container's" in said
+        assert "by its cgroup, /sys/fs/cgroup/lxc.payload.other, what process" in said

@@ -108,10 +108,10 @@ ON_THE_WAY = [Event.OFFER, Event.TAKEN, Event.FINISH]
 
 @pytest.mark.parametrize("destination", [None, "root@hostb"])
 @pytest.mark.parametrize(("reached", "next_"), [
-    (0, "Next: migrator create-dump web -d root@hostb -- see too: migrator status web"),
-    (1, "Next: migrator create-dump web -d root@hostb -- see too: migrator status web"),
-    (2, "Next: migrator restore-dump web -P /pool   (on hostb) -- see too: migrator status web"),
-    (3, "Next: migrator finish web -- see too: migrator status web"),
+    (0, "Next: migrator create-dump web -d root@hostb -- see also: migrator status web"),
+    (1, "Next: migrator create-dump web -d root@hostb -- see also: migrator status web"),
+    (2, "Next: migrator restore-dump web -P /pool   (on hostb) -- see also: migrator status web"),
+    (3, "Next: migrator finish web -- see also: migrator status web"),
 ])
 def test_neither_copy_is_to_be_touched(journal: Journal, typed: Callable[..., Result], destination: str | None,
                                        reached: int, next_: str) -> None:
@@ -163,11 +163,11 @@ def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callab
 
 
 @pytest.mark.parametrize(("peer", "given", "detail", "cure"), [
-    ("root@hostb", False, {}, "To have it back, type on hostb: migrator migrate web -P /pool -d hosta"),
+    ("root@hostb", False, {}, "To move it back, run on hostb: migrator migrate web -P /pool -d hosta"),
     ("root@hostb", True, {"other_name": "shop", "destination_lxcpath": "/data/my lxc"},
-     "To have it back, type on hostb: migrator migrate shop -P '/data/my lxc' -d hosta --new-name web"
+     "To move it back, run on hostb: migrator migrate shop -P '/data/my lxc' -d hosta --new-name web"
      " --destination-lxcpath {here}"),
-    ("peer:b", False, {}, "To have it back, type on hostb: migrator migrate web -P /pool -d peer:NAME"
+    ("peer:b", False, {}, "To move it back, run on hostb: migrator migrate web -P /pool -d peer:NAME"
      "   (NAME is what this host is called there: migrator peer list)"),
 ])
 def test_how_it_comes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch, peer: str, given: bool,

@@ -157,7 +157,7 @@ def test_a_container_that_is_worked_on_keeps_nobody_waiting(host: Host, capsys: 
         host.clean()
     assert all(path.is_dir() for path in host.things())
     assert not any(path.exists() for path in host.things("shop", OTHER))
-    assert "What is left of web stays" in capsys.readouterr().err
+    assert "The leftovers of web stay" in capsys.readouterr().err
     assert set(host.silent) == {ID}
 
 
@@ -450,10 +450,10 @@ def test_with_a_name_nothing_goes_that_a_stream_has_renamed(host: Host, marks: N
 def test_a_dry_run_says_that_names_may_be_wrong(host: Host, marks: None, capsys: pytest.CaptureFixture[str]) -> None:
     host.ended()
     for renames in ((), ((f"{ID}.1", "deadbeef.1"),)):
-        assert "was broken off" not in capsys.readouterr().err
+        assert "was interrupted" not in capsys.readouterr().err
         renamed(host, ID, *renames)
         host.clean(dry_run=True)
-        assert "was broken off" in capsys.readouterr().err
+        assert "was interrupted" in capsys.readouterr().err
     assert (Layout(host.pool, "web", ID).folder / "deadbeef.1").is_dir()
 
 

@@ -60,7 +60,7 @@ def test_cleanup_leaves_what_they_lie_on(journal: Journal, tmp_path: Path, text:
         else:
             cleanup.clean_moved(cleaner, went)
         assert (cleaner.removed == []) is some
-    assert (f"clones lie on it, see {note}" in " ".join(capfd.readouterr().err.split())) is some
+    assert (f"clones depend on it, see {note}" in " ".join(capfd.readouterr().err.split())) is some
     assert (here.rootfs / "written").exists() is some
     assert (here.container / "config").is_file() is (text is not None), "with that file it stays"
 

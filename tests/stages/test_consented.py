@@ -153,7 +153,7 @@ def test_what_is_forced_is_taken_up_without_it(here: Here, peers: Peers, capsys:
     peers.remove("hosta")
     with pytest.raises(SourceStillFrozen):
         restore_dump.take_offered(arriving(here))
-    with pytest.raises(ForceRefused, match=r"takes consent: .*hook\.start-host"):  # said before the id is typed
+    with pytest.raises(ForceRefused, match=r"needs consent: .*hook\.start-host"):  # said before the id is typed
         force.let_run(arriving(here), "", lambda: pytest.fail("nobody is to be asked"))
     restore_dump.take_offered(arriving(here), forced=True)
     assert arriving(here).state is State.OWNED

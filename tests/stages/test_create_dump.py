@@ -65,7 +65,7 @@ def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, t
     def result(*_: object) -> Result:
         if "images" in when:
             press()
-        return Result({}, "frozen, and belongs to hostb")
+        return Result({}, "frozen; hostb owns it now")
 
     def carry_out(_: object, __: object, migration: Migration, *___: object, **____: object) -> Result:
         made = Plain(migration)
@@ -75,7 +75,7 @@ def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, t
     monkeypatch.setattr(standing, "require", lambda *_: None)
     monkeypatch.setattr(create_dump, "carry_out", carry_out)
     monkeypatch.setattr(create_dump, "connected", over(press if "connection" in when else lambda: None))
-    assert typed().text == "frozen, and belongs to hostb"
+    assert typed().text == "frozen; hostb owns it now"
     assert recorded(migration).state is State.DUMPED and recorded(migration).owner is Owner.DESTINATION
     with pytest.raises(Interrupted):
         container_lock.check_interrupted()
@@ -99,7 +99,7 @@ def test_offered_and_nobody_to_be_asked_it_says_that_it_is_frozen(
     migration = offered(journal)
     assert next_commands.next_command(migration) == "migrator create-dump web -d root@hostb"
     monkeypatch.setattr(create_dump, "connected", refuses(error))
-    with pytest.raises(SourceStateUnknown, match="hostb may run the container web is not known; it is kept frozen"):
+    with pytest.raises(SourceStateUnknown, match="hostb may run the container web is unknown; it is kept frozen"):
         typed()
     assert recorded(migration).state is State.OFFERED
 

@@ -102,7 +102,7 @@ def test_nor_on_another_disk(older: Migration, asked: list[State | None], monkey
         older.note("disk", disk=None)
     with pytest.raises(DiskAway):
         heal._on_destination(BOOT, older)
-    assert "is not to be seen there" in after_crash.note(older)
+    assert "is not visible" in after_crash.note(older)
 
 
 def test_who_would_force_its_end_is_told_to_resume(older: Migration) -> None:

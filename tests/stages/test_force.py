@@ -135,9 +135,9 @@ def test_where_it_cannot_be_told_somebody_must_say_that_it_is_off(
 
     with pytest.raises(SourceStateUnknown) as refused:
         force.roll_back(migration, migration.id, tell)
-    assert nothing_real == [] and "it cannot be told whether hostb is off" in " ".join(capfd.readouterr().err.split())
+    assert nothing_real == [] and "it cannot be seen from here whether" in " ".join(capfd.readouterr().err.split())
     assert refused.value.hint == refused.value.to_json()["cure"] == (
-        f"When hostb can be reached again: {ROLLBACK} -- where you have made sure that it is off, and stays so: "
+        f"Once hostb can be reached again: {ROLLBACK} -- if you have made sure that it is off, and stays off: "
         f"{ROLLBACK} --force {migration.id} --machine-is-off")
     assert force.roll_back(migration, migration.id, tell, off=True).data["forced"]
     assert nothing_real == ["thawed"]
@@ -346,7 +346,7 @@ def test_let_run_without_a_source_that_is_lost(journal: Journal) -> None:
         raise SILENT[0]
 
     for given in ("", "web", "0badc0d"):
-        with pytest.raises(ForceRefused, match="not let run here by force") as refused:
+        with pytest.raises(ForceRefused, match="not run here by force") as refused:
             force.let_run(migration, given, lambda: pytest.fail("nobody is to be asked"))
         assert refused.value.hint.endswith(f"migrator restore-dump web --force {migration.id}")
     assert force.let_run(migration, migration.id, ask)
@@ -470,7 +470,7 @@ def test_the_machine_is_taken_for_off_on_somebodys_word_alone(journal: Journal) 
 
     with pytest.raises(NotKnownThere) as refused:
         force.finish_alone(migration, migration.id, ask)
-    assert f"can be reached again: {next_commands.command('finish@source', migration)} -- where" in refused.value.hint
+    assert f"can be reached again: {next_commands.command('finish@source', migration)} -- if you" in refused.value.hint
     assert migration.state is State.RESTORED
 
 

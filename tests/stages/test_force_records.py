@@ -41,7 +41,7 @@ def test_before_the_offer_it_is_a_rollback_like_any_other(journal: Journal, noth
 ])
 @pytest.mark.parametrize(("taken", "known"), [
     (False, "hostb was offered the token and has not answered: it may have taken it, and may run web."),
-    (True, "hostb has taken the token: it runs web, or may at any time."),
+    (True, "hostb has taken the token: it runs web, or may run it at any time."),
 ])
 def test_what_it_would_risk_is_said(journal: Journal, given: str, what: str, taken: bool, known: str) -> None:
     migration = offered(journal)
@@ -157,7 +157,7 @@ def test_what_would_be_left_behind_is_said(journal: Journal, given: str, what: s
     with pytest.raises(ForceRefused) as refused:
         force.finish_alone(migration, given, lambda: pytest.fail("nobody is to be asked"))
     assert refused.value.fields["reason"] == what
-    assert str(refused.value.fields["risk"]).startswith("hosta holds a frozen copy of web as long as it is up")
+    assert str(refused.value.fields["risk"]).startswith("As long as hosta is up, it holds a frozen copy of web")
 
 
 # --- waiting for what the destination was told ----------------------------------------------------------------

@@ -130,11 +130,13 @@ def test_no_name_makes_lines_of_its_own(pool: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cleanup, "clean_container", clean)
     done = cleaned(pool)
     assert [line.partition("/pool/")[0] for line in done.text.splitlines()][:3] == [
-        "Removed ", f"Kept until migrator cleanup web -P {pool}: ", "Left, as it is not migrator's, or is in use: "]
+        "Removed ", f"Kept until migrator cleanup web -P {pool}: ",
+        "Left alone, as it is not migrator's or is in use: ",
+    ]
     assert len(done.text.splitlines()) == 4 and done.data["left"] == [evil]
 
 
 def test_it_does_not_go_with_what_removes_the_snapshots(pool: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         typed(pool, "--forget", "--keep-copy")
-    assert "--keep-copy does not go with --forget" in capsys.readouterr().err
+    assert "--keep-copy cannot be combined with --forget" in capsys.readouterr().err

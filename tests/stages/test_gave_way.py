@@ -104,9 +104,9 @@ def test_of_a_disk_that_is_away_nothing_is_looked_at(there: There, monkeypatch: 
 
 def test_where_it_lives_does_not_hang_on_what_is_in_its_place(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(renamed, "living", lambda *_: [PID])
-    monkeypatch.setattr(renamed, "told", lambda *_: ("c9", "it runs by the name of c9"))
+    monkeypatch.setattr(renamed, "told", lambda *_: ("c9", "it runs under the name c9"))
     monkeypatch.setattr("stages.steps.gave_way._may_run_in_place", lambda *_: pytest.fail("that is looked at"))
-    with pytest.raises(BackThere, match="runs by the name of c9") as error:
+    with pytest.raises(BackThere, match="runs under the name c9") as error:
         asked_once_more(there)
     assert not isinstance(error.value, MovedOn)
 
@@ -278,7 +278,7 @@ def test_what_runs_is_named(there: There, monkeypatch: pytest.MonkeyPatch, cgrou
         asked_once_more(there)
     assert f"lxc-stop -k -P {there.pool} {told or 'NAME'} --" in error.value.hint
     assert (str(PID) in error.value.message) is (told is None)
-    assert ("by the name of c9" in error.value.message) is (told not in (None, "web"))
+    assert ("under the name c9" in error.value.message) is (told not in (None, "web"))
     refused(there)
 
 

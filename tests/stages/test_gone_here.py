@@ -123,7 +123,7 @@ def test_another_one_is_not_started(journal: Journal, started: list[str], way: d
     assert started == [] and done.data["thawed"] is False and migration.state is State.ROLLED_BACK
     assert config.read_text() == before and (config.parent / "rootfs" / "uuid").is_file()
     said = capsys.readouterr().err
-    assert "another container has its place by now, and is left alone" in said
+    assert "another container has taken its place, and is left alone" in said
     assert f"{layout_of(migration).snapshot(2)} is kept, as it may be the last copy of web" in said
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.2"]
 
@@ -176,7 +176,7 @@ def test_by_its_name_alone_none_is_started(journal: Journal, started: list[str],
     monkeypatch.setattr(Stopped, "state", "RUNNING")
     assert give_back.roll_back(migration, lambda: "").data["thawed"] is False
     assert started == [] and str(migration.state) == "rolled-back"
-    assert "and that is not stopped" in capsys.readouterr().err
+    assert "and it is not stopped" in capsys.readouterr().err
 
 
 @WAYS
@@ -341,5 +341,5 @@ def test_at_boot_what_is_there_waits(journal: Journal, monkeypatch: pytest.Monke
     migration = begun(journal, Event.SENT)
     put(migration, ITS_OWN)
     done = heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=True)
-    assert done.text == ("web is STOPPED on this host, which has the token. What has been sent is kept. Go on with: "
+    assert done.text == ("web is STOPPED on this host, which has the token. What has been sent is kept. Continue with: "
                          "migrator resume web")

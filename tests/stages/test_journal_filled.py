@@ -179,7 +179,7 @@ def test_all_of_a_callers_migrations_together_tell_only_so_much(here: Here, ende
         if ended:
             ask("abandon", id=other, name=f"web{number}")
     for op, fields in (("begin", {"id": OTHER, "name": "db"}), ("transfer", {})):
-        with pytest.raises(NotAllowed, match="too much is recorded of its migrations") as refused:
+        with pytest.raises(NotAllowed, match="too much is recorded about its migrations") as refused:
             ask(op, **fields)
         assert "migrator cleanup --forget" in refused.value.hint
     here.begun(peer("hostc", "receive"), OTHER, name="shop")  # others are not hit
@@ -207,7 +207,7 @@ def test_the_journals_disk_is_not_filled(here: Here, monkeypatch: pytest.MonkeyP
         migration.move(event)
     full = True
     for op, fields in (("begin", {"id": "00000003", "name": "shop"}), ("transfer", {}), ("dump-begin", {"id": OTHER})):
-        with pytest.raises(NoSpace, match=r"1\.0 GiB are needed for what must stay free"):
+        with pytest.raises(NoSpace, match=r"1\.0 GiB is needed for what must stay free"):
             ask(op, **fields)
     assert root("begin", id="00000003", name="shop")["state"] == State.RECEIVING
     for id_ in (ID, OTHER):

@@ -184,7 +184,7 @@ def test_what_runs_is_kept_with_the_id(source: Migration, hosts: Hosts, runs_the
     with pytest.raises(RunsUnrecorded):
         typed(source, hosts)
     for given in ("", "web"):
-        with pytest.raises(ForceRefused, match="though the journal there does not say so"):
+        with pytest.raises(ForceRefused, match="but the journal there does not say so"):
             typed(source, hosts, given)
     assert source.state in (State.OFFERED, State.DUMPED) and there.state is older
     typed(source, hosts, ID)
@@ -278,7 +278,7 @@ def test_the_answer_to_an_offer_is_that_nothing_is_known(source: Migration, host
     hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP)
     there = SimpleNamespace(peer_host="hostb", call_and_go=lambda op, *, first, then, within, **fields: (
         hosts["hostb"].call(op, **fields)))
-    with pytest.raises(SourceStateUnknown, match="though the journal there does not say so"):
+    with pytest.raises(SourceStateUnknown, match="but the journal there does not say so"):
         offer.make(source, there)  # type: ignore[arg-type]
     assert source.state is State.OFFERED
 
@@ -318,9 +318,9 @@ def test_what_was_not_offered_is_given_up_all_the_same(source: Migration, hosts:
     there = hosts["hostb"].destination
     done = give_back.roll_back(source, lambda: tell(source, hosts["hostb"]))
     assert source.state is State.ROLLED_BACK and source.owes and not done.data["destination_told"]
-    assert "something lives in it, which is not web itself: it runs, as process 4711" in done.text
+    assert "something other than web itself lives in it: it runs, as process 4711" in done.text
     assert there.state is State.RECEIVING and runs_there == [PID]
-    with pytest.raises(OutOfOrder, match="something lives in what has arrived") as late:
+    with pytest.raises(OutOfOrder, match="something other than web itself lives in what has arrived") as late:
         force.tell_late(source, lambda: tell(source, hosts["hostb"]))
     assert "migrator resume web" in late.value.hint
     runs_there.clear()

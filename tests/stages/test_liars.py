@@ -58,7 +58,7 @@ def test_a_stream_has_the_name_that_this_host_gives_it(here: Here, kind: str, na
     before = {path.name for path in here.layout.spool.iterdir()}
     if name != own:
         for names in ([name], [own, name]):
-            with pytest.raises(ProtocolError, match="has no place there"):
+            with pytest.raises(ProtocolError, match="does not belong there"):
                 here.caller(granted)("transfer", kind=kind, files=[{"name": each, "size": None} for each in names])
     assert {path.name for path in here.layout.spool.iterdir()} == before
     taken = here.caller(granted)("transfer", kind=kind, files=[{"name": own, "size": None}])
@@ -72,7 +72,7 @@ def test_beside_the_images_lies_only_what_travels(here: Here, name: str) -> None
     granted = peer("hosta", "receive")
     receiving_a_dump(here, granted)
     here.stack.callback(here.layout.drop_images)
-    with pytest.raises(ProtocolError, match="has no place there"):
+    with pytest.raises(ProtocolError, match="does not belong there"):
         here.caller(granted)("transfer", kind="images", files=[{"name": name, "size": 1}])
     sent = [{"name": each, "size": 1} for each in (
         "pages-1.img", "tmpfs-dev-42.tar.gz.img", "tty.info", "terminals", "cgroup-owners", "cgroup-limits",

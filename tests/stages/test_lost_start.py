@@ -60,7 +60,7 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list
         assert not thaw_again.thaw_source(migration)
         assert started == [] and f"lives (process {pid})" in capsys.readouterr().err
         told = after_crash.where(migration)
-        assert "web runs on here, but LXC does not know of it" in told and f"to end it: kill -9 {pid}" in told
+        assert "web keeps running here, but LXC no longer knows of it" in told and f"to end it: kill -9 {pid}" in told
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
     assert "Start it with: lxc-start" in after_crash.where(migration)
 
@@ -176,11 +176,11 @@ def test_beside_the_frozen_one_it_is_seen_by_whoever_gives_a_word(
                 offer.word(migration)
             assert raised.value.hint == "Next: migrator rollback web"
             told = after_crash.note(migration)
-            assert "It is frozen here" in told and f"comes to its end with kill -9 {pid}:" in told
+            assert "It is frozen here" in told and f"End that one with kill -9 {pid}:" in told
         for event in (None, Event.FINISH):
             if event:
                 migration.move(event)
-            with pytest.raises(OutOfOrder, match="somebody has started it here too") as raised:
+            with pytest.raises(OutOfOrder, match="someone has started it here too") as raised:
                 standing.refuse_end(migration, "finish")
             assert raised.value.hint == f"Next: kill -9 {pid} -- and then: migrator finish web"
         monkeypatch.setattr(lxc, "container_processes", lambda _: ours[1:])

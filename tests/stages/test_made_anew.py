@@ -79,7 +79,7 @@ def test_it_is_not_gone_on_with(journal: Journal, monkeypatch: pytest.MonkeyPatc
     put(migration, ANOTHER)
     steps: list[Callable[[], None]] = [lambda: another_round(journal, migration), lambda: dump(migration)]
     for step in steps:
-        with pytest.raises(OutOfOrder, match="has another root file system than the one that was sent") as refused:
+        with pytest.raises(OutOfOrder, match="has a different root file system than the one that was sent") as refused:
             step()
         assert refused.value.hint == "Next: migrator rollback web"
     assert migration.state is State.PREPARED
@@ -152,5 +152,5 @@ def test_the_driver_advises_one_thing(journal: Journal, uuid: str, capsys: pytes
         drive.Drive("migrate", REQUEST, MoveOptions(), journal, container, migration)._back(
             OutOfOrder(stage="create-dump", missing="x", next="migrator rollback web"))
     said = capsys.readouterr()
-    assert ("Go on with" in said.out + said.err) is (uuid == ITS_OWN)
+    assert ("Continue with" in said.out + said.err) is (uuid == ITS_OWN)
     assert migration.id == ID

@@ -33,7 +33,7 @@ def test_its_id_is_taken(here: Here, op: str, granted: Grant) -> None:
     images = migration_paths.RUNTIME / ID
     images.mkdir(parents=True)
     (images / "pages-1.img").write_text("what is being dumped")
-    with pytest.raises(NotAllowed, match=f"migration {ID} was begun by somebody else"):
+    with pytest.raises(NotAllowed, match=f"migration {ID} was begun by someone else"):
         here.caller(granted)(op)
     assert (images / "pages-1.img").read_text() == "what is being dumped"
     assert here.journal.by_id(ID, Role.DESTINATION) is None

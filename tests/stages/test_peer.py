@@ -146,7 +146,7 @@ def test_by_copy_and_paste(hosts: tuple[Path, Path]) -> None:
     refused = migrator(two, "peer", "join", "--offline", "--name", "x", status=74, given="nonsense\n")
     assert "damaged, or not one" in refused.err
     refused = migrator(two, "peer", "join", invitation, "--offline", "--name", "x", status=2)
-    assert "not given as an argument" in refused.err
+    assert "do not give it as an argument" in refused.err
 
 
 @pytest.mark.parametrize(("behind", "answer", "status"), [

@@ -117,7 +117,7 @@ def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Pat
     assert after_crash.memory_is_here(migration)
     assert thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
-    assert "Start no second one" in after_crash.where(migration)
+    assert "Do not start a second one" in after_crash.where(migration)
     assert f"echo 1 >{cgroup}/cgroup.kill" in after_crash.where(migration)
 
 

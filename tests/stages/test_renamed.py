@@ -155,8 +155,8 @@ def test_addresses_tell_of_another_where_both_are_known(there: There, monkeypatc
 
 
 @pytest.mark.parametrize(("called", "told"), [
-    ("web", ("web", "it runs")), ("a b", ("'a b'", "it runs by the name of a b")),
-    ("", ("NAME", "it runs, as process 4711,4712; by what name, /proc/4711/cgroup tells there")),
+    ("web", ("web", "it runs")), ("a b", ("'a b'", "it runs under the name a b")),
+    ("", ("NAME", "it runs, as process 4711,4712; /proc/4711/cgroup there shows under which name")),
 ])
 def test_how_what_runs_is_told(there: There, monkeypatch: pytest.MonkeyPatch, called: str,
                                told: tuple[str, str]) -> None:

@@ -190,7 +190,7 @@ def test_who_hears_of_it_late_tells_what_it_keeps(journal: Journal, thaws: list[
     give_back.roll_back(migration, refuses(CUT))
     assert one.is_dir() and two.is_dir() and base.is_dir()
     told = force.tell_late(migration, lambda: uuid)
-    assert told and told.data["destination_told"] is True and "hostb knows now" in told.text
+    assert told and told.data["destination_told"] is True and "hostb now knows" in told.text
     assert one.is_dir() is bool(uuid) and not two.exists() and base.is_dir() is (not uuid)
     assert not recorded(migration).owes
 
@@ -290,7 +290,7 @@ def test_what_was_stopped_is_started_again(journal: Journal, acts: list[str], mo
 
 
 @pytest.mark.parametrize(("state", "text"), [
-    ("RUNNING", "web runs on here."), ("STOPPED", "web is STOPPED here. Start it with: lxc-start -P {} web"),
+    ("RUNNING", "web keeps running here."), ("STOPPED", "web is STOPPED here. Start it with: lxc-start -P {} web"),
 ])
 def test_where_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: str, text: str) -> None:
     migration = dumping(journal)
@@ -308,7 +308,7 @@ def test_where_it_is_when_lxc_does_not_know_of_it(journal: Journal) -> None:
     migration = dumping(journal)
     migration.lxcpath = Path("/nowhere/BOX")
     assert after_crash.where(migration) == (
-        "LXC does not know of web in /nowhere/BOX any more: it was removed meanwhile, or renamed. See what there is"
+        "LXC no longer knows of web in /nowhere/BOX: it has been removed or renamed. List the containers"
         " with: lxc-ls -f -P /nowhere/BOX")
 
 

@@ -143,7 +143,7 @@ def test_it_was_typed_there_first(there: Destination) -> None:
     """What it keeps is what it had imported; the source, which comes later, says what it has itself."""
     migration, (one, two) = received(there, SENT, UUID)
     _, base = earlier(there.journal, migration, "00000001", peer="hosta")
-    assert "nothing of it is left but what" in abandon.give_up_here(migration).text
+    assert "nothing of it is left except what" in abandon.give_up_here(migration).text
     assert two.is_dir() and not one.exists() and not base.exists()
     found = recorded(migration)
     assert found.state is State.ABANDONED and found.ending.given_up_here is True
@@ -342,6 +342,6 @@ def test_the_token_is_given_back_whatever_the_disk_does(there: Destination, monk
             assert answer == {"state": State.ABANDONING, "kept": "", "known": True, "ticket": migration.ticket}
         assert recorded(migration).ending.given_up_here is False
         told = abandon.give_up_here(recorded(migration))
-        assert "what is left of it goes" in told.text and one.is_dir()
+        assert "the next rollback removes what is left of it" in told.text and one.is_dir()
     assert there.ask("abandon", held=[])["state"] is State.ABANDONED and not one.exists()
     assert recorded(migration).ending.given_up_here is True, "that it was typed here stays on record"

@@ -159,7 +159,7 @@ def test_one_that_has_ended_is_none() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     assert not second_start.is_start(gone.pid)
-    assert f"see first what process {gone.pid} is, by its cgroup, /:" in second_start.doubt(gone.pid, "web", Path("/"))
+    assert f"by its cgroup, /, what process {gone.pid} is:" in second_start.doubt(gone.pid, "web", Path("/"))
 
 
 def test_nothing_stays_open_of_who_was_looked_at(journal: Journal, cgroup: Path,

@@ -58,7 +58,7 @@ def test_a_forced_command_serves_and_does_nothing_else(
     if granted:
         assert serve.grant_of(options).receive
     else:
-        with pytest.raises(NotAllowed, match="`migrator serve` alone"):
+        with pytest.raises(NotAllowed, match="only for `migrator serve`"):
             serve.grant_of(options)
 
 
@@ -101,7 +101,7 @@ def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest
             assert asked() == str(pool)
             for words in ((), grant.words_of(receive=True, lxcpaths=["/elsewhere"])):
                 peers.allow("hosta", words)
-                with pytest.raises(NotAllowed, match="let hosta do that: it may"):
+                with pytest.raises(NotAllowed, match="allow hosta to do that: it may"):
                     asked()
                 peers.allow("hosta", receive)
                 assert asked() == str(pool)

@@ -56,10 +56,10 @@ def test_it_is_told_and_put_back(migration: Migration, silenced: list[Any], capf
     if taken:
         migration.move(Event.TAKEN)
     told = after_crash.note(migration)
-    assert "Put that back with: migrator create-dump web -d root@hostb. " in told
+    assert "Silence it again with: migrator create-dump web -d root@hostb. " in told
     standing.restore_silence(migration)
     assert silenced == [(Port(**VETH),)]
-    assert "web silent any more" in capfd.readouterr().err
+    assert "The network of web was no longer silenced" in capfd.readouterr().err
     standing.restore_silence(migration)
     assert len(silenced) == 1 and "silent" not in after_crash.note(migration)
     assert capfd.readouterr().err == ""
@@ -99,7 +99,7 @@ def test_where_nft_does_not_answer(migration: Migration, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(network, "is_silent", hangs)
     standing.restore_silence(migration)
-    assert "cannot be seen to" in capfd.readouterr().err
+    assert "could not be checked or silenced again" in capfd.readouterr().err
     assert after_crash.note(migration).startswith("It is frozen here, with all its memory. The token was offered")
 
 

@@ -272,7 +272,7 @@ def test_a_dump_of_what_was_thawed_meanwhile_is_not_offered(
     dump.stop_clock()
     (cgroup / "cgroup.freeze").write_text("0\n")
     assert remains.was_thawed(dump.migration)
-    with pytest.raises(ContainerChanged, match="somebody has thawed it"):
+    with pytest.raises(ContainerChanged, match="someone thawed it"):
         dump.stop_clock()
 
 
@@ -314,7 +314,7 @@ def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, i
         finish.carry_out(migration, cast("Connection", there))
         assert ended == ["web"]
         return
-    with pytest.raises(OutOfOrder, match="somebody has thawed it here") as raised:
+    with pytest.raises(OutOfOrder, match="someone has thawed it here") as raised:
         finish.carry_out(migration, cast("Connection", there))
     assert ended == [] and migration.state is State.DUMPED
     end = f"lxc-stop -P {migration.lxcpath} -n web" if lxc_knows == "it" else f"kill -9 {init.pid}"

@@ -54,7 +54,7 @@ def run(*argv: str) -> list[dict[str, Any]]:
 
 
 def test_nothing_under_way(journal: Journal) -> None:
-    assert shown().text == "No migration is under way."
+    assert shown().text == "No migration is in progress."
     assert run() == []
     with pytest.raises(NoMigration):
         run("web")
@@ -145,4 +145,4 @@ def test_the_path_in_the_words_of_an_error(journal: Journal, given: bool, end: s
     migration = journal.create(id="00000001", role=Role.SOURCE, name="web", lxcpath=Path("/a b"), peer="root@hostb",
                                event=Event.SEND, rounds=[], source_lxcpath="/a b", lxcpath_given=given)
     error = AlreadyMigrating(name="web", peer="hostb", id=migration.id, next="x", path=next_commands.path(migration))
-    assert error.hint == f"Go on with: x -- or give that migration up with: migrator rollback web {end}".rstrip()
+    assert error.hint == f"Continue with: x -- or give that migration up with: migrator rollback web {end}".rstrip()

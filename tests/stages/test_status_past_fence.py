@@ -40,7 +40,7 @@ def test_somebody_has_thawed_it(journal: Journal, cgroup: Path, init: subprocess
     if taken:
         migration.move(Event.TAKEN)
     told = after_crash.note(migration)
-    assert told.startswith("It runs here: somebody has thawed it. ") and "frozen" not in told
+    assert told.startswith("It runs here: someone has thawed it. ") and "frozen" not in told
     assert ("hostb has the token" if taken else "offered to hostb") in told
     assert after_crash.next_command(migration) == "migrator rollback web"
 
@@ -51,7 +51,7 @@ def test_somebody_has_started_it(journal: Journal, cgroup: Path, init: subproces
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT, memory=memory)
     known.pid = init.pid
     told = after_crash.note(migration)
-    assert told.startswith("It runs here: somebody has started it past its fence. ") and "stopped here" not in told
+    assert told.startswith("It runs here: someone has started it past its fence. ") and "stopped here" not in told
     assert after_crash.next_command(migration) == "migrator rollback web"
     known.pid = 0
     gone = "The memory that was frozen here is gone" if memory else "It is stopped here, with all of its disk."
@@ -66,7 +66,7 @@ def test_beside_what_is_frozen_another_one_runs(journal: Journal, cgroup: Path, 
         known.pid = second.pid
         told = after_crash.note(migration)
         second.kill()
-    assert told.startswith("It is frozen here, with all its memory, and was started once more beside that, past its ")
+    assert told.startswith("It is frozen here, with all its memory, and was also started a second time, past its ")
     assert f"lxc-stop -P {migration.lxcpath} -n web: two must not run on one disk. The token was offered" in told
 
 

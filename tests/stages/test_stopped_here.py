@@ -107,7 +107,7 @@ def test_resume_says_nothing_of_a_start_before_it_has_answered(here: Migration, 
 def test_a_source_that_waits_goes_on(here: Migration, monkeypatch: pytest.MonkeyPatch, says: State) -> None:
     the_source(monkeypatch, says)
     done = heal._on_destination(ASKING, here)
-    assert done.text == "web has run here, and is stopped now." and not heal._is_all(here, at_boot=True)
+    assert done.text == "web has run here, and is now stopped." and not heal._is_all(here, at_boot=True)
 
 
 @pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
@@ -124,7 +124,7 @@ def test_its_start_is_advised_once_the_source_has_finished(here: Migration, monk
             again = here.journal.by_id(migration.id, migration.role)
             assert again
             again.move(Event.FINISHED)
-        return Result(done.data, f"{done.text} hosta has done what was left.")
+        return Result(done.data, f"{done.text} hosta has done the rest.")
 
     monkeypatch.setattr(ask_source, "act", act)
     text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
@@ -162,7 +162,7 @@ def test_restore_dump_does_not_call_it_running(here: Migration, monkeypatch: pyt
     if state == "RUNNING":
         assert "already runs here" in typed(here, monkeypatch)
         return
-    with pytest.raises(OutOfOrder, match="was stopped since") as error:
+    with pytest.raises(OutOfOrder, match="has since been stopped") as error:
         typed(here, monkeypatch)
     assert RESUME in error.value.hint
 
@@ -245,7 +245,7 @@ def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside
     assert stopped_here.is_stopped(here)
     with pytest.raises(OutOfOrder, match="was stopped here, and hosta may run it again"):
         force.finish_alone(here, ID, lambda: pytest.fail("the source is asked"))
-    with pytest.raises(OutOfOrder, match="was stopped since"):
+    with pytest.raises(OutOfOrder, match="has since been stopped"):
         typed(here, monkeypatch)
     with pytest.raises(AlreadyRuns) as error:
         abandon.give_up_here(here)
@@ -268,7 +268,7 @@ def test_it_is_fenced_whatever_runs_beside_it(here: Migration, beside: str, monk
         for _ in range(2):
             with pytest.raises(TwoCopies) as error:
                 heal._on_destination(ASKING, here)
-            assert "type there: kill -9 4711, once you have seen" in error.value.hint and RESUME in error.value.hint
+            assert "run there: kill -9 4711, once you have seen" in error.value.hint and RESUME in error.value.hint
             assert here.state is State.RESTORED and fence(here) == ID
         monkeypatch.setattr(renamed, "living", lambda *_: [])
     heal._on_destination(ASKING, here)

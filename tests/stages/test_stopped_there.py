@@ -216,7 +216,7 @@ def test_it_is_on_record(restoring: Migration, acts: list[str], monkeypatch: pyt
         file.unlink()
         monkeypatch.setattr(lxc, "Container", missing)
         monkeypatch.setattr(lxc_disk, "is_removed", lambda _: True)
-    with pytest.raises(MigratorError, match="was let run"):
+    with pytest.raises(MigratorError, match="was allowed to run"):
         REQUESTS[request_](restoring)
     assert restoring.state is State.RESTORED and acts == ["ended"]
     if config:

@@ -92,4 +92,4 @@ def test_the_source_passes_it_on(journal: Journal, monkeypatch: pytest.MonkeyPat
     stopped = answer.get("stopped", "")
     assert done.data["stopped_there"] == stopped
     told = " ".join(capfd.readouterr().err.split())
-    assert ("web has moved to hostb, and does not run there. hostb says: It is stopped." in told) is bool(stopped)
+    assert ("web has moved to hostb, but does not run there. hostb says: It is stopped." in told) is bool(stopped)

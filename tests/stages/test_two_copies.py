@@ -35,7 +35,7 @@ def test_it_is_stopped_by_its_own_name_where_that_is_it(here: Migration, monkeyp
     monkeypatch.setattr(lxc, "Container", lambda name, _: SimpleNamespace(name=name, init_pid=init))
     with pytest.raises(TwoCopies) as error:
         two_copies.refuse(here)
-    assert f"type there: {end.format(here.lxcpath)}" in error.value.hint
+    assert f"run there: {end.format(here.lxcpath)}" in error.value.hint
 
 
 def test_else_its_first_process_is_named(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def test_two_sessions_at_once_do_not_undo_each_other(links: Links, removed: list
         )
         (made,) = (each for each in found if isinstance(each, device.Interface))
         (refused,) = (each for each in found if isinstance(each, BaseException))
-        assert isinstance(refused, InterfaceFailed) and "has a tunnel already" in str(refused)
+        assert isinstance(refused, InterfaceFailed) and "already has a tunnel" in str(refused)
         assert removed == ALL, "once, by the one that has it, before it began"
         assert [each.session for each in leftovers.records()] == [made.record.session]
         assert sum("create mig-00010203 40002" in backend.told for backend in backends) == 1
@@ -52,7 +52,7 @@ def test_who_is_refused_touches_nothing(fails: bool, links: Links, removed: list
         while not backend.told:
             await asyncio.sleep(0.002)
         removed.clear()
-        with pytest.raises(InterfaceFailed, match="has a tunnel already"):
+        with pytest.raises(InterfaceFailed, match="already has a tunnel"):
             await device.up(Keys(LIKE), Path_(), "responder", backend=FakeBackend())
         assert removed == []
         assert [each.session for each in leftovers.records()] == [SESSION]

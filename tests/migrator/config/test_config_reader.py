@@ -20,9 +20,9 @@ from tests.migrator.made_up import CONTAINER, DESTINATION, SOURCE, change
 OURS = {
     "not UTF-8": (b"# gr\xfc\xdfe\nlxc.tty.max = 1\n", "UTF-8"),
     "too large": (b"#" * (config_reader.SIZE_LIMIT + 1), "larger"),
-    "a zero byte": (b"lxc.tty.max = 1\n\0\nlxc.tty.max = 2\n", "has a zero byte, behind which LXC reads nothing"),
+    "a zero byte": (b"lxc.tty.max = 1\n\0\nlxc.tty.max = 2\n", "has a zero byte, after which LXC ignores"),
     "no end": (b"lxc.include = /dev/zero\n", "larger"),
-    **{f"{key} = {value}": (f"lxc.net.0.{key} = {value}\n".encode(), "no interface's name")
+    **{f"{key} = {value}": (f"lxc.net.0.{key} = {value}\n".encode(), "not a valid interface name")
        for key in ("link", "name", "veth.pair")
        for value in ("/srv/x", "..", ".", "../../../srv", "br0/x", "br0:1", "br 0", "b\u00a0r")},
 }

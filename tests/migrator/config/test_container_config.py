@@ -418,7 +418,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=r"/nowhere/at/all\.conf"):
         config.read(tmp_path / "config", "web")
     (tmp_path / "config").write_bytes(b"lxc.uts.name = \xff\n")
-    with pytest.raises(ConfigInvalid, match="config is not text in UTF-8"):
+    with pytest.raises(ConfigInvalid, match="config is not UTF-8 text"):
         config.read(tmp_path / "config", "web")
 
 

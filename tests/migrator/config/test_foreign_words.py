@@ -61,7 +61,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("nested-subvolume", {"rootfs.nested": (EVIL[1:],)}, {}, f"what {QUOTED} holds"),
     ("disk-quota", {"rootfs.quota": (("0/256", 10 << 20, 5 << 20),)}, {"storage.path": EVIL},
      f"btrfs qgroup limit 10485760 {RESTORED} && btrfs qgroup limit -e 5242880 {RESTORED}"),
-    ("disk-quota", {"rootfs.quota": (("1/7", 1, -1),)}, {}, "put it into such a qgroup"),
+    ("disk-quota", {"rootfs.quota": (("1/7", 1, -1),)}, {}, "add it to such a qgroup"),
     ("rootfs-not-subvolume", {"rootfs.subvolume": False, "rootfs.path": EVIL}, {}, f"create {NEW} "),
     ("bridge-missing", {}, {"interfaces": (LO, Interface(NAMED, kind="bridge"))}, f"--map-bridge 'lxcbr0={NAMED}' "),
     ("bridge-missing", {}, {"interfaces": (LO, Interface("a b", kind="bridge"))}, "--map-bridge lxcbr0=NAME "),

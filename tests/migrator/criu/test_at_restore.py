@@ -60,7 +60,7 @@ def test_the_mark_is_made_before_it_runs_or_it_does_not_run(images: Path) -> Non
     ran_mark.drop(images / ran_mark.NAME)
     (images / ran_mark.NAME).mkdir()  # it cannot be made
     assert start(images, at_restore.STAGE).returncode == 1
-    assert "let run" in at_restore.reason(images)
+    assert "it may run" in at_restore.reason(images)
 
 
 def test_what_comes_too_late_does_not_run(images: Path) -> None:
@@ -69,7 +69,7 @@ def test_what_comes_too_late_does_not_run(images: Path) -> None:
     done = start(images, at_restore.STAGE, slow, end=boot_clock.now() + 0.2)
     assert done.returncode == 1
     assert not ran_mark.was(images / ran_mark.NAME)
-    assert "word had ended" in at_restore.reason(images)
+    assert "permission had expired" in at_restore.reason(images)
     assert start(images, at_restore.STAGE, slow, end=boot_clock.now() + 3600).returncode == 0
     assert ran_mark.was(images / ran_mark.NAME)
 
@@ -129,7 +129,7 @@ def test_deleted_files_are_looked_at_before_they_are_made_again(images: Path) ->
     (images / at_restore.GHOSTS).write_text(ghost_paths.line(7, ghost_paths.FILE, 0, "/a b/gone"))
     assert start(images, at_restore.EARLY).returncode == 1
     assert at_restore.reason(images) == (
-        "what is open though deleted: the mount of /a b/gone, a deleted file that is open, is not to be found")
+        "what is open but deleted: the mount of /a b/gone, a deleted file that is open, cannot be found")
     assert start(images, at_restore.STAGE).returncode == 0, "it has been looked at"
 
 
@@ -139,12 +139,12 @@ def test_no_filter_for_what_is_not_in_a_cgroup_of_its_own(images: Path, stage: s
     for name in (at_restore.FILTER, at_restore.EARLY_FILTER):
         (images / name).write_text("ff" * 8)
     assert start(images, stage).returncode == 1
-    assert "is no cgroup of a container's" in at_restore.reason(images)
+    assert "is not a container's cgroup" in at_restore.reason(images)
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [
     (cgroup_limits.PLAN, "none.such 1\n", "no cgroup controller none"),
-    (cgroup_limits.TAKEN, "pids.max 1\t../x\n", "is no path in a cgroup"),
+    (cgroup_limits.TAKEN, "pids.max 1\t../x\n", "is not a path in a cgroup"),
     (at_restore.FILTER, "no program", "which devices it may use: "),
 ])
 def test_confinement_that_cannot_be_had(images: Path, name: str, text: str, said: str) -> None:

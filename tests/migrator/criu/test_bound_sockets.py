@@ -81,7 +81,7 @@ def test_what_could_mean_something_else_to_criu(tmp_path: Path, record: bytes) -
 
 def test_images_of_an_older_criu(tmp_path: Path) -> None:
     (made(tmp_path) / "unixsk.img").write_bytes(b"")
-    with pytest.raises(ValueError, match="of no CRIU of today"):
+    with pytest.raises(ValueError, match="from no current CRIU"):
         bound_sockets.bound(tmp_path)
     (tmp_path / "unixsk.img").unlink()
     os.truncate(tmp_path / "files.img", image_messages.FILES_LIMIT + 1)
@@ -148,8 +148,8 @@ def test_the_folder_that_a_relative_name_begins_in(tmp_path: Path, there: str) -
 
 
 KINDS: dict[str, dict[str, Any]] = {"listens": {}, "deleted": {"deleted": True}, "connected": {"connected": True}}
-ELSE = {"listens": "leads to something else by now", "deleted": "leads to something else by now",
-        "connected": "leads to another socket by now"}
+ELSE = {"listens": "now leads to something else", "deleted": "now leads to something else",
+        "connected": "now leads to another socket"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,7 +163,7 @@ def test_a_name_that_leads_to_another_socket(tmp_path: Path, monkeypatch: pytest
         said = f"{tmp_path}/his/s, to which a UNIX socket is bound, leads to {tmp_path}, and is in {tmp_path}/was"
         assert look(tmp_path, his) == look(tmp_path, his, unix(other, its, mount)) == said
         users(monkeypatch)
-        assert "over a symbolic link of a user's to something" in look(tmp_path, his, unix(other, its, mount))
+        assert "through a symbolic link of a user's to something" in look(tmp_path, his, unix(other, its, mount))
 
 
 JAILED = """
@@ -215,7 +215,7 @@ def test_roots_link_in_its_place(tmp_path: Path, kind: str) -> None:
         assert look(tmp_path, record) == ""
         (tmp_path / "s").unlink()
         (tmp_path / "s").symlink_to("t")
-        assert "leads over a symbolic link to something else" in look(tmp_path, record, its)
+        assert "leads through a symbolic link to something else" in look(tmp_path, record, its)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -244,11 +244,11 @@ def test_over_a_users_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind
         assert look(tmp_path, record) == ""
         (tmp_path / "releases/s").rename(tmp_path / "releases/t")
         (tmp_path / "releases/s").symlink_to("t")
-        assert "leads over a symbolic link of a user's to something else" in look(tmp_path, record)
+        assert "leads through a symbolic link of a user's to something else" in look(tmp_path, record)
         (tmp_path / "releases/s").unlink()
-        assert "leads over a symbolic link of a user's to something else" in look(tmp_path, record)
+        assert "leads through a symbolic link of a user's to something else" in look(tmp_path, record)
         (tmp_path / "releases/s").write_text("")
-        assert "leads over a symbolic link of a user's to something else" in look(tmp_path, record)
+        assert "leads through a symbolic link of a user's to something else" in look(tmp_path, record)
 
 
 def users(patch: pytest.MonkeyPatch) -> None:
@@ -277,7 +277,7 @@ def test_what_has_the_name_of_a_deleted_one(tmp_path: Path, folder: bool) -> Non
         record = unix(inode, f"{tmp_path}/s\0", mount, deleted=True)
         assert look(tmp_path, record) == ""
         (tmp_path / "s").mkdir() if folder else (tmp_path / "s").write_text("")
-        assert "leads to something else by now" in look(tmp_path, record)
+        assert "now leads to something else" in look(tmp_path, record)
 
 
 def test_where_another_folder_of_the_same_mount_is_bound(tmp_path: Path) -> None:
@@ -326,12 +326,12 @@ def test_whose_socket_it_is_must_be_known(tmp_path: Path) -> None:
     """By the very file that was made when it was bound; one that is just being sent to another process is not known."""
     with listening(tmp_path / "s") as (inode, mount), listening(tmp_path / "t") as (other, _):
         name = f"{tmp_path}/s\0"
-        assert "is of no socket that a process has open" in look(tmp_path, unix(2**32 - 1, name, mount))
-        assert "leads to something else by now" in look(tmp_path, unix(other, name, mount))
-        assert "is in a mount namespace that is not to be found" in look(tmp_path, unix(inode, name, 2**31 - 1))
+        assert "belongs to no socket that a process has open" in look(tmp_path, unix(2**32 - 1, name, mount))
+        assert "now leads to something else" in look(tmp_path, unix(other, name, mount))
+        assert "is in a mount namespace that cannot be found" in look(tmp_path, unix(inode, name, 2**31 - 1))
         gone = unix(inode, name, 2**31 - 1, connected=True)
         assert look(tmp_path, gone) == "", "its mount was taken away"
-        assert "is in a mount namespace that is not" in look(tmp_path, gone, unix(inode, name, 2**31 - 1))
+        assert "is in a mount namespace that cannot be found" in look(tmp_path, gone, unix(inode, name, 2**31 - 1))
 
 
 def test_another_file_system_has_a_file_of_that_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +340,7 @@ def test_another_file_system_has_a_file_of_that_number(tmp_path: Path, monkeypat
         its = roots.at(tmp_path / "s")
         monkeypatch.setattr(bound_sockets, "_bound_to", lambda *_: bound_sockets.File(
             roots.Root(its.device + 1, its.inode), str(tmp_path)))
-        assert "leads to something else by now" in look(tmp_path, unix(inode, f"{tmp_path}/s\0", mount))
+        assert "now leads to something else" in look(tmp_path, unix(inode, f"{tmp_path}/s\0", mount))
 
 
 def test_what_sockets_are_bound_to(tmp_path: Path) -> None:
@@ -417,5 +417,5 @@ def test_in_a_mount_namespace_of_its_own(tmp_path: Path, chroot: str) -> None:
 
 
 def test_a_mount_namespace_that_cannot_be_entered() -> None:
-    with pytest.raises(PermissionError, match="the mount namespace of process 4194305 cannot be looked into"):
+    with pytest.raises(PermissionError, match="the mount namespace of process 4194305 cannot be examined"):
         bound_sockets._from_the_top(2**22 + 1)

@@ -84,7 +84,7 @@ def test_the_frozen_container_itself(tmp_path: Path) -> None:
     mount = roots.mounted(os.getpid())[1]
     assert mount is not None
     before = len(list(Path("/proc/self/fd").iterdir()))
-    refused = {"link/gone": "link is a symbolic link", "again": "another one has its name"}
+    refused = {"link/gone": "link is now a symbolic link", "again": "another one now has its name"}
     for name, id_, said in [("gone", mount, ""), *((name, mount, said) for name, said in refused.items()),
                             ("link/gone", 2**31 - 1, "")]:
         made(tmp_path, [remap(1, 1, 1)], [regular(1, f"{tmp_path}/{name}", id_)], {1: stat.S_IFDIR})
@@ -102,7 +102,7 @@ def test_a_mount_with_bytes_of_any_kind_in_its_name(tmp_path: Path) -> None:
     (tmp_path / "4/root" / os.fsdecode(name[1:])).symlink_to("/srv")
     (tmp_path / "4/mountinfo").write_bytes(b"7 1 0:7 / " + name + b" rw - tmpfs none rw\n")
     made(tmp_path, [remap(1, 1, 1)], [regular(1, name + b"/gone")], {1: stat.S_IFREG})
-    with pytest.raises(PermissionError, match="is a symbolic link"):
+    with pytest.raises(PermissionError, match="is now a symbolic link"):
         ghosts.require_here(tmp_path, 4, str(tmp_path))
 
 
@@ -120,7 +120,7 @@ def test_nor_is_a_link_given_another_name(tmp_path: Path) -> None:
     assert ghosts.plan(tmp_path) == line(7, FILE, 0, "/tmp/link_remap.4")
     files[1] = regular(3, "/tmp/h", mode=stat.S_IFLNK | 0o777)
     made(tmp_path, [remap(3, 4, 0)], files)
-    with pytest.raises(ValueError, match=r"a symbolic link is open by a name that is gone: .* /tmp/link_remap\.4"):
+    with pytest.raises(ValueError, match=r"a symbolic link is open under a name that is gone: .* /tmp/link_remap\.4"):
         ghosts.plan(tmp_path)
 
 
@@ -197,7 +197,7 @@ def test_an_image_that_ends_within_a_length(tmp_path: Path, name: str) -> None:
 def test_images_of_an_old_kind(tmp_path: Path) -> None:
     made(tmp_path, [remap(1, 1, 1)], [regular(1, "/a")], {1: stat.S_IFREG})
     (tmp_path / "reg-files.img").touch()
-    with pytest.raises(ValueError, match="no CRIU of today"):
+    with pytest.raises(ValueError, match="from no current CRIU"):
         ghosts.plan(tmp_path)
 
 

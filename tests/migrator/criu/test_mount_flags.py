@@ -133,7 +133,7 @@ def test_a_record_has_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mount_flags, "_sees", lambda _: "all")
     assert mount_flags.record([7]) == "1 nosuid,ro /srv\n1 - /srv\n"
     mount_flags.tighten(mount_flags.record([7]), [7])
-    with pytest.raises(OSError, match=r"^/srv could not be mounted as before, below what is mounted over it$"):
+    with pytest.raises(OSError, match=r"^/srv could not be mounted as before, as another mount hides it$"):
         mount_flags.tighten("1 nodev,ro /srv\n1 - /srv\n", [7])
 
 

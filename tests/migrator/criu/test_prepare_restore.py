@@ -76,7 +76,7 @@ def test_what_was_deleted_is_looked_at(here: Layout, trusted: bool) -> None:
     prepare(here, trusted=trusted)
     assert (images / at_restore.GHOSTS).read_text() == ghost_paths.line(7, ghost_paths.FILE, 0, "/a/b")
     (images / "files.img").write_bytes(b"nonsense")
-    with pytest.raises(RestoreFailed, match="is no image of CRIU's"):
+    with pytest.raises(RestoreFailed, match="is not a CRIU image"):
         prepare(here, trusted=trusted)
 
 

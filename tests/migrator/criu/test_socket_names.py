@@ -126,7 +126,7 @@ def test_what_asks_a_server(tmp_path: Path) -> None:
     mount = number(tmp_path)
     with bound(tmp_path / "s") as its:
         for kind in ("nfs4", "fuse.sshfs", "cifs"):
-            with pytest.raises(AsksServer, match=f"over a mount of the type {kind}, which may never answer"):
+            with pytest.raises(AsksServer, match=f"through a mount of type {kind}, which may never answer"):
                 follow(tmp_path, "/s", kinds={mount: kind})
             assert follow(tmp_path, "/s", mount, {mount: kind}) == its
         assert follow(tmp_path, "/s", kinds={mount: "btrfs"}) == its
@@ -139,10 +139,10 @@ def test_a_mount_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     fd = os.open(tmp_path, os.O_PATH)
     try:
         with bound(tmp_path / "s"):
-            with pytest.raises(Astray, match="a mount that is not known"):
+            with pytest.raises(Astray, match="an unknown mount"):
                 socket_names.follow(View.of(fd, [], 0), "/s", Patience())
             monkeypatch.setattr(roots, "placed", lambda _: (roots.Root(1, 1), None))
-            with pytest.raises(Astray, match="a mount that is not known"):
+            with pytest.raises(Astray, match="an unknown mount"):
                 socket_names.follow(View.of(fd, MOUNTS, 0), "/s", Patience())
     finally:
         os.close(fd)
@@ -226,7 +226,7 @@ def test_names_that_are_dear_to_follow(tmp_path: Path) -> None:
         view = View.of(fd, MOUNTS, os.getuid())
         for _ in range(3):
             assert socket_names.follow(view, "/l", patience).place
-        with pytest.raises(Astray, match="is one of too many, or leads over too many folders"):
+        with pytest.raises(Astray, match="is one of too many, or leads through too many folders"):
             socket_names.follow(view, "/l", patience)
         for words, enough in ((3, True), (2, False)):
             with contextlib.nullcontext() if enough else pytest.raises(Astray):

@@ -124,13 +124,13 @@ def test_the_end_of_a_command_that_an_older_host_does_not_send_is_left_out() -> 
 
 def test_what_comes_from_outside_is_not_formatted_again() -> None:
     error = from_json({"code": "no-space", "fields": {"where": "{free}", "free": "{0.__class__}", "what": "x"}}, "b")
-    assert str(error) == "b: {free} has {0.__class__} free, but <needed> are needed for x."
+    assert str(error) == "b: {free} has {0.__class__} free, but <needed> is needed for x."
 
 
 def test_an_outcome_shows_its_cause_and_the_cures_of_both() -> None:
     cause = NoSpace(where="/pool", free="1 MiB", needed="2 MiB", what="this")
     error = SourceRunsAgain(cause, name="web", next="migrator create-dump web -d hostb")
-    assert error.message == f"{cause.message} The container web was thawed and runs on on this host."
+    assert error.message == f"{cause.message} The container web was thawed and keeps running here."
     assert error.hint == f"{cause.hint} Try again with: migrator create-dump web -d hostb"
     assert error.exit_status == 3
     assert error.to_json()["cause"] == cause.to_json()

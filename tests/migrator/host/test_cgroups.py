@@ -78,7 +78,7 @@ def test_what_cannot_be_looked_at_may_be_frozen(tmp_path: Path) -> None:
     told = cgroups.not_dumped(found[0])
     assert "too long" in told and "frozen" not in told and len(told) < 200
     assert cgroups.not_dumped("/sys/fs/cgroup/x") == (
-        "the cgroup /sys/fs/cgroup/x is frozen, and CRIU would wait for it for ever")
+        "the cgroup /sys/fs/cgroup/x is frozen, and CRIU would wait for it forever")
 
 
 def test_one_that_is_just_being_removed_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

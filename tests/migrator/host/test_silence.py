@@ -84,7 +84,7 @@ def test_silence_is_the_end() -> None:
 
 def test_where_there_is_nothing_to_work_at_signs_of_life_do_not_prolong_the_wait() -> None:
     with greeted(*[(0.15, WORKING)] * 20) as (connection, script), \
-            pytest.raises(ConnectionLost, match=r"did not go on within 0\.4 seconds"):
+            pytest.raises(ConnectionLost, match=r"did not continue within 0\.4 seconds"):
         connection.receive(within=connection.timeout)
     assert script.now == pytest.approx(1000.45)
 
@@ -92,7 +92,7 @@ def test_where_there_is_nothing_to_work_at_signs_of_life_do_not_prolong_the_wait
 def test_work_that_never_ends_has_a_limit() -> None:
     """Somebody is there, and says so for ever: whose container stands still meanwhile does not wait for ever."""
     with greeted(*[(0.3, WORKING)] * 10_000) as (connection, script):
-        with pytest.raises(ConnectionLost, match=r"did not go on within 30 seconds"):
+        with pytest.raises(ConnectionLost, match=r"did not continue within 30 seconds"):
             connection.call_within(30, "restore")
         assert script.now == pytest.approx(1030.3, abs=0.31)
 
@@ -101,7 +101,7 @@ def test_an_answer_that_drips_has_a_limit() -> None:
     """It may be announced as long, as one of a slow line; but what comes byte by byte would take days."""
     answer = frame(Kind.REPLY, length=frames.CONTROL_MAX)
     with greeted((0.3, answer), *[(0.3, b" ")] * 10_000) as (connection, script):
-        with pytest.raises(ConnectionLost, match=r"did not go on within 30 seconds"):
+        with pytest.raises(ConnectionLost, match=r"did not continue within 30 seconds"):
             connection.call_within(30, "state")
         assert script.now == pytest.approx(1030 + frames.CONTROL_MAX / 32768, abs=0.31)
 
@@ -109,7 +109,7 @@ def test_an_answer_that_drips_has_a_limit() -> None:
 def test_a_header_that_drips_has_a_limit() -> None:
     drips = [(0.3, REPLY[at : at + 1]) for at in range(len(REPLY))]
     with greeted(*drips) as (connection, script):
-        with pytest.raises(ConnectionLost, match=r"did not go on within 1 seconds"):
+        with pytest.raises(ConnectionLost, match=r"did not continue within 1 seconds"):
             connection.call_within(1, "state")
         assert script.now == pytest.approx(1001.2)
 
@@ -117,7 +117,7 @@ def test_a_header_that_drips_has_a_limit() -> None:
 def test_answers_to_earlier_requests_do_not_prolong_the_wait() -> None:
     with greeted(*[(0.3, REPLY)] * 10_000) as (connection, script):
         connection.request("earlier", {})
-        with pytest.raises(ConnectionLost, match=r"did not go on within 30 seconds"):
+        with pytest.raises(ConnectionLost, match=r"did not continue within 30 seconds"):
             connection.call_within(30, "state")
         assert script.now == pytest.approx(1030.3, abs=0.31)
 

@@ -156,7 +156,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("cgroup-controller-in-use", ERROR, Change(container={"controllers": ("cpuset", "memory")}), "lacks: cpuset"),
     ("no-sys-resource", ERROR, Change(destination={"capabilities": 7}, container={"tasks.uids": (0, 33)}), "33"),
     ("no-time-namespaces", WARNING, Change(destination={"time_namespaces": False}), "-4910 seconds"),
-    ("same-host", ERROR, Change(destination={"identity": "1" * 32}), "this very host"),
+    ("same-host", ERROR, Change(destination={"identity": "1" * 32}), "this host itself"),
     # place
     ("container-not-running", ERROR, Change(container={"state": "STOPPED", "init_pid": 0}, alone=True), "lxc-start"),
     ("container-frozen", WARNING, Change(container={"state": "FROZEN"}), "lxc-unfreeze"),
@@ -173,7 +173,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("disk-quota", WARNING, Change(container={"rootfs.quota": (("0/256", 10 << 20, -1),)}),
      "10.0 MiB (qgroup 0/256); its copy"),
     ("disk-quota", WARNING, Change(container={"rootfs.quota": (("0/256", -1, 0), ("1/7", GIB, -1))}, alone=True),
-     "0 B that are its own alone (qgroup 0/256), 1.0 GiB (qgroup 1/7)"),
+     "0 B that only it uses (qgroup 0/256), 1.0 GiB (qgroup 1/7)"),
     ("rootfs-not-subvolume", ERROR, Change(container={"rootfs.subvolume": False, "config.backend": "overlayfs",
                                                       "rootfs.path": "/a:/b"}), "is an overlay of /a:/b"),
     ("nested-subvolume", ERROR, Change(container={
@@ -213,7 +213,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("bridge-not-shared", WARNING, by_lxc_net("00:16:3e:00:00:00"), "both have the address 10.0.3.1"),
     ("bridge-not-shared", WARNING, Change(options={"answers": {"10.0.3.2%lxcbr0": ""}}), "which there has on lxcbr0"),
     ("bridge-not-shared", WARNING, Change(options={"answers": {"10.0.3.2%lxcbr0": "aa:00:00:00:00:09"}}),
-     "by aa:00:00:00:00:09, not by aa:00:00:00:00:02"),
+     "aa:00:00:00:00:09, not aa:00:00:00:00:02, answers"),
     ("bridge-not-shared", WARNING, Change(options={"bridges": {"lxcbr0": "br1"}}, destination={
         "interfaces": (LO, Interface("br1", "bridge", "aa:2", ("10.0.3.1/24",), mtu=1500))}), "and br1 on there"),
     ("address-taken", ERROR, Change(destination={"interfaces": (
@@ -247,7 +247,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("session-outside", ERROR, task("session-outside"), "setsid"),
     ("session-outside", ERROR, task("zombie-session-outside"), "zombie worker"),
     ("zombie-session", ERROR, task("zombie-session"), "tini"),
-    ("outside-cgroup", ERROR, task("outside-cgroup"), "freezing"),
+    ("outside-cgroup", ERROR, task("outside-cgroup"), "not be frozen"),
     ("traced-task", ERROR, task("traced", "worker by process 1"), "by process 1"),
     ("uninterruptible-task", WARNING, task("uninterruptible"), "/proc/4712/stack"),
     ("root-not-mount-root", ERROR, Change(container={"init_root": "/srv/chroot"}), "/srv/chroot"),
@@ -284,7 +284,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     # mounts
     ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
     ("mount-unsupported", ERROR, task("nested-mount", "overlay /var/lib/a b"),
-     "/var/lib/a b is a file system of the type overlay"),
+     "/var/lib/a b is a file system of type overlay"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
     *(("mount-source-missing", ERROR, Change(container={"config.mounts": (MountEntry(path, "srv/data", "ext4"),)}),
@@ -303,12 +303,12 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         MountEntry("tank/web", "srv/data", "zfs", ("optional",)),)}), "tank/web of here"),
     *(("disk-stays-behind", WARNING, Change(container={"mounts": (
         ROOT, Mount("/snap/a", type_, "unsupported", disk="-D", loop="7:3"))}),
-       "beside 7:3: losetup --list --output MAJ:MIN,BACK-FILE -- and") for type_ in ("squashfs", "erofs", "iso9660")),
+       "backs 7:3: losetup --list --output MAJ:MIN,BACK-FILE -- and") for type_ in ("squashfs", "erofs", "iso9660")),
     ("disk-stays-behind", ERROR, Change(options={"memory": False}, container={"mounts": (
         ROOT, Mount("/srv/data", "ext4", "unsupported", read_only=True, disk="-D", loop="7:3"))}),
      "too late for the last snapshot"),
     ("bind-mount", WARNING, Change(container={"mounts": BOUND}, destination={"present": {"/srv/data": "folder"}}),
-     "not moved along"),
+     "does not move along"),
     ("bind-mount", WARNING, Change(container={
         "mounts": (ROOT, Mount("/srv/data", "btrfs", "external")), "config.mounts": OPTIONAL}),
      "is /srv/data of the host"),
@@ -321,15 +321,15 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "on here: ssh root@there apparmor_parser -r < '/pool/c1/apparmor/a <b>'"),
     ("apparmor-generated", ERROR, confined(STACKED, "generated", loaded=(CGNS,), binary="/sys/x/raw_data"),
      "dd if=/sys/x/raw_data bs=64M iflag=fullblock | ssh root@there dd of=/sys/kernel/security/apparmor/.replace"),
-    ("apparmor-generated", ERROR, confined(GENERATED, "", loaded=(CGNS,)), "unconfined: AppArmor then keeps"),
+    ("apparmor-generated", ERROR, confined(GENERATED, "", loaded=(CGNS,)), "unconfined: then AppArmor no longer"),
     ("apparmor-profile-missing", ERROR, confined(CGNS, loaded=("a",)), "/etc/apparmor.d/lxc-containers"),
-    ("apparmor-profile-missing", ERROR, confined("old", "mine", loaded=("mine",)), "the AppArmor profile old"),
+    ("apparmor-profile-missing", ERROR, confined("old", "mine", loaded=("mine",)), "The AppArmor profile old"),
     ("apparmor-profile-missing", WARNING, confined("old", "mine", loaded=("old",)), "apparmor_parser -r FILE"),
     ("apparmor-parser-missing", ERROR, Change(container={"config.apparmor": "generated"}, destination={
         "apparmor": True, "programs": ("lxc-start",)}), "apt-get install apparmor"),
     ("cgroup-place", ERROR, Change(container={"config.cgroup_place": "lxc/101"}), "is lxc/101"),
     ("selinux-differs", ERROR, Change(source={"selinux": "enforcing"}, container={"config.selinux": "u:r:t"}), "u:r:t"),
-    ("selinux-differs", WARNING, Change(destination={"selinux": "permissive"}), "on there and off on here"),
+    ("selinux-differs", WARNING, Change(destination={"selinux": "permissive"}), "on there and disabled on here"),
     ("seccomp-notify", WARNING, Change(container={"config.seccomp_notify": "unix:/run/x"}), "unix:/run/x"),
     ("seccomp-profile-missing", WARNING, Change(container={"config.seccomp": "/etc/s"}), "/etc/s"),
     ("fstab-missing", WARNING, Change(container={"config.mount_file": "/etc/f"}), "no /etc/f"),
@@ -337,8 +337,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("hook-missing", WARNING, Change(container={"config.hooks": (("lxc.hook.start", "/bin/x -y"),)}), "no /bin/x"),
     ("net-script-missing", ERROR, Change(container={"config.nets": net(script="/bin/up x")}), "no /bin/up"),
     ("device-missing", ERROR, allows("/dev/kvm rw"), "there has no device /dev/kvm"),
-    ("device-missing", ERROR, allows("/dev/kvm rwm", "file"), "Make it there"),
-    ("device-rule", ERROR, allows("/dev/kvm x", "device"), "/dev/kvm x of c1 is no rule"),
+    ("device-missing", ERROR, allows("/dev/kvm rwm", "file"), "Create it there"),
+    ("device-rule", ERROR, allows("/dev/kvm x", "device"), "/dev/kvm x of c1 is not a valid device rule"),
     ("device-rule", ERROR, allows("b 8: r"), "in /pool/c1/config"),
     ("veth-router", ERROR, Change(container={"config.nets": net(mode="router")}), "--no-memory"),
     ("veth-not-made", ERROR, Change(container={"config.idmaps": IDMAP, "config.nets": net(name="_br0")}), "'_br0'"),
@@ -350,7 +350,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("include-unreadable", ERROR, Change(container={"config.faults": (("/etc/gone", "cannot be read: no"),)}),
      "/etc/gone cannot be read: no."),
     ("include-differs", WARNING, Change(container={"config.includes": INCLUDES[:1]}, destination={
-        "digests": {"/etc/lxc/a": "2"}}), "has not the same /etc/lxc/a"),
+        "digests": {"/etc/lxc/a": "2"}}), "/etc/lxc/a, included by"),
     ("include-differs", WARNING, Change(container={"config.includes": INCLUDES[1:2]}, destination={
         "present": {"/etc/lxc/d/": "folder"}}), "/etc/lxc/d/b.conf"),
     ("include-differs", INFO, Change(container={"config.includes": INCLUDES[2:]}, destination={

@@ -40,7 +40,7 @@ def test_who_reads_it_is_told_which_disk_that_is(here: Layout) -> None:
     away = raised.value
     assert f"What migrator keeps of web below {here.lxcpath} on {next_commands.this_host()}" in str(away)
     assert f"({here.spool} is missing)" in str(away)
-    assert f"Mount it on {next_commands.this_host()} (findmnt -T {here.lxcpath} tells" in away.hint
+    assert f"Mount the disk on {next_commands.this_host()} (findmnt -T {here.lxcpath} shows" in away.hint
     assert "whatever web has done there" in away.hint and f"mkdir -p {here.spool}" in away.hint
     assert away.to_json()["fields"]["spool"] == str(here.spool), "so does a program"
 

@@ -182,7 +182,7 @@ async def test_a_peer_that_connects_in_a_loop_has_nothing_started(monkeypatch: p
         for tunnel in (one, two):
             await one_after_the_other(tunnel, 15)
         assert started[HOSTA.id] == PACE.burst
-        assert warned == ["hosta connects more often than is served"]
+        assert warned == ["hosta connects more often than is allowed"]
         await one_after_the_other(other, 1)
         assert started[HOSTC.id] == 1, "another peer is not hit"
         pass_time(3 / PACE.per_second)

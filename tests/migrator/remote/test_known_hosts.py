@@ -182,5 +182,5 @@ def test_a_line_that_has_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
     path.write_text(before)
     limit = str(len(before) + 10)
     done = subprocess.run([sys.executable, "-c", SHORT, path, limit], capture_output=True, text=True, check=True)
-    assert done.stdout == "there is no room for another line\n"
+    assert done.stdout == "there is no space for another line\n"
     assert path.read_text() == before

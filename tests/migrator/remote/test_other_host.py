@@ -54,7 +54,7 @@ def test_what_is_left_of_a_tunnel_is_told(ends: Callable[..., Any], capfd: pytes
     with contextlib.nullcontext() if error is None else pytest.raises(OutOfOrder), ends(remain):
         if error:
             raise error
-    assert "did not end in order: Remains of an earlier tunnel" in capfd.readouterr().err
+    assert "did not end cleanly: Leftovers of an earlier tunnel" in capfd.readouterr().err
 
 
 def test_ctrl_c_takes_the_place_of_no_error(ends: Callable[..., Any]) -> None:

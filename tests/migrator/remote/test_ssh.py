@@ -334,7 +334,7 @@ def test_jumping_in_circles(server: Sshd) -> None:
 def test_refused_key(server: Sshd) -> None:
     (server.home / ".ssh/id_ed25519").unlink()
     keygen(server.home / ".ssh/id_ed25519", "ed25519")
-    with pytest.raises(SshRefused, match=f"as {server.user}: it takes none of the keys"):
+    with pytest.raises(SshRefused, match=f"as {server.user}: it accepts none of the keys"):
         connect(server)
 
 
@@ -424,7 +424,7 @@ def test_server_that_takes_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with Sshd(tmp_path, "PubkeyAuthentication no", "PasswordAuthentication yes", "PermitRootLogin yes") as server:
         at_home(server.home, monkeypatch)
         server.know()
-        with pytest.raises(SshRefused, match="takes no keys, only password"):
+        with pytest.raises(SshRefused, match="accepts no keys, only password"):
             connect(server)
 
 

@@ -55,7 +55,7 @@ def test_what_breaks_off_is_no_end(path: Path) -> None:
     pieces = iter(follower)
     next(pieces)
     follower.end(complete=False)
-    with pytest.raises(ConnectionLost, match="disk-1 has not come to its end"):
+    with pytest.raises(ConnectionLost, match="disk-1 is not complete"):
         next(pieces)
 
 

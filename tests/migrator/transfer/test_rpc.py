@@ -50,7 +50,7 @@ def test_error_keeps_its_class_and_names_the_host() -> None:
     with connected({"full": full, "echo": lambda fields: fields}) as (connection, _):
         with pytest.raises(NoSpace) as caught:
             connection.call("full")
-        assert str(caught.value) == f"{os.uname().nodename}: /pool has 1 MiB free, but 2 MiB are needed for {{braces}}."
+        assert str(caught.value) == f"{os.uname().nodename}: /pool has 1 MiB free, but 2 MiB is needed for {{braces}}."
         assert connection.call("echo", still=1) == {"still": 1}
 
 

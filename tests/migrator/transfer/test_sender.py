@@ -268,7 +268,7 @@ def test_other_data_replaces_what_is_there_from_the_difference_on(tmp_path: Path
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes == changed // SMALL * SMALL
     assert arrived(tmp_path / "disk-1") == data
-    assert "disk-1 is not what is sent now" in capsys.readouterr().err
+    assert "disk-1 differs from what is being sent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("length", [0, 1, SMALL, 4 * SMALL + 9])

@@ -256,7 +256,7 @@ def test_a_name_that_has_no_place_there_is_refused_before_anything_is_written(tm
     folder = tmp_path / "spool"
     with connected({"transfer": lambda fields: spool.receive(folder, fields["files"],
                                                              accepts="disk-1".__eq__)}) as (connection, _):
-        with pytest.raises(ProtocolError, match="a file other, which has no place there"):
+        with pytest.raises(ProtocolError, match="a file other, which does not belong there"):
             connection.call("transfer", files=[{"name": "disk-1"}, {"name": "other"}])
         assert not folder.exists()
         connection.call("transfer", files=[{"name": "disk-1"}])

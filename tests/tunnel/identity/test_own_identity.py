@@ -47,7 +47,7 @@ def test_a_file_that_others_may_reach_is_refused(tmp_path: Path, mode: int) -> N
     path = tmp_path / "identity"
     Identity.load(path)
     path.chmod(mode)
-    with pytest.raises(TunnelFileUnusable, match="others may reach it") as caught:
+    with pytest.raises(TunnelFileUnusable, match="others may access it") as caught:
         Identity.load(path)
     assert f"chmod 600 {path}" in caught.value.hint
 

@@ -80,7 +80,7 @@ def test_words_that_are_none(peers: Peers, words: tuple[str, ...]) -> None:
     assert peers.path.read_text() == before
     if words[0].isprintable() and words[0] and " " not in words[0] and "," not in words[0]:
         peers.path.write_text(before.removesuffix("-\n") + ",".join(words) + "\n")
-        with pytest.raises(TunnelFileUnusable, match="not said in words"):
+        with pytest.raises(TunnelFileUnusable, match="is malformed"):
             peers.all()
 
 
@@ -98,7 +98,7 @@ def test_a_changed_identity_is_a_hard_failure(peers: Peers) -> None:
 
 def test_one_identity_has_one_name(peers: Peers) -> None:
     peers.pin("hostb", ONE)
-    with pytest.raises(PeerNameRefused, match="already, as hostb"):
+    with pytest.raises(PeerNameRefused, match="already pinned, as hostb"):
         peers.pin("other", ONE)
 
 

@@ -103,9 +103,9 @@ def test_the_ruleset(listens: bool, own: str, tcp: str) -> None:
 def test_what_could_change_other_tables_never_becomes_a_ruleset() -> None:
     settings: dict[str, Any] = {"remote": "fd00::2", "tcp_port": 1, "echo_port": 2, "listens": True}
     for name in ("filter", "mig-00010203 { } ; flush ruleset", "mig-0001020"):
-        with pytest.raises(ValueError, match="no session's interface"):
+        with pytest.raises(ValueError, match="not the interface of a session"):
             firewall.ruleset(name, local="fd00::1", **settings)
-        with pytest.raises(ValueError, match="no session's interface"):
+        with pytest.raises(ValueError, match="not the interface of a session"):
             firewall.removal(name)
     with pytest.raises(ValueError, match=r".+"):
         firewall.ruleset("mig-00010203", local="fd00::1 drop", **settings)
@@ -421,7 +421,7 @@ def test_a_session_has_one_tunnel(links: Links, removed: list[str]) -> None:
     async def run() -> None:
         made = await device.up(Keys(), Path_(), "initiator", backend=FakeBackend())
         removed.clear()
-        with pytest.raises(InterfaceFailed, match="has a tunnel already"):
+        with pytest.raises(InterfaceFailed, match="already has a tunnel"):
             await device.up(Keys(), Path_(), "initiator", backend=FakeBackend())
         assert removed == []  # the one that is in use is left alone
         await made.close()

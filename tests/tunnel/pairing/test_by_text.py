@@ -30,7 +30,7 @@ def test_invitation_and_answer() -> None:
     assert partner == Partner(ALICE.public, URLS)
     assert invitation.accept(answer) == Partner(BOB.public, ())
     assert len(invitation.text) < 600
-    with pytest.raises(PairingFailed, match="used already"):
+    with pytest.raises(PairingFailed, match="already been used"):
         invitation.accept(answer)
 
 

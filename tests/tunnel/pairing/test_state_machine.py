@@ -387,7 +387,7 @@ def test_a_rendezvous_that_guesses_learns_nothing_and_is_noticed(hosts: tuple[Ho
             # It goes on with a made-up proof, as an attacker would.
             forged = strict_json.dump({"confirm": strict_json.encode(bytes(32)), "identity": ""})
             await link.send({"type": "note", "data": strict_json.encode(forged)})
-            with pytest.raises(PairingFailed, match="somebody in between has guessed"):
+            with pytest.raises(PairingFailed, match="someone in between has guessed"):
                 await task
             await link.close()
             assert one.pinned == []
@@ -397,5 +397,5 @@ def test_a_rendezvous_that_guesses_learns_nothing_and_is_noticed(hosts: tuple[Ho
 
 def test_the_limits_of_what_a_partner_names_as_its_rendezvous() -> None:
     for urls in (["wss://" + "x" * URL_MAX], [7], [None], ["wss://r.example", 7]):
-        with pytest.raises(Malformed, match="a rendezvous is not a URL"):
+        with pytest.raises(Malformed, match="a rendezvous server is not a URL"):
             checked_rendezvous({"rendezvous": urls})

@@ -197,7 +197,7 @@ def stuck() -> tuple[Link, Stuck]:
 @simulated
 async def test_nobody_waits_for_a_server_that_takes_nothing() -> None:
     there, socket = stuck()
-    with pytest.raises(RendezvousUnavailable, match="it has taken nothing for 5 seconds"):
+    with pytest.raises(RendezvousUnavailable, match="it has accepted nothing for 5 seconds"):
         await there.send({"type": "find"})
     assert socket.aborted == 1, "else all that comes after it would wait, too"
     await there.close()

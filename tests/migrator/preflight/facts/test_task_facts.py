@@ -201,10 +201,10 @@ def test_deleted_files_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(task_facts, "may_wait", lambda *_: True)
         waits = look_at(process, monkeypatch)
         process.stdin.close()
-    link = f"{tmp_path}/link is a symbolic link by now"
+    link = f"{tmp_path}/link is now a symbolic link"
     assert {note.detail for note in tasks.notes if note.kind == "deleted-astray"} == {
         f"{tmp_path}/link/file: {link}", f"{tmp_path}/link/folder: {link}",
-        f"{tmp_path}/again: another one has its name by now"}
+        f"{tmp_path}/again: another one now has its name"}
     assert {note.detail for note in tasks.notes if note.kind == "deleted-file"} == {
         f"{tmp_path}/{name}" for name in ("link/file", "link/folder", "plain/file", "again/file", "again")}
     assert "deleted-astray" not in [note.kind for note in waits.notes], "a look there could wait for its server"
