@@ -129,8 +129,8 @@ def options(args: argparse.Namespace) -> PeerOptions:
             return Invite(args.name, tuple(args.rendezvous), args.offline, may)
         case "join":
             if args.offline and args.code:
-                raise UsageError(reason="With --offline there is no code; the invitation is pasted, not given as an"
-                                        " argument.")
+                raise UsageError(reason="With --offline there is no code; paste the invitation, do not give it as an "
+                                        "argument.")
             return Join(args.name, tuple(args.rendezvous), args.offline, may, args.code or "")
         case "add":
             connect = ConnectOptions(timeout=args.timeout, accept_new_host_key=args.accept_new_host_key)
