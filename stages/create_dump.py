@@ -168,7 +168,7 @@ def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
     config = container_config.read(container.config_file, container.name)
     if config.digest != migration.data.config_digest:
         next_ = next_commands.command("prepare-data", migration)
-        raise ContainerChanged(name=container.name, reason="its configuration is another", next=next_)
+        raise ContainerChanged(name=container.name, reason="its configuration is different", next=next_)
     base = Layout(container.lxcpath, container.name, migration.id).snapshot(len(migration.data.rounds))
     if not btrfs.is_subvolume(base):
         next_ = next_commands.command("rollback", migration)

@@ -237,7 +237,7 @@ def _send_round(
     rounds = list(migration.data.rounds)
     ticket = str(reply.get("ticket", ""))
     if rounds and rounds[-1].bytes is None and rounds[-1].uuid and layout.snapshot(len(rounds)).is_dir():
-        log.verbose(f"Going on with round {len(rounds)}, which had broken off")
+        log.verbose(f"Going on with round {len(rounds)}, which was interrupted")
         migration.move(Event.SEND, ticket=ticket)
     else:
         rounds = [each for each in rounds if each.bytes is not None]

@@ -168,10 +168,10 @@ def in_use_note(migration: Migration) -> str:
         return ""
     does = "runs here" if _is(standing.started_anew, migration) else "can be started here"
     there = next_commands.other_host(migration)
-    return (f"{migration.name} {does}, though it has moved to {next_commands.moved_to(migration)}: its fence was taken"
-            f" away, or keeps nobody from starting it. Two copies must not run: unless {there} is lost for good, stop"
-            f" the one here, and see that nothing starts it again. If it is lost, forget the move:"
-            f" {next_commands.command('cleanup', migration, '--forget')}")
+    return (f"{migration.name} {does}, though it has moved to {next_commands.moved_to(migration)}: its fence was "
+            f"removed, or does not prevent a start. Two copies must not run: unless {there} is lost for good, stop the "
+            "one here, and make sure that nothing starts it again. If it is lost, forget the move: "
+            f"{next_commands.command('cleanup', migration, '--forget')}")
 
 
 def aside_note(migration: Migration) -> str:
@@ -203,8 +203,8 @@ def _on_source(migration: Migration) -> str:
     if migration.state is State.ROLLED_BACK and migration.owes:
         if not migration.ending.forced:
             return f"{there} could not be told. {tell_later(migration)}"
-        return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back,"
-                f" type there, before anything else: {next_commands.typed('resume@destination', migration)}")
+        return (f"Rolled back by force: {there} has never said that it does not run it. Should that host come back, "
+                f"run there, before anything else: {next_commands.typed('resume@destination', migration)}")
     if migration.state is State.FINISHED:
         return in_use_note(migration)
     if older := older_journal.note(migration):
@@ -261,8 +261,8 @@ def _on_destination(migration: Migration) -> str:
             lxc_disk.require(here)
         except DiskAway as error:
             if migration.state is State.RESTORED and lxc_disk.has_ended(here, migration.begun.disk):
-                return (f"It has ended here, as it seems, and this journal is an older one: what was kept for it until"
-                        f" then is gone. This asks {migration.peer}: {next_commands.command('resume', migration)}")
+                return ("It seems to have ended here, and this journal is an older one: what was kept for it until "
+                        f"then is gone. This asks {migration.peer}: {next_commands.command('resume', migration)}")
             return f"{error} {error.hint}"
     if migration.state is State.OWNED and not images_are_here(migration):
         return (f"This host has the token, but the memory images are gone, as after a reboot: it can only be given back"

@@ -346,6 +346,6 @@ def note(migration: Migration) -> str:
     if not found:
         return ""
     other = next_commands.other_host(migration)
-    return (f"Kept, so that the next move between here and {other} sends only what has changed:"
+    return (f"Kept so that the next move between here and {other} sends only what has changed:"
             f" {', '.join(map(str, found))}. See how large it is, and free it, with:"
             f" {next_commands.command('cleanup', migration)} [--dry-run]")

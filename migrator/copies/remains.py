@@ -169,7 +169,7 @@ def require_none(migration: Migration) -> None:
 
     But for those of another start.
     """
-    until = time.monotonic() + lxc.END_LIMIT  # its first process has ended: the others do, too
+    until = time.monotonic() + lxc.END_LIMIT  # its PID 1 has ended: the others do, too
     while are_left(migration):
         if time.monotonic() > until:
             cgroup = migration.still.cgroup

@@ -123,9 +123,9 @@ def restore_silence(migration: Migration) -> None:
     """
     try:
         if is_heard(migration):
-            log.warning(f"Nothing kept {migration.name} silent any more, as after `nft flush ruleset`: it is put back."
-                        f" What its kernel has acknowledged since is read after a rollback alone: where it goes on on"
-                        f" its destination, the connections that this came by may break")
+            log.warning(f"The network of {migration.name} was no longer silenced, as after `nft flush ruleset`: it is "
+                        "silenced again. What its kernel has acknowledged meanwhile is read only after a rollback: if "
+                        "it continues on its destination, the connections that this came by may break")
             network.silence(migration.id, migration.still.ports)
     except (MigratorError, OSError) as error:
         log.warning(f"The network of {migration.name}, which is to stay silenced, could not be checked or silenced "

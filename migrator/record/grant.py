@@ -113,7 +113,7 @@ class Grant:
         self.check_destination(migration)
         if not self.is_destination(migration):
             there = migration.begun.destination_host
-            raise self.refusal(f"its key is not said to be that of {there}, where migration {migration.id} goes"
+            raise self.refusal(f"its key is not marked as that of {there}, where migration {migration.id} goes"
                                f" (as={there})")
 
     def is_destination(self, migration: Migration) -> bool:

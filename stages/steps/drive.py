@@ -278,8 +278,8 @@ class Drive:
         try:
             self._over_any_connection(self._finish)
         except DocumentedError as trouble:
-            log.warning(f"{trouble} {self._of.name} runs on {self._of.begun.destination_host}; the rest is done "
-                        f"by: {next_commands.next_command(self._of)}")
+            log.warning(f"{trouble} {self._of.name} runs on {self._of.begun.destination_host}; do the rest with: "
+                        f"{next_commands.next_command(self._of)}")
             raise error from trouble
 
     def _over_any_connection(self, call: Callable[[Connection], T]) -> T:

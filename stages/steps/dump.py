@@ -132,7 +132,7 @@ class Dump(Handover):
             {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
              "frozen_at": self.still_since, "frozen_seconds": round(still, 3), **figures.to_json(), "next": next_},
             f"Dumped {size(figures.memory)} of memory and {size(figures.increment)} of disk changes. "
-            f"{self.container.name} is frozen since {still:.2f} s and belongs to {self.there.peer_host} now. "
+            f"{self.container.name} has been frozen for {still:.2f} s; {self.there.peer_host} owns it now. "
             f"Next: {next_}",
         )
 

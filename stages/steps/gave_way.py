@@ -63,7 +63,7 @@ def refuse_lost(migration: Migration) -> None:
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     found, place = renamed.on_its_disk(migration, layout), "its root file system, or a copy of that"
     if not found and (found := renamed.with_its_addresses(migration, layout)):
-        place = f"a container that has its hardware address ({', '.join(migration.arrived.hwaddrs)})"
+        place = f"a container that has its MAC address ({', '.join(migration.arrived.hwaddrs)})"
     elif not found and not lxc_disk.is_removed(layout):
         found, place = renamed.untold(migration, layout), f"{layout.rootfs}, and nothing shows whose it is"
     elif not found:

@@ -83,6 +83,6 @@ class Stop(Handover):
             {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
              "stopped_at": self.still_since, "stopped_seconds": round(still, 3), **figures.to_json(), "next": next_},
             f"Sent {size(figures.increment)} of disk changes. {self.container.name} was {ended} within "
-            f"{figures.stop_seconds or 0:.2f} s, {still:.2f} s ago, and belongs to {self.there.peer_host} now. "
+            f"{figures.stop_seconds or 0:.2f} s, {still:.2f} s ago; {self.there.peer_host} owns it now. "
             f"Next: {next_}",
         )

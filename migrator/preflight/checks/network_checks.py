@@ -18,7 +18,7 @@ from migrator.preflight.facts.host_facts import HostFacts
 from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-BRIDGES = ("bridge",)  # what LXC and CRIU put a restored veth on; neither knows Open vSwitch then
+BRIDGES = ("bridge",)  # what LXC and CRIU attach a restored veth to; neither supports Open vSwitch there
 SHARED = "A bridge that both hosts share"  # a headline of docs/guide.md
 # What lxc-net gives every lxcbr0 on every host (LXC_BRIDGE_MAC in its script): LXC 6.0.4 and 7.0, and older ones.
 LXC_NET_MACS = ("10:66:6a:00:00:00", "00:16:3e:00:00:00")
