@@ -166,7 +166,7 @@ def run(options: PeerOptions) -> Result | None:
             return Result({"peer": peer_json.of(peer)}, f"{name} is now called {peer.name}.")
         case Remove(name):
             peer = _peers().remove(name)
-            return Result({"removed": peer_json.of(peer)}, f"{peer.name} is a peer no more.")
+            return Result({"removed": peer_json.of(peer)}, f"Removed peer {peer.name}.")
     from stages.steps import pair_hosts
 
     match options:

@@ -26,7 +26,7 @@ from stages.steps import abandon, arguments, force, give_back, thaw_again
 from stages.steps.options import NamedContainer
 
 NAME = "rollback"
-HELP = "give a migration up and let the container run on"
+HELP = "give up a migration and let the container keep running"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     migration = service.migration(fields)
     if migration.state not in (State.RESTORED, State.FINISHED):
         unrecorded.refuse(migration)
-        raise UsageError(reason=f"{migration.name} is {migration.state} here, it has not been restored")
+        raise UsageError(reason=f"{migration.name} is {migration.state} here; it has not been restored")
     if migration.arrived.given_way:
         raise gave_way.never_finished(migration, "finish")
     if settling.is_gone(migration):
@@ -73,7 +73,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
     _drop_includes(layout)
     drop_way_back(migration)
-    log.debug(f"{migration.name} is ours for good")
+    log.debug(f"{migration.name} belongs to this host for good")
     return " ".join(filter(None, [failed and f"{failed.rstrip('.')}.", _stopped(migration, layout)]))
 
 
@@ -95,12 +95,12 @@ def _make_ours(migration: Migration, layout: Layout) -> str:
     if btrfs.is_subvolume(layout.rootfs):
         btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
     if settling.stands_stopped(migration) and after_crash.has_stopped(migration):
-        log.warning(f"{migration.name} has run here, and has stopped since. All of its disk is here; start it with: "
+        log.warning(f"{migration.name} has run here, and has since stopped. Its whole disk is here; start it with: "
                     f"lxc-start -n {migration.name} -P {migration.lxcpath}")
     elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
         try:
             settling.go_on(migration, math.inf)
-        except StartFailed as error:  # it is all here, and nothing keeps it from being started
+        except StartFailed as error:  # it is all here, and nothing prevents it from being started
             failed = str(error)
             log.warning(failed)
     # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
@@ -120,7 +120,7 @@ def give_way(migration: Migration) -> None:
     try:  # the source must hear it
         drop_way_back(migration)
     except (MigratorError, OSError) as error:
-        log.warning(f"{migration.name} has given way, but something of it is left for now: {error}")
+        log.warning(f"{migration.name} has yielded to the source's copy, but something of it is left for now: {error}")
 
 
 def drop_way_back(migration: Migration) -> None:

@@ -200,9 +200,9 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     container_lock.check_interrupted()
     finish_here.end_here(migration, alone=True)
     return Result({"migration": migration.id, "name": name, "stage": "finish", "already": False, "forced": True},
-                  f"{name} runs here for good. Should {there} come back, its copy does not start, unless that host was"
-                  f" forced to run it again, which migrator status -a says there: then two copies run. Else end it"
-                  f" there with: {next_commands.typed('finish@source', migration)}")
+                  f"{name} runs here for good. Should {there} come back, its copy does not start, unless that host was "
+                  "forced to run it again, which migrator status -a shows there: then two copies run. Otherwise end it "
+                  f"there with: {next_commands.typed('finish@source', migration)}")
 
 
 def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,
@@ -264,8 +264,8 @@ def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool 
     except AlreadyRuns as error:
         if isinstance(error, RunsUnrecorded) and not migration.ending.forced:  # it was never offered
             raise OutOfOrder(stage="rollback", next=next_commands.command("resume", migration), missing=(
-                f"on {there} something lives in what has arrived, which is not {migration.name} itself:"
-                f" {error.fields.get('how')}. Until that has ended nothing is removed there")) from error
+                f"on {there} something other than {migration.name} itself lives in what has arrived: "
+                f"{error.fields.get('how')}. Nothing is removed there until that has ended")) from error
         path = shlex.quote(migration.begun.destination_lxcpath)
         raise TwoCopies(name=migration.name, there=migration.other_name, destination=there, source=this_host(),
                         lxcpath=path, path=f"-P {path}") from error

@@ -100,7 +100,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
                 if not after_crash.held(migration):
                     raise  # it runs, and nothing has been done
                 interrupted = error
-            why = (f"keeps what has arrived, as something lives in it, which is not {name} itself:"
+            why = (f"keeps what has arrived, as something other than {name} itself lives in it:"
                    f" {error.fields.get('how')}" if lives_in_it else f"could not be told ({error})")
             left_there = f" {migration.peer} {printable.line(why)}. {after_crash.tell_later(migration)}"
             kept = bases.acknowledged(migration)
@@ -118,7 +118,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             if forced:  # the destination may come back, and must then be told
                 raise
             full = not (busy := is_busy(error))
-            log.warning(f"{name} is given back before that is recorded: {error}")
+            log.warning(f"{name} is resumed before that is recorded: {error}")
         # For its start; where it is gone there may be no other copy.
         makes_room = not (given_back or busy or after_crash.memory_is_here(migration)) and origins.is_there(migration)
         if makes_room:
@@ -176,7 +176,7 @@ def _give_back_first(migration: Migration) -> tuple[bool, bool]:
             try:
                 thawed, given_back = thaw_again.thaw_source(migration), origins.is_there(migration)
             except (MigratorError, OSError) as error:
-                log.warning(f"{migration.peer} is told first: {error}")
+                log.warning(f"Telling {migration.peer} first: {error}")
                 return False, False
         if given_back and migration.memory:  # it shall come up again with its host, whatever ends this now
             with contextlib.suppress(OSError):

@@ -34,7 +34,7 @@ def thaw_source(migration: Migration) -> bool:
     if not after_crash.memory_is_here(migration):
         remains.require_none(migration)
         if migration.still.ports:
-            thawing.attempt(f"What kept {migration.name} silent stays", lambda: network.hear(migration.id))
+            thawing.attempt(f"What silenced the network of {migration.name} stays", lambda: network.hear(migration.id))
         after_crash.start_from_disk(migration)
         return False
     frozen = Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still)

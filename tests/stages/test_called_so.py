@@ -129,9 +129,9 @@ def test_beside_the_frozen_one(journal: Journal, cgroup: Path, beside: Start, st
         monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside.pid])
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
-        with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {beside.pid}\)") as raised:
+        with pytest.raises(StartFailed, match=rf"a second time \(process {beside.pid}\)") as raised:
             thaw_again.thaw_source(migration)
-        assert f"see first what process {beside.pid} is" in str(raised.value)
+        assert f"what process {beside.pid} is" in str(raised.value)
         assert standing.runs(migration)
         assert f"what process {beside.pid} is" in after_crash.note(migration)
         with monkeypatch.context() as inside:

@@ -133,7 +133,7 @@ def test_what_lives_without_a_monitor_is_this_hosts_in_the_end(
     monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     settling.settle(restoring)
-    assert "Start no second one" in after_crash.note(restoring)
+    assert "Do not start a second one" in after_crash.note(restoring)
     finish_here.end_here(restoring)
     assert guest.poll() is None and str(restoring.state) == "finished" and fence(restoring) == ""
 

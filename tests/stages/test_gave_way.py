@@ -69,7 +69,7 @@ def refused(there: There) -> None:
 
 def goes_on(there: There) -> None:
     asked_once_more(there)
-    with pytest.raises(OutOfOrder, match=r"^finish cannot run now: .* has given way"):
+    with pytest.raises(OutOfOrder, match=r"^finish cannot run now: .* has yielded"):
         finish_here.running(there.service, {"id": ID})
 
 

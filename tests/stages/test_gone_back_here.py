@@ -173,7 +173,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
     known.pid = beside[0]
     if stands in OURS:
         for _ in range(2):  # however often
-            with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {known.pid}\)") as raised:
+            with pytest.raises(StartFailed, match=rf"a second time \(process {known.pid}\)") as raised:
                 give_back.roll_back(migration, lambda: "")
             assert f"lxc-stop -P {migration.lxcpath} -n web" in str(raised.value)
             assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)

@@ -169,7 +169,7 @@ def test_by_its_name_alone_none_is_started(journal: Journal, started: list[str],
     migration = begun(journal, *DUMPED, **way)
     shutil.rmtree(layout_of(migration).folder)
     put(migration, found)
-    with pytest.raises((StartFailed, SourceStillStopped), match="nothing tells") as refused:
+    with pytest.raises((StartFailed, SourceStillStopped), match="nothing shows") as refused:
         give_back.roll_back(migration, lambda: "")
     assert f"lxc-start -P {migration.lxcpath} -n web" in str(refused.value)
     assert started == [] and str(migration.state) == "rolling-back"
@@ -331,8 +331,8 @@ def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch:
     migration = begun(journal, *events)
     done = heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=True)
     assert done.status == 0 and not migration.ended
-    assert f"LXC does not know of web in {migration.lxcpath} any more" in done.text
-    assert "go on with: migrator resume web" in done.text and "give it up: migrator rollback web" in done.text
+    assert f"LXC no longer knows of web in {migration.lxcpath}: " in done.text
+    assert "continue with: migrator resume web" in done.text and "give it up: migrator rollback web" in done.text
     give_back.roll_back(migration, lambda: "")
     assert migration.state is State.ROLLED_BACK
 

@@ -58,7 +58,7 @@ def test_none_is_started_beside_it(journal: Journal, cgroup: Path, started: list
     migration = rebooted(journal, cgroup, memory=memory)
     with another(monkeypatch) as pid:
         assert not thaw_again.thaw_source(migration)
-        assert started == [] and f"lives (process {pid})" in capsys.readouterr().err
+        assert started == [] and f"is alive (process {pid})" in capsys.readouterr().err
         told = after_crash.where(migration)
         assert "web keeps running here, but LXC no longer knows of it" in told and f"to end it: kill -9 {pid}" in told
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])

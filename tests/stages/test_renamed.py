@@ -295,7 +295,7 @@ def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monke
     (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     with pytest.raises(GoneThere):
         finish_here.running(there.service, {"id": ID})
-    with pytest.raises(CopyNotEnded, match="of which nothing tells whose it is"):
+    with pytest.raises(CopyNotEnded, match="and nothing shows whose it is"):
         asked(there, by_force=True)
     assert there.migration.state is State.RESTORED
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])

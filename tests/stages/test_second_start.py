@@ -81,7 +81,7 @@ def test_who_lives_beside(journal: Journal, cgroup: Path, started: list[str], mo
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
         migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
         if second == "another start":
-            with pytest.raises(StartFailed, match=rf"beside what is frozen \(process {beside[which]}\)") as raised:
+            with pytest.raises(StartFailed, match=rf"a second time \(process {beside[which]}\)") as raised:
                 thaw_again.thaw_source(migration)
             assert f"echo 1 >{cgroup}/cgroup.kill" in str(raised.value)
         else:

@@ -320,7 +320,7 @@ def test_a_network_that_cannot_be_heard_keeps_nothing_from_its_start(stopped: Mi
     monkeypatch.setattr("migrator.host.network.hear", hear)
     stopped.note("record", memory=True, ports=[{"inside": "eth0", "outside": "veth1", "bridge": "br0"}])
     assert thaw_again.thaw_source(stopped) is False
-    assert len(started) == 1 and "What kept web silent stays" in capfd.readouterr().err
+    assert len(started) == 1 and "What silenced the network of web stays" in capfd.readouterr().err
 
 
 def test_what_its_owner_has_stopped_meanwhile_is_not_started(stopped: Migration,

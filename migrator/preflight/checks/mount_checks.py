@@ -97,7 +97,7 @@ def supported(case: Case) -> Iterator[Finding]:
     for mount in case.container.mounts:
         if mount.kind == "unsupported":
             yield UNSUPPORTED.found(
-                f"{mount.target} in {case.container.name} is a file system of the type {mount.type}.",
+                f"{mount.target} in {case.container.name} is a file system of type {mount.type}.",
                 _capital(_unmount(case, mount)))
         elif mount.kind == "unreachable":
             yield UNREACHABLE.found(f"{mount.target} in {case.container.name} is bound from nowhere within reach.",

@@ -258,7 +258,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("pipe-outside", WARNING, task("pipe-outside", "pipe:[1] to cat (process 9)"), "to cat (process 9)"),
     ("unix-socket-outside", ERROR, task("unix-outside", "socket:[7]"), "nsenter -t 4711"),
     ("deleted-file-large", ERROR, task("deleted-file", "/tmp/big", size=300 << 20), "300.0 MiB"),
-    ("deleted-file-astray", ERROR, task("deleted-astray", "/a/b: /a is a symbolic link by now"), "/a/b: /a is a"),
+    ("deleted-file-astray", ERROR, task("deleted-astray", "/a/b: /a is now a symbolic link"), "/a/b: /a is now a"),
     ("mount-deleted", ERROR, Change(container={"mounts": (ROOT, Mount("/m n", "btrfs", "deleted")),
                                                       "fixed": ("/m n",)}), "umount '/m n'"),
     ("mount-deleted", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "btrfs", "deleted"))}), "Unmount it as"),
@@ -273,7 +273,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("socket-unknown", WARNING, task("socket", ""), "unknown protocol"),
     ("device-open", ERROR, task("device", "char 10:229 /dev/fuse"), "/dev/fuse"),
     ("device-open", ERROR, task("device", "block 7:0 /dev/loop0"), "/dev/loop0"),
-    ("socket-astray", ERROR, task("socket-astray", "/h/s leads through /proc"), "bound once more: /h/s leads through"),
+    ("socket-astray", ERROR, task("socket-astray", "/h/s leads through /proc"), "rebound: /h/s leads through"),
     ("inotify-symlink", ERROR, Change(container={
         "tasks.notes": notes(("watch-symlink", "/etc/localtime")), "fixed": ("/etc/localtime",)}), "cp -p --remove"),
     ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "or end it: kill 4712"),
