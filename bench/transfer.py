@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.remote import destination, ssh
-from migrator.transfer import rpc, sender, spool
+from migrator.transfer import messages, rpc, sender, spool, wire_codec
 from migrator.transfer.stream import FileStream
 from tests.migrator.loopback_sshd import Sshd
 
@@ -54,7 +54,7 @@ def serve(folder: str) -> None:
     connection.hello()
 
     def receive(fields: dict[str, Any]) -> rpc.Takeover:
-        return spool.receive(Path(folder), fields["files"], durable=False)
+        return spool.receive(Path(folder), wire_codec.decoded(messages.Transfer, fields).files, durable=False)
 
     rpc.serve(connection, {"transfer": receive})
 
@@ -88,7 +88,8 @@ def command(folder: Path) -> list[str]:
 def send(connection: rpc.Connection, source: Path, folder: Path) -> dict[str, float]:
     for name in ("pages", "pages.index"):
         (folder / name).unlink(missing_ok=True)
-    result = sender.send_files(connection, {}, [sender.SourceFile("pages", source, source.stat().st_size)])
+    files = [sender.SourceFile("pages", source, source.stat().st_size)]
+    result = sender.send_files(connection, messages.Transfer(), files)
     return {"seconds": result.seconds, "wire": result.wire_bytes}
 
 

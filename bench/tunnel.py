@@ -99,7 +99,7 @@ async def hold(role: str, session: str) -> None:
 
 def serve(address: str, port: int, folder: str) -> None:
     """Receive one transfer, as `migrator serve` would."""
-    from migrator.transfer import rpc, spool
+    from migrator.transfer import messages, rpc, spool, wire_codec
     from migrator.transfer.stream import FileStream
 
     with socket.create_server((address, port), family=socket.AF_INET6, reuse_port=False) as server:
@@ -111,14 +111,15 @@ def serve(address: str, port: int, folder: str) -> None:
         connection.hello()
 
         def receive(fields: dict[str, Any]) -> rpc.Takeover:
-            return spool.receive(Path(folder), fields["files"], durable=not folder.startswith("/dev/shm"))  # noqa: S108
+            files = wire_codec.decoded(messages.Transfer, fields).files
+            return spool.receive(Path(folder), files, durable=not folder.startswith("/dev/shm"))  # noqa: S108
 
         rpc.serve(connection, {"transfer": receive})
 
 
 def send(address: str, port: int) -> None:
     """Send the source file and print how long it took."""
-    from migrator.transfer import rpc, sender
+    from migrator.transfer import messages, rpc, sender
     from migrator.transfer.stream import FileStream
 
     connected = socket.create_connection((address, port))
@@ -129,7 +130,7 @@ def send(address: str, port: int) -> None:
         source = Path(SOURCE)
         files = [sender.SourceFile("disk", source, source.stat().st_size)]
         used = os.times()
-        result = sender.send_files(connection, {}, files)
+        result = sender.send_files(connection, messages.Transfer(), files)
         spent = os.times()
     print(json.dumps({"seconds": result.seconds, "wire_bytes": result.wire_bytes,
                       "cpu_seconds": spent.user + spent.system - used.user - used.system}))  # fmt: skip

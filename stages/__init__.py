@@ -3,7 +3,7 @@
 
 A module has NAME, HELP, a docstring that is its description, `add_arguments(parser)`, `options(args)`, which makes a
 frozen record of what was asked for, and `run(options)`, which takes it; the stages that the other host takes part in
-also have HANDLERS (operation -> answer) and RECEIVERS (kind of data -> where it goes).
+also have HANDLERS (message -> answer) and RECEIVERS (transfer of a kind -> where it goes).
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ import shlex
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
-from migrator.base import log, names
+from msgspec import to_builtins
+
+from migrator.base import log
 from migrator.base.result import Result
 from migrator.config import consent, container_config
 from migrator.copies import after_crash, origins
@@ -28,18 +29,21 @@ from migrator.preflight import findings
 from migrator.preflight import survey as preflight
 from migrator.preflight.checks import network_checks, place_checks
 from migrator.preflight.checks.case import Case, PlanOptions
-from migrator.preflight.facts import arp, container_facts, host_facts, wire_form
+from migrator.preflight.facts import arp, container_facts, host_facts
 from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.facts.facts_message import AskFacts, HostAnswer
 from migrator.preflight.facts.host_facts import HostFacts, Query
 from migrator.preflight.findings import Finding, Severity, Verdict
 from migrator.record import container_lock, migration_paths, next_commands
 from migrator.record.grant import FACTS_MAX
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import FROZEN, Role, State
-from migrator.remote.answering import Service
+from migrator.remote.answering import Handlers, Service
 from migrator.remote.other_host import connected
 from migrator.transfer import bandwidth, plan
+from migrator.transfer.messages import Measure
 from migrator.transfer.rpc import Connection
+from migrator.transfer.wire_codec import decoded
 from stages.steps import arguments
 from stages.steps.options import MoveRequest, TargetOptions
 
@@ -110,8 +114,8 @@ def run(options: CheckOptions) -> Result:
          "without_memory": {"verdict": instead, "command": _command(request), "price": plan.price(name)}
          if instead else None,
          "findings": findings.to_json(found),
-         "facts": {"source": wire_form.dump(looked.source), "container": wire_form.dump(looked.container),
-                   "destination": wire_form.dump(looked.destination) if looked.destination else None}},
+         "facts": to_builtins({"source": looked.source, "container": looked.container,
+                               "destination": looked.destination})},
         shown(found, words[verdict]),
         status,
         paint=findings.painted,
@@ -211,8 +215,7 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
     if there:
         query = preflight.query(facts, target.lxcpath or "")
         begun = time.time()
-        asked = there.request("facts", {"query": wire_form.dump(query), "lxcpath": target.lxcpath,
-                                        **_named(target, container)})
+        asked = there.send_request(_question(target, container, query))
     here = host_facts.gather(Query(str(container.lxcpath)))
     destination, offset = None, None
     options = PlanOptions(
@@ -222,12 +225,12 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
         name=target.new_name,
     )
     if there:
-        reply = there.answer(asked)
+        reply = decoded(HostAnswer, there.answer(asked))
         # By the name that it has greeted with, which was looked at.
-        destination = dataclasses.replace(wire_form.load(HostFacts, reply["facts"]), name=there.peer_host)
+        destination = dataclasses.replace(reply.facts, name=there.peer_host)
         # The other clock was read somewhere between `begun` and now.
         offset = _offset(begun, destination.time, time.time())
-        options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or bool(reply["fenced_copy"]))
+        options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or reply.fenced_copy)
         if full:
             questions = network_checks.to_ask(Case(here, destination, facts, options))
             answers = {key: who for key, each in questions.items() if (who := arp.who_has(*each)) is not None}
@@ -236,12 +239,12 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
     return Look(here, destination, facts, options, found)
 
 
-def _named(target: TargetOptions, container: lxc.Container) -> dict[str, str]:
-    """What the destination must know to tell an earlier copy of this container from another container."""
-    wanted = target.new_name or container.name
+def _question(target: TargetOptions, container: lxc.Container, query: Query) -> AskFacts:
+    """With what the destination must know to tell an earlier copy of this container from another container."""
     with Journal(DEFAULT_PATH) as journal:
-        return {"name": wanted, "source_name": container.name,
-                "origin": origins.origin(journal, container.name, container.lxcpath)}
+        return AskFacts(query=query, lxcpath=target.lxcpath, name=target.new_name or container.name,
+                        source_name=container.name,
+                        origin=origins.origin(journal, container.name, container.lxcpath))
 
 
 def _tunnel_warnings(there: Connection | None) -> tuple[str, ...]:
@@ -283,18 +286,17 @@ def before_stage(request: MoveRequest, ignore: Collection[str], container: lxc.C
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def facts(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def facts(service: Service, asked: AskFacts) -> HostAnswer:
     """What this host is, for the source's preflight."""
-    query = wire_form.load(Query, fields["query"])
-    lxcpath = service.lxcpath(fields)
+    query, lxcpath = asked.query, service.lxcpath(asked.lxcpath)
     if service.grant.restricted:
         query = _narrowed(service, query)
-    here = migration_paths.Layout(lxcpath, names.container_name(str(fields["name"])), "")
-    renamed = fields.get("source_name", here.name) != here.name or service.grant.restricted
-    fenced = origins.is_own_copy(service.journal, here, service.origin(fields), renamed=renamed)
+    here = migration_paths.Layout(lxcpath, asked.name, "")
+    renamed = asked.source_name not in ("", here.name) or service.grant.restricted
+    fenced = origins.is_own_copy(service.journal, here, service.origin(asked.origin), renamed=renamed)
     found = host_facts.gather(dataclasses.replace(query, lxcpath=str(lxcpath)))
     found = dataclasses.replace(found, hooks_fix=service.grant.hooks_fix)
-    return {"facts": wire_form.dump(found), "fenced_copy": fenced}
+    return HostAnswer(facts=found, fenced_copy=fenced)
 
 
 def _narrowed(service: Service, query: Query) -> Query:
@@ -312,4 +314,4 @@ def _narrowed(service: Service, query: Query) -> Query:
     return dataclasses.replace(query, paths=paths[:PATHS_MAX], includes=includes)
 
 
-HANDLERS = {"facts": facts, "measure": bandwidth.answer}
+HANDLERS: Handlers = {AskFacts: facts, Measure: bandwidth.answer}

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from typing import Any
 
 from migrator.base import log
 from migrator.base.result import Result
@@ -31,9 +30,10 @@ from migrator.record import container_lock, migration_paths, next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Event, Role, State, Verdict, decide
-from migrator.remote.answering import Place, Service
+from migrator.remote.answering import Place, Receivers, Service
 from migrator.remote.other_host import connected, require_stable_path
 from migrator.transfer import room_bounds, spool
+from migrator.transfer.messages import ImagesTransfer, IncrementTransfer
 from migrator.transfer.rpc import Connection
 from stages import check
 from stages.steps import arguments, ask_state, offer, restore_over, room, take, thaw_again
@@ -178,32 +178,31 @@ def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def receive_increment(service: Service, fields: dict[str, Any]) -> Place:
+def receive_increment(service: Service, asked: IncrementTransfer) -> Place:
     """Where the increment goes."""
-    migration = service.migration(fields)
-    _must_receive_dump(migration, fields)
-    migration.note("increment", anew=True, increment_uuid=str(fields["uuid"])[:36])
+    migration = service.migration(asked.id)
+    _must_receive_dump(migration, asked)
+    migration.note("increment", anew=True, increment_uuid=asked.uuid[:36])
     here = Layout(migration.lxcpath, migration.name, migration.id)
     target = here.snapshot(len(migration.data.rounds) + 1)
-    behind = service.import_behind(here.spool / INCREMENT, target) if fields.get("behind") else None
+    behind = service.import_behind(here.spool / INCREMENT, target) if asked.behind else None
     return Place(here.spool, True, {INCREMENT}.__contains__, behind, service.disk_bounds(migration))
 
 
-def receive_images(service: Service, fields: dict[str, Any]) -> Place:
+def receive_images(service: Service, asked: ImagesTransfer) -> Place:
     """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
-    migration = service.migration(fields)
-    _must_receive_dump(migration, fields)
+    migration = service.migration(asked.id)
+    _must_receive_dump(migration, asked)
     if not migration.memory:
         raise UsageError(reason=f"migration {migration.id} moves no memory")
     here = Layout(migration.lxcpath, migration.name, migration.id)
     folder = here.images()  # of the same dump: when it began, those of an earlier one were dropped
     if folder is None:
         service.refuse_more(migration)
-        needed = int(fields["bytes"])
-        folder, why = migration_paths.place_images(here, needed)
-        migration_paths.make_images(folder, needed)
+        folder, why = migration_paths.place_images(here, asked.bytes)
+        migration_paths.make_images(folder, asked.bytes)
         try:
-            spool.check_space(folder, needed, what=f"the memory of {migration.name}")
+            spool.check_space(folder, asked.bytes, what=f"the memory of {migration.name}")
         except NoSpace:
             migration_paths.remove_images(folder)
             raise
@@ -213,11 +212,11 @@ def receive_images(service: Service, fields: dict[str, Any]) -> Place:
                  room_bounds.of_images(folder) if service.grant.restricted else None)
 
 
-def _must_receive_dump(migration: Migration, fields: dict[str, Any]) -> None:
-    if migration.state is not State.RECEIVING_DUMP or int(fields["attempt"]) != offer.attempt(migration):
+def _must_receive_dump(migration: Migration, asked: IncrementTransfer | ImagesTransfer) -> None:
+    if migration.state is not State.RECEIVING_DUMP or asked.attempt != offer.attempt(migration):
         raise UsageError(reason=f"migration {migration.id} is in state {migration.state} and does not expect this dump")
     room.require(migration, Layout(migration.lxcpath, migration.name, migration.id))  # or a spool is made elsewhere
 
 
 HANDLERS = take.HANDLERS | restore_over.HANDLERS
-RECEIVERS = {"increment": receive_increment, "images": receive_images}
+RECEIVERS: Receivers = {IncrementTransfer: receive_increment, ImagesTransfer: receive_images}

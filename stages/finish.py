@@ -27,6 +27,7 @@ from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, decide
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
+from migrator.transfer.messages import Finish, Running
 from migrator.transfer.rpc import Connection
 from stages.steps import arguments, ask_source, ask_state, confirmed, finish_here, force, offer, unrecorded
 from stages.steps.options import NamedContainer
@@ -105,7 +106,7 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
         return described(migration)
     try:
         known = confirmed.require(migration, there.peer_host, state_there, force,
-                                  lambda: there.call_within(ANSWER_LIMIT, "running", id=migration.id))
+                                  lambda: there.call_within(ANSWER_LIMIT, Running(id=migration.id)))
     except (NoMigration, UsageError) as error:
         if refused:
             raise _refused(migration, decision) from error
@@ -116,10 +117,10 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
         migration.move(Event.TAKEN)  # the answer that would have said so was lost
     migration.move(Event.FINISH)
     stop_and_fence(migration)
-    answer = there.call_within(ANSWER_LIMIT, "finish", id=migration.id) if known else {}
+    stopped = there.call_within(ANSWER_LIMIT, Finish(id=migration.id)).stopped[:FIELD_MAX] if known else ""
     bases.prune(migration)
     migration.move(Event.FINISHED, **_last_change(migration))
-    if stopped := str(answer.get("stopped") or "")[:FIELD_MAX]:  # older versions do not say
+    if stopped:
         log.warning(f"{name} has moved to {next_commands.moved_to(migration)}, but does not run there. "
                     f"{there.peer_host} says: {stopped}")
     return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "stopped_there": stopped},

@@ -14,7 +14,6 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from migrator.base import log, removal
 from migrator.base.result import Result, of_dry_run
@@ -31,9 +30,10 @@ from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked, put
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Role, State, Verdict, decide
-from migrator.remote.answering import Service, kept_config
+from migrator.remote.answering import Handlers, Service, kept_config
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.live_import import Behind
+from migrator.transfer.messages import Done, Import
 from stages.steps import arguments, arriving_config, room
 from stages.steps.options import NamedContainer
 
@@ -320,9 +320,9 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
 # --- for a source that does all at once -----------------------------------------------------------------------
 
 
-def import_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def import_(service: Service, asked: Import) -> Done:
     """import-data over the source's own connection."""
-    migration = service.migration(fields)
+    migration = service.migration(asked.id)
     decision = decide(NAME, migration.state)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=NAME, missing=decision.missing,
@@ -330,7 +330,7 @@ def import_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if decision.verdict is Verdict.GO:
         service.refuse_more(migration)
         import_round(migration, Layout(migration.lxcpath, migration.name, migration.id), service.behind)
-    return {"state": migration.state}
+    return Done(state=migration.state)
 
 
-HANDLERS = {"import": import_}
+HANDLERS: Handlers = {Import: import_}

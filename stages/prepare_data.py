@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
-from migrator.base import log, names
+from migrator.base import log
 from migrator.base.figures import size
 from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
@@ -33,9 +34,22 @@ from migrator.record.migration_paths import Layout, locked
 from migrator.record.next_commands import this_host
 from migrator.record.states import FROZEN, Event, Role, State, Verdict, decide
 from migrator.remote import destination
-from migrator.remote.answering import Place, Service, keep_config
+from migrator.remote.answering import Handlers, Place, Receivers, Service, keep_config
 from migrator.remote.other_host import connected, fingerprint
 from migrator.transfer import room_bounds, sender, spool
+from migrator.transfer.messages import (
+    AskLxcPath,
+    AskState,
+    AskSubvolumes,
+    Begin,
+    Begun,
+    DiskTransfer,
+    Done,
+    LxcPath,
+    MigrationState,
+    RoundReceived,
+    Subvolumes,
+)
 from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
 from stages import check
@@ -131,31 +145,32 @@ def carry_out(request: MoveRequest, journal: Journal, migration: Migration | Non
     id_ = migration.id if migration else journal.unused_id()
     origin = origins.origin(journal, container.name, container.lxcpath) or id_
     layout = Layout(container.lxcpath, container.name, id_)
-    fields: dict[str, Any] = {
-        "id": id_,
-        "name": origins.name_there(request.target.new_name, migration, container.name),
-        "source_name": container.name,
-        "origin": origin,
-        "moves": origins.moves(origins.brought(journal, container.name, container.lxcpath)),
-        "lxcpath": lxcpath_there(there, wanted),
-        "lxcpath_given": request.target.lxcpath is not None,
-        "source_host": this_host(),
-        "source_lxcpath": str(container.lxcpath),
-        "destination": request.destination,
-        "config": config.text,
-        "includes": config.includes,
-        "bridges": migration.begun.bridges if migration else dict(request.target.bridges),
-        "disk_bytes": disk_bytes,
-        "mapped_root": container.mapped_root,
-        "one_shot": move is not None, "memory": with_memory(request, migration),
-        "held": bases.held(layout),
-        "usable": bases.usable(journal, layout, origin, container.rootfs),
-    }
+    asks = Begin(
+        id=id_,
+        name=origins.name_there(request.target.new_name, migration, container.name),
+        source_name=container.name,
+        origin=origin,
+        moves=tuple(origins.moves(origins.brought(journal, container.name, container.lxcpath))),
+        lxcpath=lxcpath_there(there, wanted),
+        lxcpath_given=request.target.lxcpath is not None,
+        source_host=this_host(),
+        source_lxcpath=str(container.lxcpath),
+        destination=request.destination,
+        config=config.text,
+        includes=config.includes,
+        bridges=migration.begun.bridges if migration else dict(request.target.bridges),
+        disk_bytes=disk_bytes,
+        mapped_root=container.mapped_root,
+        one_shot=move is not None,
+        memory=with_memory(request, migration),
+        held=tuple(bases.held(layout)),
+        usable=tuple(bases.usable(journal, layout, origin, container.rootfs)),
+    )
     if dry_run:
         done = sum(each.bytes is not None for each in migration.data.rounds) if migration else 0
-        return _dry_run(container, there, fields, done + 1)
-    migration, reply = _begin(request, move, journal, migration, there, fields)
-    return _send_round(migration, container, there, reply, fields["usable"], config.digest, one_shot=move is not None,
+        return _dry_run(container, there, asks, done + 1)
+    migration, reply = _begin(request, move, journal, migration, there, asks)
+    return _send_round(migration, container, there, reply, asks.usable or (), config.digest, one_shot=move is not None,
                        bwlimit=bwlimit)
 
 
@@ -176,40 +191,40 @@ def choose(request: MoveRequest, migration: Migration) -> None:
 
 def _begin(
     request: MoveRequest, move: MoveOptions | None, journal: Journal, migration: Migration | None, there: Connection,
-    fields: dict[str, Any],
-) -> tuple[Migration, dict[str, Any]]:
+    asks: Begin,
+) -> tuple[Migration, Begun]:
     """Record the migration here, then there. One that the destination refuses at once has never been."""
     if migration:
-        return migration, there.call("begin", **fields)
+        return migration, there.call(asks)
     migration = journal.create(
-        id=fields["id"], role=Role.SOURCE, name=fields["source_name"], lxcpath=Path(fields["source_lxcpath"]),
-        peer=request.destination, event=Event.SEND, destination_host=there.peer_host, other_name=fields["name"],
-        destination_fingerprint=fingerprint(there), origin=fields["origin"],
-        source_lxcpath=fields["source_lxcpath"], destination_lxcpath=fields["lxcpath"],
-        lxcpath_given=request.container.given_lxcpath is not None, bridges=fields["bridges"], rounds=[],
-        one_shot=fields["one_shot"], memory=fields["memory"], options=move.to_json() if move else {},
+        id=asks.id, role=Role.SOURCE, name=asks.source_name, lxcpath=Path(asks.source_lxcpath),
+        peer=request.destination, event=Event.SEND, destination_host=there.peer_host, other_name=asks.name,
+        destination_fingerprint=fingerprint(there), origin=asks.origin, source_lxcpath=asks.source_lxcpath,
+        destination_lxcpath=asks.lxcpath, lxcpath_given=request.container.given_lxcpath is not None,
+        bridges=asks.bridges, rounds=[], one_shot=asks.one_shot, memory=asks.memory,
+        options=move.to_json() if move else {},
     )
     try:
-        reply = there.call("begin", **fields)
+        reply = there.call(asks)
     except MigratorError as error:  # Ctrl-C is none: it may have been recorded there
         if isinstance(error, NotAllowed) or _has_never_heard(there, migration):
             journal.forget(migration)
         raise
-    _settle_bases(migration, reply["subvolumes"])
+    _settle_bases(migration, reply.subvolumes)
     return migration, reply
 
 
 def _has_never_heard(there: Connection, migration: Migration) -> bool:
     """Whether the destination, which has answered with an error, says that it has not recorded the migration."""
     try:
-        return ask_state.read(ask_state.ask(there, migration.id)) is None
+        return ask_state.ask(there, migration.id).state is None
     except Interrupted:
         raise
     except DocumentedError:
         return False
 
 
-def _settle_bases(migration: Migration, there: list[str]) -> None:
+def _settle_bases(migration: Migration, there: Sequence[str]) -> None:
     """What is not of use any more is worth no migration that has begun: what resists goes with the next one."""
     try:
         bases.settle(migration, there)
@@ -229,23 +244,22 @@ def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migrat
 
 
 def _send_round(
-    migration: Migration, container: lxc.Container, there: Connection, reply: dict[str, Any], usable: list[str],
+    migration: Migration, container: lxc.Container, there: Connection, reply: Begun, usable: Sequence[str],
     config_digest: str, *, one_shot: bool, bwlimit: int | None,
 ) -> Result:
     layout = Layout(container.lxcpath, container.name, migration.id)
     layout.make_folder()
     rounds = list(migration.data.rounds)
-    ticket = str(reply.get("ticket", ""))
     if rounds and rounds[-1].bytes is None and rounds[-1].uuid and layout.snapshot(len(rounds)).is_dir():
         log.verbose(f"Going on with round {len(rounds)}, which was interrupted")
-        migration.move(Event.SEND, ticket=ticket)
+        migration.move(Event.SEND, ticket=reply.ticket)
     else:
         rounds = [each for each in rounds if each.bytes is not None]
         for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
             btrfs.delete(leftover)
-        parent = bases.for_round(layout, reply["subvolumes"], usable)
+        parent = bases.for_round(layout, reply.subvolumes, usable)
         rounds.append(DiskRound(parent=str(parent.path) if parent else ""))
-        migration.move(Event.SEND, rounds=rounds, config_digest=config_digest, ticket=ticket)
+        migration.move(Event.SEND, rounds=rounds, config_digest=config_digest, ticket=reply.ticket)
         with migration.step("snapshot"):
             made = btrfs.snapshot(container.rootfs, layout.snapshot(len(rounds)), read_only=True)
         rounds[-1] = msgspec.structs.replace(rounds[-1], uuid=made.uuid)
@@ -255,14 +269,14 @@ def _send_round(
     log.info(f"Sending {'what has changed' if parent_path else 'the disk'} of {container.name} to {there.peer_host}"
              f" (migration {migration.id}, round {number})")
     with migration.step("send") as outcome, btrfs.send(snapshot, parent_path) as stream, \
-            Progress("disk", 0 if parent_path else int(reply["disk_bytes"])) as progress:
+            Progress("disk", 0 if parent_path else reply.disk_bytes) as progress:
         sent = sender.send_files(
-            there, {"kind": "disk", "id": migration.id, "round": number, "behind": one_shot},
+            there, DiskTransfer(id=migration.id, round=number, behind=one_shot),
             [sender.SourceFile(f"disk-{number}", stream, None)],
             progress=progress.update, bytes_per_second=bwlimit,
         )
         sent.tell(outcome)
-    there.call("received", id=migration.id, round=number, uuid=round_.uuid)
+    there.call(RoundReceived(id=migration.id, round=number, uuid=round_.uuid))
     rounds[-1] = msgspec.structs.replace(
         round_, bytes=sent.raw_bytes, full=parent_path is None, seconds=round(sent.seconds, 3),
         wire_bytes=sent.wire_bytes)
@@ -285,11 +299,11 @@ def _already(migration: Migration, next_stage: str) -> Result:
     )
 
 
-def _dry_run(container: lxc.Container, there: Connection, fields: dict[str, Any], number: int) -> Result:
-    layout, lxcpath = Layout(container.lxcpath, container.name, fields["id"]), fields["lxcpath"]
-    reply = there.call("subvolumes", name=fields["name"], lxcpath=lxcpath, origin=fields["origin"])
-    parent = bases.for_round(layout, reply["subvolumes"], fields["usable"])
-    target = Layout(Path(lxcpath), fields["name"], fields["id"])
+def _dry_run(container: lxc.Container, there: Connection, asks: Begin, number: int) -> Result:
+    layout, lxcpath = Layout(container.lxcpath, container.name, asks.id), asks.lxcpath or ""
+    reply = there.call(AskSubvolumes(name=asks.name, lxcpath=lxcpath, origin=asks.origin))
+    parent = bases.for_round(layout, reply.subvolumes, asks.usable or ())
+    target = Layout(Path(lxcpath), asks.name, asks.id)
     return of_dry_run([
         (this_host(), btrfs.snapshot_command(container.rootfs, layout.snapshot(number), read_only=True)),
         (this_host(), btrfs.send_command(layout.snapshot(number), parent.path if parent else None)),
@@ -301,77 +315,70 @@ def lxcpath_there(there: Connection, wanted: str | None) -> str:
     """In which LXC path the container is going to be there; raises InvalidName where it answers none. It is written
     into commands, and nothing that it may answer shall end up among what this host says.
     """
-    return str(names.lxcpath(str(there.call("lxcpath", lxcpath=wanted)["lxcpath"])))
+    return str(Path(there.call(AskLxcPath(lxcpath=wanted)).lxcpath))
 
 
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def begin(service: Service, asked: Begin) -> Begun:
     """A migration begins, or its next round does: check that there is a place for it and say what is here already."""
-    name, id_ = names.container_name(str(fields["name"])), names.migration_id(str(fields["id"]))
-    layout = Layout(service.lxcpath(fields), name, id_)
-    disk_bytes = room_bounds.announced(fields)
-    source_name = names.container_name(str(fields.get("source_name", name)))
-    origin = service.origin(fields, service.known(fields))
-    service.grant.check_config(name, str(fields["config"]), int(fields["mapped_root"]))
-    _refuse_others(service, layout, service.known(fields), source_name, origin)  # before others are kept off it
-    with service.locking(name, layout.lxcpath):
-        migration = _recorded(service, layout, fields, source_name, origin)
+    layout = Layout(service.lxcpath(asked.lxcpath), asked.name, asked.id)
+    source_name = asked.source_name or asked.name
+    origin = service.origin(asked.origin or asked.id, service.known(asked.id))
+    service.grant.check_config(asked.name, asked.config, asked.mapped_root)
+    _refuse_others(service, layout, service.known(asked.id), source_name, origin)  # before others are kept off it
+    with service.locking(layout.name, layout.lxcpath):
+        migration = _recorded(service, layout, asked, source_name, origin)
     layout.make_folder()
     layout.spool.mkdir(mode=0o700, exist_ok=True)
-    keep_config(layout, fields, includes=service.grant.hooks)
-    return {
-        "state": migration.state,
-        "disk_bytes": disk_bytes,
-        "subvolumes": room.bases_for(service, layout, origin),
-        "ticket": migration.ticket,
-    }
+    keep_config(layout, asked, includes=service.grant.hooks)
+    return Begun(state=migration.state, disk_bytes=asked.disk_bytes,
+                 subvolumes=tuple(room.bases_for(service, layout, origin)), ticket=migration.ticket)
 
 
-def _destination(fields: dict[str, Any]) -> str:
+def _destination(text: str) -> str:
     """What the source has called this host, which its commands name; raises DestinationInvalid where it cannot have."""
-    text = str(fields["destination"])
     destination.parse(text)
     return text  # as it was typed there
 
 
-def _is_named(service: Service, fields: dict[str, Any]) -> bool:
+def _is_named(service: Service, asked: Begin) -> bool:
     """Whether commands for this host are to name the LXC path: also where one was chosen for a caller who may use but
     that, which need not be this host's own.
     """
-    return bool(fields["lxcpath_given"]) or bool(service.grant.lxcpaths)
+    return asked.lxcpath_given or bool(service.grant.lxcpaths)
 
 
-def _recorded(service: Service, layout: Layout, fields: dict[str, Any], source_name: str, origin: str) -> Migration:
+def _recorded(service: Service, layout: Layout, asked: Begin, source_name: str, origin: str) -> Migration:
     """The migration's record, made if it begins; with the container locked. Raises DiskAway."""
-    held, migration = bases.asked(fields.get("held")), service.known(fields)
+    migration = service.known(asked.id)
     _refuse_others(service, layout, migration, source_name, origin)
     if migration:
         room.require_disk(migration, layout)
-        room.check(service, layout, fields, held, origin)
+        room.check(service, layout, asked, origin)
         service.note_consent(migration)
         before = migration.data.announced
-        if before is not None and room_bounds.announced(fields) > room_bounds.TIMES * before:
-            migration.note("announced", announced=room_bounds.announced(fields))  # it grows and grows
+        if before is not None and asked.disk_bytes > room_bounds.TIMES * before:
+            migration.note("announced", announced=asked.disk_bytes)  # it grows and grows, and not for ever
         return migration
     service.refuse_new()
-    room.check(service, layout, fields, held, origin)
+    room.check(service, layout, asked, origin)
     try:
         migration = service.journal.create(
             id=layout.id, role=Role.DESTINATION, name=layout.name, lxcpath=layout.lxcpath,
-            peer=service.grant.source(str(fields["source_host"])), event=Event.RECEIVE,
-            destination=_destination(fields), other_name=source_name, origin=origin,
-            moves=origins.moves_told(fields.get("moves")),
-            source_lxcpath=str(names.lxcpath(str(fields["source_lxcpath"]))), destination_lxcpath=str(layout.lxcpath),
-            lxcpath_given=_is_named(service, fields), rounds=[], mapped_root=int(fields["mapped_root"]),
-            one_shot=bool(fields.get("one_shot")), memory=bool(fields.get("memory", True)),
+            peer=service.grant.source(asked.source_host), event=Event.RECEIVE,
+            destination=_destination(asked.destination), other_name=source_name, origin=origin,
+            moves=None if asked.moves is UNSET else list(asked.moves[-origins.MOVES_MAX:]),
+            source_lxcpath=str(Path(asked.source_lxcpath)), destination_lxcpath=str(layout.lxcpath),
+            lxcpath_given=_is_named(service, asked), rounds=[], mapped_root=asked.mapped_root,
+            one_shot=asked.one_shot, memory=asked.memory,
             caller=service.grant.caller, hooks=service.grant.hooks, hooks_fix=service.grant.hooks_fix,
-            ticket=secrets.token_hex(16), announced=room_bounds.announced(fields), disk=lxc_disk.of(layout.lxcpath),
+            ticket=secrets.token_hex(16), announced=asked.disk_bytes, disk=lxc_disk.of(layout.lxcpath),
         )
     except AlreadyRecorded:  # given up before it had begun, at this very moment
         raise _has_ended(layout.id) from None
-    _settle_bases(migration, held)
+    _settle_bases(migration, asked.held[:bases.HELD_MAX])
     return migration
 
 
@@ -400,10 +407,9 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
                                next=next_commands.next_command(current), path=next_commands.path(current))
 
 
-def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
+def receive_disk(service: Service, asked: DiskTransfer) -> Place:
     """Where a round's stream goes, and that it must be on disk before it is acknowledged."""
-    migration = service.migration(fields)
-    number = int(fields["round"])
+    migration, number = service.migration(asked.id), asked.round
     rounds = migration.data.rounds
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
@@ -415,47 +421,46 @@ def receive_disk(service: Service, fields: dict[str, Any]) -> Place:
     held = service.disk_bounds(migration)
     if service.end_behind():
         room.regain(here, number, held.leave)
-    behind = service.import_behind(file, here.snapshot(number)) if fields.get("behind") else None
+    behind = service.import_behind(file, here.snapshot(number)) if asked.behind else None
     return Place(here.spool, True, {file.name}.__contains__, behind, held)
 
 
-def received(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def received(service: Service, asked: RoundReceived) -> Done:
     """All of a round has arrived; remember which subvolume it must become."""
-    migration = service.migration(fields)
-    number, uuid = int(fields["round"]), names.uuid(str(fields["uuid"]))
+    migration, number = service.migration(asked.id), asked.round
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if not spool.is_complete(layout.spool / f"disk-{number}"):
         raise UsageError(reason=f"round {number} is not complete")
-    rounds = [*migration.data.rounds[: number - 1], DiskRound(uuid=uuid)]
+    rounds = [*migration.data.rounds[: number - 1], DiskRound(uuid=asked.uuid)]
     migration.move(Event.RECEIVED, rounds=rounds)
-    return {"state": migration.state}
+    return Done(state=migration.state)
 
 
-def state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def state(service: Service, asked: AskState) -> MigrationState:
     """What this host knows of a migration, and whether it still has what a restore needs."""
-    migration = service.known(fields)
-    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
-            "ticket": migration.ticket if migration else "",
-            "images": after_crash.can_be_restored(migration) if migration else False}
+    migration = service.known(asked.id)
+    if migration is None:
+        return MigrationState(state=None, images=False)
+    return MigrationState(state=migration.state, owner=migration.owner, ticket=migration.ticket,
+                          images=after_crash.can_be_restored(migration))
 
 
-def subvolumes(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def subvolumes(service: Service, asked: AskSubvolumes) -> Subvolumes:
     """The uuids of what increments of a container can start from here."""
-    name = names.container_name(str(fields["name"]))
-    layout = Layout(service.lxcpath(fields), name, "00000000")
-    return {"subvolumes": room.bases_for(service, layout, service.origin(fields))}
+    layout = Layout(service.lxcpath(asked.lxcpath), asked.name, "00000000")
+    return Subvolumes(subvolumes=tuple(room.bases_for(service, layout, service.origin(asked.origin))))
 
 
-def lxcpath_(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def lxcpath_(service: Service, asked: AskLxcPath) -> LxcPath:
     """Where this host keeps its containers, unless the source names another place."""
-    return {"lxcpath": str(service.lxcpath(fields))}
+    return LxcPath(lxcpath=str(service.lxcpath(asked.lxcpath)))
 
 
-HANDLERS = {
-    "begin": begin,
-    "received": received,
-    "state": state,
-    "subvolumes": subvolumes,
-    "lxcpath": lxcpath_,
+HANDLERS: Handlers = {
+    Begin: begin,
+    RoundReceived: received,
+    AskState: state,
+    AskSubvolumes: subvolumes,
+    AskLxcPath: lxcpath_,
 }
-RECEIVERS = {"disk": receive_disk}
+RECEIVERS: Receivers = {DiskTransfer: receive_disk}

@@ -23,17 +23,18 @@ from typing import Any
 import stages
 from migrator.base import log
 from migrator.errors import MigratorError
-from migrator.errors.connection import ProtocolError
 from migrator.errors.data import NoSpace
 from migrator.host import btrfs
 from migrator.record import grant
 from migrator.record.grant import Grant
 from migrator.record.journal import DEFAULT_PATH, Journal
-from migrator.remote.answering import Place, Service
-from migrator.transfer import spool
+from migrator.remote.answering import Handlers, Receivers, Service
+from migrator.transfer import messages, spool
 from migrator.transfer.live_import import Behind
-from migrator.transfer.rpc import Connection, Handler, Takeover, serve
+from migrator.transfer.messages import Transfer
+from migrator.transfer.rpc import Connection, Fields, Handler, Takeover, serve
 from migrator.transfer.stream import FileStream
+from migrator.transfer.wire_codec import Answer, Request, decoded
 from stages.steps import arguments
 
 NAME = "serve"
@@ -44,7 +45,7 @@ SILENCE_LEAST, SILENCE_MOST = 5.0, 300.0
 
 COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # as `migrator.remote.ssh` asks for it
 
-Receiver = Callable[[Service, dict[str, Any]], Place]
+Decoding = Callable[[Service, dict[str, Any]], Answer | Takeover]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +95,20 @@ def handlers(service: Service, granted: Callable[[], Grant] | None = None) -> di
     What it may is asked of `granted` at each request: a connection stands for as long as the other side will, and a
     peer may have been removed meanwhile, or allowed less.
     """
-    found: dict[str, Callable[[Service, dict[str, Any]], Any]] = {"transfer": transfer}
+    found: dict[str, Decoding] = {Transfer.op: transfer}
     for stage in stages.load_all():
-        found |= getattr(stage, "HANDLERS", {})
+        of_stage: Handlers = getattr(stage, "HANDLERS", {})
+        found |= {message.op: partial(_decoded, message, handler) for message, handler in of_stage.items()}
     return {op: partial(_allowed, service, granted, op, handler) for op, handler in found.items()}
 
 
+def _decoded(message: type[Request[Any]], handler: Callable[[Service, Any], Answer | Takeover], service: Service,
+             fields: dict[str, Any]) -> Answer | Takeover:
+    return handler(service, decoded(message, fields))
+
+
 def _allowed(service: Service, granted: Callable[[], Grant] | None, op: str,
-             handler: Callable[[Service, dict[str, Any]], Any], fields: dict[str, Any]) -> Any:
+             handler: Decoding, fields: dict[str, Any]) -> Answer | Takeover:
     if granted:
         service.grant = granted()
     service.grant.check(op)
@@ -112,7 +119,7 @@ def _allowed(service: Service, granted: Callable[[], Grant] | None, op: str,
     return dataclasses.replace(done, run=partial(_to_its_end, service, done)) if isinstance(done, Takeover) else done
 
 
-def _to_its_end(service: Service, takeover: Takeover, connection: Connection) -> dict[str, Any]:
+def _to_its_end(service: Service, takeover: Takeover, connection: Connection) -> Fields:
     try:
         return takeover.run(connection)
     finally:
@@ -121,20 +128,18 @@ def _to_its_end(service: Service, takeover: Takeover, connection: Connection) ->
 
 def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
     """Receive streams of the kind that a stage has a receiver for."""
-    receivers: dict[str, Receiver] = {}
+    asked = messages.transfer(fields)
+    receivers: Receivers = {}
     for stage in stages.load_all():
         receivers |= getattr(stage, "RECEIVERS", {})
-    kind = str(fields.get("kind"))
-    if kind not in receivers:
-        raise ProtocolError(reason=f"it sends data of unknown kind {kind[:40]!a}")
-    place = receivers[kind](service, fields)
-    takeover = spool.receive(place.folder, fields.get("files"), durable=place.durable, accepts=place.accepts,
+    place = receivers[type(asked)](service, asked)
+    takeover = spool.receive(place.folder, asked.files, durable=place.durable, accepts=place.accepts,
                              watcher=place.behind, bounds=place.bounds)
     return dataclasses.replace(takeover, run=partial(_whole_or_not, service, place.behind, takeover))
 
 
 def _whole_or_not(service: Service, behind: Behind | None, takeover: Takeover,
-                  connection: Connection) -> dict[str, Any]:
+                  connection: Connection) -> Fields:
     """Of a stream that there is no room for, what the import behind it has made goes at once: others need room too."""
     try:
         return takeover.run(connection)

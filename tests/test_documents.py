@@ -115,8 +115,9 @@ def around(request: str) -> tuple[set[str], set[str]]:
 
 def test_every_message_is_explained() -> None:
     """What the table says is written around each request is what the handlers and the model's programs write."""
-    handlers = {op: handler for stage in stages.load_all() for kind in ("HANDLERS", "RECEIVERS")
-                for op, handler in getattr(stage, kind, {}).items()}
+    handlers = {message.op if kind == "HANDLERS" else message.__struct_config__.tag: handler
+                for stage in stages.load_all() for kind in ("HANDLERS", "RECEIVERS")
+                for message, handler in getattr(stage, kind, {}).items()}
     text = (DOCS / "states.md").read_text()
     table = rows(text, "| request | source, before | destination, before it answers | source, after | what it is |")
     explained = set()

@@ -52,11 +52,6 @@ def usable(journal: Journal, layout: Layout, origin: str, rootfs: Path) -> list[
             or {base.uuid, base.parent_uuid} & its or origins.is_of(journal, base.path, origin)]
 
 
-def asked(value: object) -> list[str]:
-    """`held` of the other host, as it came over the wire; raises InvalidName."""
-    return [names.uuid(str(each)) for each in value[:HELD_MAX]] if isinstance(value, list) else []
-
-
 def common(layout: Layout, there: Collection[str], on_disk: Collection[str] | None = None) -> Subvolume | None:
     """The newest snapshot of this migration that both hosts have; `there` are the uuids of the other one's.
 

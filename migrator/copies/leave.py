@@ -48,11 +48,6 @@ def outstanding(word: Moment | None, slack: float = 0.0) -> float:
     return word.lasts * (1 + slack) if left is None else left
 
 
-def asked_for(value: object) -> float:
-    """How many seconds a destination is given that asks for so many, as it came over the wire."""
-    return float(value) if isinstance(value, int | float) and 0 <= value <= MOST else MOST
-
-
 class Leave:
     """The caller's word that it has read the first reply of a Takeover, and waits for the second.
 

@@ -184,11 +184,6 @@ def moves(came: Migration | None) -> list[str]:
     return [*(came.begun.moves or []), came.id][-MOVES_MAX:] if came else []
 
 
-def moves_told(value: object) -> list[str] | None:
-    """`moves` as they came over the wire; None from an older version. Raises InvalidName."""
-    return [names.migration_id(str(each)) for each in value[-MOVES_MAX:]] if isinstance(value, list) else None
-
-
 def rootfs_uuid(migration: Migration) -> str:
     """That of the root file system which this migration has brought here; "" where it is not in its place any more."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)

@@ -32,18 +32,18 @@ class Status:
 
 def parse_status(text: str) -> Status | None:
     """The status, or None if the text is not one (the process ended while it was read)."""
-    fields = {}
+    status = {}
     for line in text.split("\n"):  # a process may put any other line's end into its name
         key, _, value = line.partition(":")
-        fields[key] = value.strip()
+        status[key] = value.strip()
     try:
         return Status(
-            pid=int(fields["Pid"]), inside=int(fields.get("NSpid", fields["Pid"]).split()[-1]),
-            name=fields["Name"], state=fields["State"][:1], parent=int(fields["PPid"]),
-            tracer=int(fields["TracerPid"]), uids=tuple(int(uid) for uid in fields["Uid"].split()),
-            session_inside=int(fields.get("NSsid", "1").split()[-1]), levels=len(fields.get("NSpid", "0").split()),
-            threads=int(fields.get("Threads", "1")),
-            memory=1024 * sum(int(fields.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem")),
+            pid=int(status["Pid"]), inside=int(status.get("NSpid", status["Pid"]).split()[-1]),
+            name=status["Name"], state=status["State"][:1], parent=int(status["PPid"]),
+            tracer=int(status["TracerPid"]), uids=tuple(int(uid) for uid in status["Uid"].split()),
+            session_inside=int(status.get("NSsid", "1").split()[-1]), levels=len(status.get("NSpid", "0").split()),
+            threads=int(status.get("Threads", "1")),
+            memory=1024 * sum(int(status.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem")),
         )
     except (KeyError, ValueError, IndexError):
         return None

@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from migrator.base import bounded_read, log, names
-from migrator.config import config_reader, container_config
+from migrator.config import container_config
 from migrator.config.container_config import Carried
-from migrator.errors.connection import NotAllowed, ProtocolError
+from migrator.errors.connection import NotAllowed
 from migrator.errors.containers import NoMigration
 from migrator.errors.this_host import JournalBroken
 from migrator.record import callers, grant
@@ -39,7 +39,10 @@ from migrator.record.states import Role, State
 from migrator.transfer import room_bounds
 from migrator.transfer.frames import CONTROL_MAX
 from migrator.transfer.live_import import Behind
+from migrator.transfer.messages import Begin, KindTransfer
 from migrator.transfer.room_bounds import Bounds
+from migrator.transfer.rpc import Takeover
+from migrator.transfer.wire_codec import Answer, Request
 
 CONFIG_FILE = "config.json"  # in the spool
 REST = 0.5  # seconds between two times that who is not root has a container locked, or tries to
@@ -170,17 +173,16 @@ class Service:
             return room_bounds.OF_DISK
         return room_bounds.of_disk(migration.lxcpath, migration.data.announced)
 
-    def lxcpath(self, fields: Mapping[str, Any]) -> Path:
+    def lxcpath(self, wanted: str | None) -> Path:
         """The LXC path that the source asked for, or this host's own."""
-        return self.grant.lxcpath(str(fields.get("lxcpath") or ""))
+        return self.grant.lxcpath(wanted or "")
 
-    def known(self, fields: Mapping[str, Any]) -> Migration | None:
+    def known(self, id_: str) -> Migration | None:
         """The migration to this host that the source speaks of, which must be its own; None where there is none.
 
         An id names a folder of memory images, ports and a table of the firewall, whichever way the migration goes: one
         that goes out from here is nobody's who connects to here. Raises NotAllowed.
         """
-        id_ = names.migration_id(str(fields["id"]))
         outgoing, migration = (self.journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION))
         if outgoing or not migration or not self.grant.owns(migration):
             self.refuse_guesses(id_)
@@ -197,7 +199,7 @@ class Service:
             self.unknown.discard(id_)
             raise self.grant.refusal("it has asked for too many migrations that it has not begun over one connection")
 
-    def origin(self, fields: Mapping[str, Any], migration: Migration | None = None) -> str:
+    def origin(self, told: str, migration: Migration | None = None) -> str:
         """The origin of the container that the source speaks of, "" for none; it stays that of its `migration`.
 
         Who has it counts as who brings that container, so each that is asked about is counted; raises NotAllowed where
@@ -205,13 +207,12 @@ class Service:
         """
         if migration:
             return migration.begun.origin or migration.id
-        found = str(fields.get("origin", fields.get("id", "")))
-        if found:
-            self.origins.add(names.migration_id(found))
+        if told:
+            self.origins.add(told)
         if self.grant.restricted and len(self.origins) > ORIGINS_MAX:
-            self.origins.discard(found)
+            self.origins.discard(told)
             raise self.grant.refusal("it has asked about too many containers over one connection")
-        return found
+        return told
 
     def refuse_crowds(self) -> None:
         """Raises NotAllowed where a caller who is not root has begun too much."""
@@ -259,22 +260,22 @@ class Service:
                              reason=f"too much has happened in migration {migration.id} for it to go on",
                              fix="Give it up on its source, with `migrator rollback`, and start over.")
 
-    def find(self, fields: Mapping[str, Any]) -> Migration | None:
+    def find(self, id_: str) -> Migration | None:
         """The migration that the source speaks of, locked; None when this host does not know it.
 
         One that never began has nothing to do with a container of that name, and locks none; nor does one `is_past`.
         """
-        migration = self.known(fields)
+        migration = self.known(id_)
         if migration and not migration.never_began and not is_past(migration):
             self.lock(migration.name, migration.lxcpath)
-            migration = self.known(fields)  # it may have moved on before we had the lock
+            migration = self.known(id_)  # it may have moved on before we had the lock
         return migration
 
-    def migration(self, fields: Mapping[str, Any]) -> Migration:
+    def migration(self, id_: str) -> Migration:
         """As `find`, with what its caller may bring along by now on record; raises NoMigration."""
-        migration = self.find(fields)
+        migration = self.find(id_)
         if migration is None:
-            raise NoMigration(name=fields["id"], stage="the source", next="migrator prepare-data")
+            raise NoMigration(name=id_, stage="the source", next="migrator prepare-data")
         if self._goes_on(migration) and migration.state is not State.RESTORED:  # else nothing more comes along
             self.note_consent(migration)
         return migration
@@ -283,6 +284,10 @@ class Service:
         """Record whether what reaches out may come along, where that was allowed since or is not any more."""
         if grant.recorded(migration).hooks is not self.grant.hooks:
             migration.note("consent", hooks=self.grant.hooks, hooks_fix=self.grant.hooks_fix)
+
+
+Handlers = dict[type[Request[Any]], Callable[[Service, Any], Answer | Takeover]]
+Receivers = dict[type[KindTransfer], Callable[[Service, Any], Place]]
 
 
 def is_past(migration: Migration) -> bool:
@@ -294,21 +299,12 @@ def is_past(migration: Migration) -> bool:
     return migration.ended and newest is not None and newest.id != migration.id and not newest.ended
 
 
-def keep_config(layout: Layout, fields: Mapping[str, Any], *, includes: bool = True) -> None:
+def keep_config(layout: Layout, asked: Begin, *, includes: bool = True) -> None:
     """Store the container's configuration as it came from the source, until the container is defined here.
 
     Without `includes` nothing that it includes comes along: this host's own files of that name serve.
     """
-    text, included, bridges = str(fields["config"]), fields["includes"], fields["bridges"]
-    if not isinstance(included, dict) or not isinstance(bridges, dict):
-        raise ProtocolError(reason="includes and bridges must be objects")
-    if len(included) > config_reader.INCLUDE_LIMIT or len(text) > config_reader.SIZE_LIMIT:
-        raise ProtocolError(reason="the configuration is too large")
-    data = {
-        "text": text,
-        "includes": {str(path): str(value) for path, value in included.items()} if includes else {},
-        "bridges": {names.interface_name(str(a)): names.interface_name(str(b)) for a, b in bridges.items()},
-    }
+    data = {"text": asked.config, "includes": asked.includes if includes else {}, "bridges": asked.bridges}
     container_config.write_file(layout.spool / CONFIG_FILE, json.dumps(data), mode=0o600)
 
 

@@ -39,16 +39,16 @@ def check_host_key(destination: Destination, config: HostConfig, transport: para
     key_type, key = shown.get_name(), shown.asbytes()
     kind = _KEY_FILES.get(key_type, "ecdsa")
     verdict = known_hosts.judge(known_hosts.entries(config.known_hosts, config.known_as), key)
-    fields = {"destination": destination, "key_type": kind.upper(), "fingerprint": known_hosts.fingerprint(key)}
+    named = {"destination": destination, "key_type": kind.upper(), "fingerprint": known_hosts.fingerprint(key)}
     if verdict is Verdict.CHANGED:
-        raise HostKeyChanged(**fields, known_hosts_name=shlex.quote(config.known_as))
+        raise HostKeyChanged(**named, known_hosts_name=shlex.quote(config.known_as))
     if verdict is Verdict.UNKNOWN:
         if not accept_new or not config.user_known_hosts:
-            raise HostKeyUnknown(**fields, key_file=f"/etc/ssh/ssh_host_{kind}_key.pub")
+            raise HostKeyUnknown(**named, key_file=f"/etc/ssh/ssh_host_{kind}_key.pub")
         known_hosts.add(
             config.user_known_hosts[0], config.known_as, key_type, key, hashed=config.hash_known_hosts
         )
-        log.warning(f"Added the {kind.upper()} key {fields['fingerprint']} of {destination} to known_hosts")
+        log.warning(f"Added the {kind.upper()} key {named['fingerprint']} of {destination} to known_hosts")
 
 
 def log_in(destination: Destination, config: HostConfig, transport: paramiko.Transport, limit: float) -> None:

@@ -11,8 +11,8 @@ import base64
 import os
 import time
 from collections.abc import Callable
-from typing import Any
 
+from migrator.transfer.messages import Measure, Measured
 from migrator.transfer.rpc import Connection
 
 SIZES = (1 << 16, 1 << 18, 1 << 20, 3 << 20)  # bytes; a request may have 4 MiB (frames.CONTROL_MAX)
@@ -41,10 +41,10 @@ def measure(there: Connection, clock: Callable[[], float] = time.monotonic) -> f
 
 def _ask(there: Connection, data: str, clock: Callable[[], float]) -> float:
     begun = clock()
-    there.call("measure", data=data)
+    there.call(Measure(data=data))
     return clock() - begun
 
 
-def answer(_service: object, _fields: dict[str, Any]) -> dict[str, Any]:
+def answer(_service: object, _asked: Measure) -> Measured:
     """On the destination: it has arrived."""
-    return {}
+    return Measured()

@@ -28,6 +28,7 @@ from migrator.errors.data import NoSpace, SegmentDamaged, WriteFailed
 from migrator.errors.documented import DocumentedError
 from migrator.transfer import segments
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
+from migrator.transfer.messages import Arrived, File, Received
 from migrator.transfer.room_bounds import MARGIN, Bounds
 from migrator.transfer.rpc import Connection
 from migrator.transfer.segments import INDEX_SUFFIX, End, Index, Segment
@@ -41,14 +42,6 @@ COMPRESSED = 1  # flag of a SEGMENT
 _QUEUE = 8  # frames that wait to be written
 _UNSYNCED = 32  # what waits to be synced: as many small files may be open, and as many again that are being synced
 _SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and leaves the large buffers alone
-
-
-@dataclasses.dataclass(frozen=True)
-class Announced:
-    """A file that the sender is going to send; `size` is None where it does not know."""
-
-    name: str
-    size: int | None
 
 
 class Watcher(Protocol):
@@ -88,7 +81,7 @@ class _Written:
 class Receiver:
     """One transfer into an open directory. `held` is what the directory has of each announced file already."""
 
-    def __init__(self, path: Path, folder: int, announced: list[Announced], held: list[Index], durable: bool,
+    def __init__(self, path: Path, folder: int, announced: Sequence[File], held: list[Index], durable: bool,
                  watcher: Watcher | None = None, bounds: Bounds | None = None) -> None:
         self.held = held
         self._path = path
@@ -114,8 +107,8 @@ class Receiver:
         pairs = zip(self._announced, self.held, strict=True)
         return sum(max(0, entry.size - index.length) for entry, index in pairs if entry.size is not None)
 
-    def run(self, connection: Connection) -> dict[str, Any]:
-        """Receive all files; {"files": ...}, or {"aborted": true} where the sender gave up.
+    def run(self, connection: Connection) -> Received:
+        """Receive all files, unless the sender gives up.
 
         Raises what went wrong here, once the sender has stopped; ConnectionLost and ProtocolError at once. Whatever
         happens, the segments that came through stay, for the next time.
@@ -141,11 +134,12 @@ class Receiver:
         if self._error:
             raise self._error
         if not complete:
-            return {"aborted": True}
+            return Received(aborted=True)
         if len(self._done) != len(self._announced):
             raise ProtocolError(reason="it ended the transfer before its last file")
         self._sync_all()
-        return {"files": {n: {"bytes": end.length, "digest": end.digest.hex()} for n, end in self._done.items()}}
+        return Received(files={name: Arrived(bytes=end.length, digest=end.digest.hex())
+                               for name, end in self._done.items()})
 
     def _send_held(self, connection: Connection) -> None:
         for number, index in enumerate(self.held):

@@ -6,9 +6,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from migrator.base.figures import size
 from migrator.errors import UsageError
@@ -23,7 +23,6 @@ SHARE = 20  # who is not root leaves this part of a file system free, a twentiet
 # belongs to it, in some hundred bytes; and the container writes on.
 SLACK = 4 << 30
 TIMES = 2
-_LARGEST = 1 << 63  # bytes: no file system has more (loff_t)
 Piece = TypeVar("Piece")
 
 
@@ -50,17 +49,6 @@ class Bounds:
             found = os.fstatvfs(folder)
             if found.f_bavail * found.f_frsize < leave + more:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def announced(fields: Mapping[str, Any]) -> int:
-    """Bytes of the whole disk, as its sender announces them; raises UsageError where no disk can have so many.
-
-    Each time that they grow `TIMES`-fold this is recorded: so that is not for ever, nor is the number long.
-    """
-    found = int(fields["disk_bytes"])
-    if not 0 <= found < _LARGEST:
-        raise UsageError(reason="the disk cannot have as many bytes as it announces")
-    return found
 
 
 def reserve(folder: Path) -> int:

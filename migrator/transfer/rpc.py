@@ -25,6 +25,7 @@ from migrator.errors.convert import as_ours, from_json
 from migrator.transfer import frames
 from migrator.transfer.frames import Frame, Kind
 from migrator.transfer.stream import Bytes, ByteStream
+from migrator.transfer.wire_codec import A, Message, Request, decoded, encoded
 
 TIMEOUT = 15.0  # seconds without a sign of life after which the other side is taken for dead
 _SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
@@ -48,11 +49,12 @@ class Takeover:
     (`Connection.call_and_go`, `migrator.copies.leave`).
     """
 
-    reply: dict[str, Any]
-    run: Callable[[Connection], dict[str, Any]]
+    reply: Fields
+    run: Callable[[Connection], Fields]
 
 
-Handler = Callable[[dict[str, Any]], "dict[str, Any] | Takeover"]
+Fields = Message | Mapping[str, Any]  # of an answer
+Handler = Callable[[dict[str, Any]], Fields | Takeover]
 
 
 class Tunnel(Protocol):
@@ -138,16 +140,15 @@ class Connection:
 
     # --- Calls ---
 
-    def call(self, op: str, **fields: Any) -> dict[str, Any]:
-        """Ask the other side to do `op` and wait for its answer; raises its error as one of this side."""
-        return self.answer(self.request(op, fields))
+    def call(self, message: Request[A]) -> A:
+        """Ask the other side for that and wait for its answer; raises its error as one of this side."""
+        return decoded(message.answer(), self.answer(self.send_request(message)))
 
-    def call_within(self, seconds: float, op: str, **fields: Any) -> dict[str, Any]:
+    def call_within(self, seconds: float, message: Request[A]) -> A:
         """As `call`; raises ConnectionLost where the other side says that it is still at work after so many seconds."""
-        return self.answer(self.request(op, fields), within=seconds)
+        return decoded(message.answer(), self.answer(self.send_request(message), within=seconds))
 
-    def call_and_go(self, op: str, *, first: float, then: float, within: Callable[[], float],
-                    **fields: Any) -> dict[str, Any]:
+    def call_and_go(self, message: Request[A], *, first: float, then: float, within: Callable[[], float]) -> A:
         """As `call_within`, of what answers twice and waits between them for the word that it may go on.
 
         `first` and `then` are the limits of the two answers, in seconds from the request on; `within` tells, when the
@@ -155,13 +156,17 @@ class Connection:
         `within` raises, and nothing is said then; as the second one it is raised as any other.
         """
         end = self._clock() + then
-        request = self.request(op, fields)
+        request = self.send_request(message)
         self.answer(request, within=first)
         self.send_json(Kind.GO, {"within": round(within(), 3)})
-        return self.answer(request, within=end - self._clock())
+        return decoded(message.answer(), self.answer(request, within=end - self._clock()))
+
+    def send_request(self, message: Request[Any]) -> int:
+        """Send a request and return its id, without waiting."""
+        return self.request(message.op, encoded(message))
 
     def request(self, op: str, fields: Mapping[str, Any]) -> int:
-        """Send a request and return its id, without waiting."""
+        """The same, of what was not made from a message."""
         self._last_id += 1
         log.debug(f"asking {self.name}: {op}")
         self.send_json(Kind.REQUEST, {"id": self._last_id, "op": op, "fields": fields})
@@ -318,9 +323,9 @@ def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
                 raise ProtocolError(reason=f"it asks for {op[:100]!a}, which is unknown here")  # noqa: TRY301
             result = handler(fields)
             if isinstance(result, Takeover):
-                connection.send_json(Kind.REPLY, {"id": request, "fields": result.reply})
+                connection.send_json(Kind.REPLY, {"id": request, "fields": _plain(result.reply)})
                 result = _in_takeover(result, connection)
-            connection.send_json(Kind.REPLY, {"id": request, "fields": result})
+            connection.send_json(Kind.REPLY, {"id": request, "fields": _plain(result)})
         except _Fatal as fatal:
             raise fatal.error from None
         except MigratorError as error:
@@ -337,11 +342,15 @@ class _Fatal(Exception):
         self.error = error
 
 
-def _in_takeover(takeover: Takeover, connection: Connection) -> dict[str, Any]:
+def _in_takeover(takeover: Takeover, connection: Connection) -> Fields:
     try:
         return takeover.run(connection)
     except (ConnectionLost, ProtocolError) as error:
         raise _Fatal(error) from error
+
+
+def _plain(answer: Fields) -> Mapping[str, Any]:
+    return encoded(answer) if isinstance(answer, Message) else answer
 
 
 def _late(within: float) -> str:

@@ -13,16 +13,19 @@ import dataclasses
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
 
 from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.record.detail import Told
 from migrator.transfer.frames import DIGEST_SIZE, SEGMENT_MAX, Kind, header
+from migrator.transfer.messages import File, Held, Received, Transfer
 from migrator.transfer.receiver import ACK
 from migrator.transfer.rpc import Connection
 from migrator.transfer.stream import Bytes
 from migrator.transfer.stream_reader import Outgoing, Skipped, Source, SourceFile
+from migrator.transfer.wire_codec import decoded
 
 __all__ = ["SourceFile", "TransferResult", "send_files"]
 
@@ -42,7 +45,6 @@ class TransferResult:
     resumed_bytes: int  # raw bytes that were there already and not sent again
     seconds: float
     digest: dict[str, str]  # name -> digest over the file's segments' digests
-    reply: dict[str, Any]  # what the destination answered in the end
 
     def tell(self, told: Told) -> None:
         """For the journal."""
@@ -52,13 +54,13 @@ class TransferResult:
 
 def send_files(
     connection: Connection,
-    op_fields: Mapping[str, Any],
+    asks: Transfer,
     files: Iterable[SourceFile],
     *,
     progress: Callable[[int, int], None] | None = None,
     bytes_per_second: int | None = None,
 ) -> TransferResult:
-    """Send files to the destination's "transfer" handler, which gets `op_fields` and the files' names and sizes.
+    """Send files to the destination's "transfer" handler, which gets what `asks` has, and the files' names and sizes.
 
     Segments that are there already are read and compared, but not sent. `progress` is called in this thread with the
     raw bytes that are on the destination's disk so far, and how many of them had been there before, several times a
@@ -70,8 +72,8 @@ def send_files(
     ConnectionLost and ProtocolError it cannot, but what has arrived stays there for the next attempt.
     """
     begun = time.monotonic()
-    sender = _Sender(connection, op_fields, list(files), bytes_per_second)
-    reply = sender.run(progress)
+    sender = _Sender(connection, asks, list(files), bytes_per_second)
+    sender.run(progress)
     ends = sender.source.ends
     return TransferResult(
         raw_bytes=sum(end.length for end in ends.values()),
@@ -79,20 +81,19 @@ def send_files(
         resumed_bytes=sender.resumed_bytes,
         seconds=time.monotonic() - begun,
         digest={name: end.digest.hex() for name, end in ends.items()},
-        reply=reply,
     )
 
 
 class _Sender:
     """One transfer's threads and what they share; `_lock` guards all that more than one of them touches."""
 
-    def __init__(self, connection: Connection, op_fields: Mapping[str, Any], files: list[SourceFile],
+    def __init__(self, connection: Connection, asks: Transfer, files: list[SourceFile],
                  bytes_per_second: int | None) -> None:
         self.source: Source
         self.wire_bytes = 0
         self.resumed_bytes = 0
         self._connection = connection
-        self._op_fields = op_fields
+        self._asks = asks
         self._files = files
         self._pace = _Pace(bytes_per_second)
         self._lock = threading.Lock()
@@ -107,11 +108,10 @@ class _Sender:
         self._stop = False  # send no more: something failed, here or there
         self._read_error: BaseException | None = None  # of the reading thread
         self._answered = False
-        self._reply: dict[str, Any] = {}
         self._answer_error: BaseException | None = None  # from the destination or the connection
 
-    def run(self, progress: Callable[[int, int], None] | None) -> dict[str, Any]:
-        """Do it all; the destination's last answer."""
+    def run(self, progress: Callable[[int, int], None] | None) -> None:
+        """Do it all, until the destination has said that it has it."""
         threading.Thread(target=self._listen, name="migrator-answers", daemon=True).start()
         try:
             self._wait(progress)
@@ -127,7 +127,6 @@ class _Sender:
             raise self._read_error
         if self._answer_error:
             raise self._answer_error
-        return self._reply
 
     def _wait(self, progress: Callable[[int, int], None] | None) -> None:
         """Until the destination has answered for the whole."""
@@ -145,12 +144,11 @@ class _Sender:
         self._room.notify_all()
         self._work.notify_all()
 
-    def _finish(self, error: BaseException | None, reply: dict[str, Any] | None = None) -> None:
+    def _finish(self, error: BaseException | None) -> None:
         with self._lock:
             if not self._answered:
                 self._answered = True
                 self._answer_error = error
-                self._reply = reply or {}
             if error:
                 self._stop_sending()
             self._end.notify_all()
@@ -171,16 +169,18 @@ class _Sender:
                     with self._lock:
                         self._stop_sending()
                 else:
-                    self._finish(None, self._connection.answer_in(frame, request))
+                    decoded(Received, self._connection.answer_in(frame, request))
+                    self._finish(None)
                     return
         except BaseException as error:
             self._finish(error)
 
     def _begin(self) -> int:
         """Ask for the transfer and start it; the request's id."""
-        listed = [{"name": file.name, "size": file.size} for file in self._files]
-        request = self._connection.request("transfer", {**self._op_fields, "files": listed})
-        held = _read_held(self._connection, self._connection.answer(request), self._files)
+        listed = tuple(File(name=file.name, size=file.size) for file in self._files)
+        request = self._connection.send_request(msgspec.structs.replace(self._asks, files=listed))
+        first = decoded(Held, self._connection.answer(request))
+        held = _read_held(self._connection, first, self._files)
         self.source = Source(self._files, held, self._is_network_busy)
         for target, name in ((self._read, "read"), (self._send, "send")):
             threading.Thread(target=target, name=f"migrator-{name}", daemon=True).start()
@@ -290,16 +290,13 @@ class _Pace:
         return max(0.0, self._due - now)
 
 
-def _read_held(connection: Connection, reply: dict[str, Any], files: Sequence[SourceFile]) -> list[bytearray]:
+def _read_held(connection: Connection, reply: Held, files: Sequence[SourceFile]) -> list[bytearray]:
     """The digests of the segments that the destination has of each file, one behind the other.
 
     Of those that the file cannot have, and beyond HELD_KEPT, none is kept, whatever it holds: they are sent anew.
     """
-    counts = reply.get("held")
     held = [bytearray() for _ in files]
-    if not isinstance(counts, dict):
-        raise ProtocolError(reason="its reply to a transfer lacks what it holds")
-    missing = {int(key): value for key, value in counts.items() if key.isdecimal() and isinstance(value, int)}
+    missing = {int(key): count for key, count in reply.held.items() if key.isdecimal()}
     while any(count > 0 for number, count in missing.items() if number < len(files)):
         frame = connection.receive(within=connection.timeout)
         if frame.kind is not Kind.HELD or len(frame.body) <= 4 or len(frame.body) % DIGEST_SIZE != 4:

@@ -15,7 +15,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from migrator.base.figures import size
 from migrator.errors.connection import ConnectionLost, ProtocolError
@@ -23,12 +23,12 @@ from migrator.errors.data import NoSpace, SegmentDamaged
 from migrator.errors.this_host import Busy
 from migrator.transfer import segments
 from migrator.transfer.frames import SEGMENT_MAX
-from migrator.transfer.receiver import Announced, Receiver, Watcher
+from migrator.transfer.messages import FILES_MAX, File, Held, Received
+from migrator.transfer.receiver import Receiver, Watcher
 from migrator.transfer.room_bounds import MARGIN, Bounds
 from migrator.transfer.rpc import Connection, Takeover
 from migrator.transfer.segments import INDEX_SUFFIX, Index, Segment
 
-FILES_MAX = 10_000  # streams in one transfer
 # In one folder, over all transfers. Of a dump CRIU's pages are sent one by one before the rest, which is one transfer:
 # for each of these there are half a dozen other files.
 FOLDER_MAX = 2 * FILES_MAX
@@ -54,27 +54,28 @@ def size_of(directory: Path) -> int:
 
 def receive(
     directory: Path,
-    files: object,
+    files: Sequence[File],
     *,
     durable: bool = True,
     accepts: Callable[[str], bool] | None = None,
     watcher: Watcher | None = None,
     bounds: Bounds | None = None,
-    done: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Takeover:
     """What the handler of a "transfer" request returns to receive the streams in the request's `files`.
 
     They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
     before it is acknowledged; without it, for memory images and tmpfs, all are at the end. A file whose name `accepts`
     does not allow is refused before anything is written. The `watcher` of a transfer
-    of one file is told what of it is there; `bounds` is how much room it may take. `done` is called with
-    {"files": {name: {"bytes", "digest"}}} when everything has arrived, and what it returns is the answer to the sender.
+    of one file is told what of it is there; `bounds` is how much room it may take.
 
-    Raises ProtocolError and InvalidName for a list that makes no sense, or where there would be more than FOLDER_MAX of
-    them, NoSpace, and Busy while another process receives into that directory.
+    Raises ProtocolError for a list that makes no sense, or where there would be more than FOLDER_MAX of them, NoSpace,
+    and Busy while another process receives into that directory.
     """
-    announced = _parse_files(files)
-    for entry in announced:
+    if not files:
+        raise ProtocolError(reason="a transfer has no files")
+    if len({entry.name for entry in files}) != len(files):
+        raise ProtocolError(reason="a transfer has two files of the same name")
+    for entry in files:
         if accepts and not accepts(entry.name):
             raise ProtocolError(reason=f"it sends a file {entry.name}, which does not belong there")
     with contextlib.suppress(FileExistsError):
@@ -82,45 +83,30 @@ def receive(
     lock = _lock(directory)
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _check_number(folder, announced)
-        receiver = Receiver(directory, folder, announced, [_held(folder, entry.name) for entry in announced], durable,
-                            watcher, bounds)
-        check_space(directory, receiver.missing_bytes, what=announced[0].name if len(announced) == 1 else "the data")
+        _check_number(folder, files)
+        receiver = Receiver(directory, folder, files, [_held(folder, entry.name) for entry in files], durable, watcher,
+                            bounds)
+        check_space(directory, receiver.missing_bytes, what=files[0].name if len(files) == 1 else "the data")
     except BaseException:
         os.close(folder)
         lock.close()
         raise
 
-    def run(connection: Connection) -> dict[str, Any]:
+    def run(connection: Connection) -> Received:
         with lock:
             try:
-                result = receiver.run(connection)
+                return receiver.run(connection)
             finally:
                 os.close(folder)
-            return result if done is None or "aborted" in result else done(result)
 
     held = {str(number): len(index.segments) for number, index in enumerate(receiver.held) if index.segments}
-    return Takeover({"held": held}, run)
+    return Takeover(Held(held=held), run)
 
 
-def _parse_files(files: object) -> list[Announced]:
-    if not isinstance(files, list) or not 1 <= len(files) <= FILES_MAX:
-        raise ProtocolError(reason=f"a transfer has 1 to {FILES_MAX} files")
-    found = []
-    for entry in files:
-        name, length = (entry.get("name"), entry.get("size")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(name, str) or not (length is None or (isinstance(length, int) and 0 <= length < 1 << 60)):
-            raise ProtocolError(reason="a file of the transfer lacks a name or has an impossible size")
-        found.append(Announced(segments.check_name(name), length))
-    if len({entry.name for entry in found}) != len(found):
-        raise ProtocolError(reason="a transfer has two files of the same name")
-    return found
-
-
-def _check_number(folder: int, announced: list[Announced]) -> None:
+def _check_number(folder: int, files: Sequence[File]) -> None:
     """Each takes an inode, and a place in the record of a dump, also where it is empty; raises ProtocolError."""
     there = {name.removesuffix(INDEX_SUFFIX) for name in os.listdir(folder)} - {LOCK_NAME}
-    if len(there | {entry.name for entry in announced}) > FOLDER_MAX:
+    if len(there | {entry.name for entry in files}) > FOLDER_MAX:
         raise ProtocolError(reason=f"it sends more than {FOLDER_MAX} files in all")
 
 

@@ -6,9 +6,9 @@ is removed.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Sequence
 
-from migrator.base import log, names
+from migrator.base import log
 from migrator.base.result import Result, of_dry_run
 from migrator.copies import bases
 from migrator.errors import MigratorError
@@ -20,7 +20,8 @@ from migrator.record.journal import AlreadyRecorded, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
-from migrator.remote.answering import Service, is_past
+from migrator.remote.answering import Handlers, Service, is_past
+from migrator.transfer.messages import Abandon, Abandoned
 from stages.steps import unrecorded
 
 STAGE = "rollback"
@@ -44,13 +45,13 @@ def _imported(migration: Migration) -> list[str]:
     return [each.uuid for each in migration.data.rounds]
 
 
-def _base(migration: Migration, held: list[str]) -> Subvolume | None:
+def _base(migration: Migration, held: Sequence[str]) -> Subvolume | None:
     """What the next attempt can start from: the newest snapshot that is safe on this disk, and that the source has."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return bases.common(layout, held, bases.on_disk(migration))
 
 
-def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def abandon(service: Service, asked: Abandon) -> Abandoned:
     """Record that this host will never let this attempt run, then remove what it has brought; safe to repeat.
 
     An attempt that this host has never heard of is recorded too: a message that was under way must not begin it. It has
@@ -58,34 +59,33 @@ def abandon(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     lives in what that very attempt has made: then its record was lost, and CopyNotEnded says so. That it is not `known`
     is said: the host that the token was offered to may be another one, or this one before it lost its journal.
     """
-    migration = service.find(fields) or _never_begin(service, fields)
+    migration = service.find(asked.id) or _never_begin(service, asked)
     if migration.never_began:
         if not migration.ended:  # it broke off between two records
             migration.move(Event.ABANDONED)
         unrecorded.refuse(migration)
-        return {"state": migration.state, "kept": "", "known": False, "ticket": ""}
+        return Abandoned(state=migration.state, known=False)
     service.end_behind()
-    held = bases.asked(fields.get("held"))
-    _abandon(migration, held, gone=fields.get("gone") is True)
+    held = asked.held[:bases.HELD_MAX]
+    _abandon(migration, held, gone=asked.gone)
     kept = _base(migration, held)
-    return {"state": migration.state, "kept": kept.stream_uuid if kept else "", "known": True,
-            "ticket": migration.ticket}
+    return Abandoned(state=migration.state, kept=kept.stream_uuid if kept else "", known=True, ticket=migration.ticket)
 
 
-def _never_begin(service: Service, fields: dict[str, Any]) -> Migration:
+def _never_begin(service: Service, asked: Abandon) -> Migration:
     """The record of an attempt that was not known here a moment ago; raises Busy where it is just beginning."""
-    name, lxcpath = names.container_name(str(fields["name"])), service.lxcpath(fields)
+    lxcpath = service.lxcpath(asked.lxcpath)
     service.refuse_crowds()
     service.refuse_abandons()
     try:
         return service.journal.never_begin(
-            id=names.migration_id(str(fields["id"])), name=name, lxcpath=lxcpath,
-            peer=service.grant.source(str(fields["source_host"])), caller=service.grant.caller)
+            id=asked.id, name=asked.name, lxcpath=lxcpath, peer=service.grant.source(asked.source_host),
+            caller=service.grant.caller)
     except AlreadyRecorded:
-        return service.migration(fields)
+        return service.migration(asked.id)
 
 
-def _abandon(migration: Migration, held: list[str], *, here: bool = False, gone: bool = False) -> None:
+def _abandon(migration: Migration, held: Sequence[str], *, here: bool = False, gone: bool = False) -> None:
     """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
     from stages import import_data
     from stages.steps import finish_here, gave_way, settling, stopped_here
@@ -137,4 +137,4 @@ def deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str
             for path in layout.own_snapshots() if path.name not in kept]
 
 
-HANDLERS = {"abandon": abandon}
+HANDLERS: Handlers = {Abandon: abandon}

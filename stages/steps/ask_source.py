@@ -12,11 +12,13 @@ import json
 import time
 from typing import Any
 
-from migrator.base import boot_clock, log, names
+from msgspec import UNSET, UnsetType
+
+from migrator.base import boot_clock, log
 from migrator.base.result import Result
 from migrator.copies import leave, resume_rules, standing
 from migrator.errors import InternalError, Interrupted
-from migrator.errors.connection import ConnectionLost, ProtocolError
+from migrator.errors.connection import ConnectionLost
 from migrator.errors.containers import NotKnownThere
 from migrator.errors.convert import from_json
 from migrator.errors.documented import DocumentedError
@@ -28,9 +30,10 @@ from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import ENDED, Owner, Role, State
 from migrator.remote import destination
-from migrator.remote.answering import Service
+from migrator.remote.answering import Handlers, Service
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected, fingerprint
+from migrator.transfer.messages import AskSourceState, SourceState
 from migrator.transfer.stream import ByteStream
 from stages.steps import abandon, ask_state, force
 from stages.steps.options import MAX_DOWNTIME
@@ -100,23 +103,21 @@ def ask(asking: Asking, migration: Migration) -> State | None:
     return _asked(asking, migration)[0]
 
 
-def _asked(asking: Asking, migration: Migration, **fields: Any) -> tuple[State | None, float]:
-    """And for how many seconds the container may be let run here."""
+def _asked(asking: Asking, migration: Migration,
+           within: float | UnsetType = UNSET) -> tuple[State | None, float]:
+    """And for how many seconds the container may be let run here, where it asks for them."""
     with connected(asking.connect, asking.where(migration)) as there:
         never = migration.state is State.ABANDONED or migration.arrived.given_way
-        answer = there.call_within(ask_state.LIMIT, "source-state", id=migration.id, never=never, **fields)
-        found, given = ask_state.read(answer), answer.get("leave", 0.0)
-        if not isinstance(given, int | float):
-            raise ProtocolError(reason="the permission in its answer is not a number")
+        answer = there.call_within(ask_state.LIMIT, AskSourceState(id=migration.id, never=never, within=within))
         if not _is_source(there.peer_host, fingerprint(there), answer, migration):
             error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name,
                                   peer=migration.peer)
-            error.another = found is None
+            error.another = answer.state is None
             raise error
-    return found, float(given)
+    return answer.state, answer.leave
 
 
-def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migration) -> bool:
+def _is_source(host: str, paired: str, answer: SourceState, migration: Migration) -> bool:
     """Whether who has answered may be the source: of a host that was `paired` its fingerprint, else the `host` name.
 
     One that knows the migration also has this host's ticket, as no other has. That it has not before its own record, or
@@ -126,10 +127,9 @@ def _is_source(host: str, paired: str, answer: dict[str, Any], migration: Migrat
     caller = migration.caller
     if paired and caller.startswith(PEER) and caller != f"{PEER}{paired}":
         return False  # another one is paired under its name by now
-    if answer["state"]:
-        ticket = str(answer.get("ticket") or "")
-        return not (ticket or answer["state"] in resume_rules.LETS_RUN) or resume_rules.is_known(
-            migration.ticket, known=True, answered=ticket)
+    if answer.state:
+        return not (answer.ticket or answer.state in resume_rules.LETS_RUN) or resume_rules.is_known(
+            migration.ticket, known=True, answered=answer.ticket)
     if migration.peer.startswith(PEER):
         return True
     return host != this_host() and host == migration.peer.rpartition("@")[2]
@@ -146,7 +146,7 @@ def leave_for(asking: Asking, migration: Migration, limit: float, *, by_hand: bo
     if left is not None and not resume_rules.must_ask(left):
         return since + left
     try:
-        found, given = _asked(asking, migration, within=limit)
+        found, given = _asked(asking, migration, limit)
     except Interrupted:
         raise
     except DocumentedError as error:
@@ -254,7 +254,7 @@ def _said(stream: ByteStream, limit: float, where: str) -> bytes:
     raise ConnectionLost(destination=where, reason=f"it has not ended within {limit:g} seconds")
 
 
-def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def source_state(service: Service, asked: AskSourceState) -> SourceState:
     """What this host, the source, knows of a migration.
 
     After a forced rollback it learns by `never` that the destination knows, and will never let the container run; from
@@ -265,22 +265,20 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     rollback that is forced meanwhile waits for it. Raises Busy where somebody works on it, who may have it decided
     otherwise, and OutOfOrder where it runs here, past its fence.
     """
-    id_ = names.migration_id(str(fields["id"]))
-    migration = service.journal.by_id(id_, Role.SOURCE)
+    migration = service.journal.by_id(asked.id, Role.SOURCE)
     if not migration or not service.grant.is_destination(migration):
-        service.refuse_guesses(id_)
+        service.refuse_guesses(asked.id)
     if migration:
         service.grant.check_destination(migration)
-    never = fields.get("never") is True
-    if migration and migration.owes and never and service.grant.is_destination(migration):
+    if migration and migration.owes and asked.never and service.grant.is_destination(migration):
         with contextlib.suppress(Busy), service.locking(migration.name, migration.lxcpath) as let_go:
-            migration = service.journal.by_id(id_, Role.SOURCE) or migration
+            migration = service.journal.by_id(asked.id, Role.SOURCE) or migration
             migration.note("abandoned", abandoned=True)
             let_go()
     if migration and force.is_under_way(migration):
-        return {"state": State.ROLLING_BACK, "owner": Owner.SOURCE}
+        return SourceState(state=State.ROLLING_BACK, owner=Owner.SOURCE)
     given = 0.0
-    if migration and "within" in fields and migration.state in resume_rules.LETS_RUN:
+    if migration and asked.within is not UNSET and migration.state in resume_rules.LETS_RUN:
         service.grant.check_leave(migration)
         with service.locking(migration.name, migration.lxcpath) as let_go:
             migration.refresh()
@@ -288,13 +286,13 @@ def source_state(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
                 service.refuse_more(migration)
                 standing.require(migration, "restore-dump")
                 standing.restore_silence(migration)
-                given = leave.asked_for(fields["within"])
+                given = min(asked.within, leave.MOST)
                 migration.note("leave", anew=True, leave=leave.given(migration.handover.leave, given))
             let_go()
     # By the ticket it knows this host, under whatever name, for the one that it has the migration from.
     ticket = migration.ticket if migration and service.grant.is_destination(migration) else ""
-    return {"state": migration.state if migration else None, "owner": migration.owner if migration else None,
-            "leave": given, "ticket": ticket}
+    return SourceState(state=migration.state if migration else None, owner=migration.owner if migration else None,
+                       leave=given, ticket=ticket)
 
 
-HANDLERS = {"source-state": source_state}
+HANDLERS: Handlers = {AskSourceState: source_state}

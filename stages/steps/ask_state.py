@@ -6,24 +6,21 @@ Who answers may be of another version, or lie, and may keep its connection alive
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from migrator.copies import resume_rules
-from migrator.errors.connection import ProtocolError
 from migrator.record.journal import Migration
 from migrator.record.states import State
+from migrator.transfer.messages import AskState, MigrationState
 from migrator.transfer.rpc import Connection
 
 LIMIT = 60.0  # seconds for that answer: nothing is done for it
 
 
-def ask(there: Connection, id_: str) -> dict[str, Any]:
+def ask(there: Connection, id_: str) -> MigrationState:
     """The destination's answer, for `told` and `stages.steps.same_host`.
 
-    Raises ConnectionLost where it takes too long.
+    Raises ConnectionLost where it takes too long, and ProtocolError for a state that is not known here.
     """
-    return there.call_within(LIMIT, "state", id=id_)
+    return there.call_within(LIMIT, AskState(id=id_))
 
 
 def state(there: Connection, migration: Migration) -> State | None:
@@ -31,18 +28,7 @@ def state(there: Connection, migration: Migration) -> State | None:
     return told(ask(there, migration.id), migration)
 
 
-def told(answer: Mapping[str, Any], migration: Migration) -> State | None:
+def told(answer: MigrationState, migration: Migration) -> State | None:
     """The same, as answered."""
-    found = read(answer)
-    known = resume_rules.is_known(migration.ticket, known=found is not None, answered=str(answer.get("ticket", "")))
-    return found if known else None
-
-
-def read(answer: Mapping[str, Any]) -> State | None:
-    """The state in an answer, None where the migration is not known there; raises ProtocolError."""
-    if "state" not in answer:
-        raise ProtocolError(reason="its answer has no state")
-    try:
-        return None if answer["state"] is None else State(answer["state"])
-    except ValueError:
-        raise ProtocolError(reason=f"its answer has a state that is unknown here, {answer['state']!a:.60}") from None
+    known = resume_rules.is_known(migration.ticket, known=answer.state is not None, answered=answer.ticket)
+    return answer.state if known else None

@@ -41,6 +41,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Role, State, step
 from migrator.transfer import bandwidth, plan
+from migrator.transfer.messages import Import, Restore
 from migrator.transfer.plan import Plan, Round
 from migrator.transfer.rpc import Connection
 from stages import check, cleanup, create_dump, finish, prepare_data
@@ -188,7 +189,7 @@ class Drive:
         return self.journal.latest(self.container.name, self.container.lxcpath, Role.SOURCE)
 
     def _import(self, there: Connection) -> None:
-        there.call("import", id=self._of.id)
+        there.call(Import(id=self._of.id))
 
     @property
     def _of(self) -> Migration:
@@ -212,9 +213,9 @@ class Drive:
             raise DowntimeExceeded(name=self._of.name, seconds=f"{self.move.max_downtime:g}")
         standing.require(self._of, "restore-dump", next_commands.anew(self._of))
         self._of.note("leave", leave=leave.given(self._of.handover.leave, left))
-        done = there.call_and_go("restore", **offer.limits(left), id=self._of.id, limit=left,
+        done = there.call_and_go(Restore(id=self._of.id, limit=left), **offer.limits(left),
                                  within=lambda: offer.word(self._of))
-        self._runs_there(done["running_for"])
+        self._runs_there(done.running_for)
 
     def _runs_there(self, seconds: object) -> None:
         """It has run there for so many seconds; None where it does not yet."""

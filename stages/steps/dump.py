@@ -27,6 +27,7 @@ from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer import sender, spool
 from migrator.transfer.live_file import POLL, Growing
+from migrator.transfer.messages import ImagesTransfer
 from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
 from stages import check
@@ -244,6 +245,9 @@ class Dump(Handover):
             with (self.images / name).open("xb") as file:
                 file.write(data)
 
+    def _images(self, total: int) -> ImagesTransfer:
+        return ImagesTransfer(id=self.migration.id, attempt=offer.attempt(self.migration), bytes=total)
+
     def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, sender.TransferResult]:
         """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""
         sent: dict[str, sender.TransferResult] = {}
@@ -256,7 +260,7 @@ class Dump(Handover):
                     continue
                 growing = partial(Growing, path, partial(_either, has_ended, next_.exists))
                 sent[path.name] = self.send(
-                    {"kind": "images", "bytes": self.facts.memory},
+                    self._images(self.facts.memory),
                     lambda stack: [sender.SourceFile(path.name, stack.enter_context(growing()))])  # noqa: B023
             outcome.bytes, outcome.files = sum(each.raw_bytes for each in sent.values()), len(sent)
             outcome.wire = sum(each.wire_bytes for each in sent.values())
@@ -276,7 +280,7 @@ class Dump(Handover):
                 self.watch(done, resumed)
                 progress.update(done, resumed)
 
-            sent = self.send({"kind": "images", "bytes": total}, lambda _stack: files, watch)
+            sent = self.send(self._images(total), lambda _stack: files, watch)
             sent.tell(outcome)
         return sent
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
 
 from migrator.base import log
 from migrator.config import container_config, include_copies
@@ -17,18 +16,19 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State, after
-from migrator.remote.answering import Service
+from migrator.remote.answering import Handlers, Service
 from migrator.transfer import received_snapshot
+from migrator.transfer.messages import Done, Finish, Finished, Running
 from stages.steps import earlier_stay, gave_way, settling, unrecorded
 
 
-def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def running(service: Service, asked: Running) -> Done:
     """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
 
     RunsUnrecorded where it runs, and that is not on record. StoppedThere where it has run, and does not, and the
     source's copy may be of more use. Once it is on record that it runs that stays so, wherever it has gone since.
     """
-    migration = service.migration(fields)
+    migration = service.migration(asked.id)
     if migration.state not in (State.RESTORED, State.FINISHED):
         unrecorded.refuse(migration)
         raise UsageError(reason=f"{migration.name} is {migration.state} here; it has not been restored")
@@ -37,15 +37,15 @@ def running(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
     if settling.is_gone(migration):
         raise settling.gone(migration)
     settling.refuse_stopped(migration)
-    return {"state": migration.state}
+    return Done(state=migration.state)
 
 
-def finish(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def finish(service: Service, asked: Finish) -> Finished:
     """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
-    migration = service.migration(fields)
+    migration = service.migration(asked.id)
     unrecorded.record(migration)
     stopped = end_here(migration)
-    return {"state": migration.state, "stopped": stopped}
+    return Finished(state=migration.state, stopped=stopped)
 
 
 def end_here(migration: Migration, *, alone: bool = False) -> str:
@@ -134,4 +134,4 @@ def drop_way_back(migration: Migration) -> None:
     bases.prune(migration)
 
 
-HANDLERS = {"running": running, "finish": finish}
+HANDLERS: Handlers = {Running: running, Finish: finish}

@@ -28,6 +28,7 @@ from migrator.record.states import Event, Owner, State
 from migrator.record.transactions import is_busy
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
+from migrator.transfer.messages import Abandon
 from migrator.transfer.rpc import Connection
 from stages.steps import thaw_again
 
@@ -53,18 +54,18 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
     held: list[str] = []
     with contextlib.suppress(MigratorError, OSError):  # a base is not worth a container that stays frozen
         held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
-    answer = there.call_within(
-        ABANDON_LIMIT, "abandon", id=migration.id, name=migration.other_name, source_name=migration.name,
-        lxcpath=migration.begun.destination_lxcpath, source_host=this_host(), held=held,
-        gone=gone or migration.state is State.ROLLED_BACK)
-    if not resume_rules.gives_back(migration.ticket, known=answer.get("known") is True, offered=offered(migration),
-                                   answered=str(answer.get("ticket", ""))):
+    answer = there.call_within(ABANDON_LIMIT, Abandon(
+        id=migration.id, name=migration.other_name, source_name=migration.name,
+        lxcpath=migration.begun.destination_lxcpath, source_host=this_host(), held=tuple(held),
+        gone=gone or migration.state is State.ROLLED_BACK))
+    if not resume_rules.gives_back(migration.ticket, known=answer.known is True, offered=offered(migration),
+                                   answered=answer.ticket):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
         # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
-        unheard_of, same = answer.get("known") is False, there.peer_host == migration.begun.destination_host
+        unheard_of, same = answer.known is False, there.peer_host == migration.begun.destination_host
         error.forgotten, error.another = unheard_of and same, unheard_of and not same
         raise error
-    return str(answer.get("kept", ""))
+    return answer.kept
 
 
 def offered(migration: Migration) -> bool:

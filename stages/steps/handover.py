@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec import UNSET
+
 from migrator.base import programs
 from migrator.base.result import Result
 from migrator.config import container_config
@@ -30,6 +32,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event
 from migrator.transfer import sender
+from migrator.transfer.messages import DumpBegin, IncrementTransfer, Transfer
 from migrator.transfer.rpc import Connection
 from stages.steps import offer
 from stages.steps.options import StandstillOptions
@@ -62,7 +65,8 @@ class Handover(ABC):
         self._refuse_autostart()  # before anything comes to a stand in vain
         # A number that no dump has had: what is still on its way of an earlier one finds another number there.
         self.migration.note("attempt", attempt=offer.attempt(self.migration) + 1)
-        self.there.call("dump-begin", **offer.named(self.migration), memory=self.migration.memory)
+        self.there.call(DumpBegin(id=self.migration.id, attempt=offer.attempt(self.migration),
+                                  memory=self.migration.memory))
         btrfs.delete(self.last)
         self.prepare()
         programs.learn()
@@ -93,7 +97,7 @@ class Handover(ABC):
         answer = offer.make(self.migration, self.there, restore_within=restore_within)
         with container_lock.held_back(raised=self.one_shot):  # by hand it is done: there is nothing left to be undone
             done = self.result(figures, time.monotonic() - self._still_since)
-        restored = {"running_for": answer["running_for"]} if "running_for" in answer else {}
+        restored = {} if answer.running_for is UNSET else {"running_for": answer.running_for}
         return dataclasses.replace(done, data=done.data | restored)
 
     # --- what each way does in its own manner ---
@@ -137,7 +141,8 @@ class Handover(ABC):
             self._refuse_nested()
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
             sent = self.send(
-                {"kind": "increment", "uuid": made.uuid, "behind": self.one_shot},
+                IncrementTransfer(id=self.migration.id, attempt=offer.attempt(self.migration), uuid=made.uuid,
+                                  behind=self.one_shot),
                 lambda stack: [sender.SourceFile(INCREMENT, stack.enter_context(
                     btrfs.send(self.last, self.base, limit=self.left())))],
             )
@@ -165,7 +170,7 @@ class Handover(ABC):
             raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
                                    reason=f"its disk has subvolumes inside, which a snapshot leaves out: {found[0]}")
 
-    def send(self, fields: dict[str, Any], files: Callable[[contextlib.ExitStack], list[sender.SourceFile]],
+    def send(self, asks: Transfer, files: Callable[[contextlib.ExitStack], list[sender.SourceFile]],
              watch: Callable[[int, int], None] | None = None) -> sender.TransferResult:
         """Send a part of it; where the connection breaks, the rest over a new one, if that can be had at once.
 
@@ -174,8 +179,7 @@ class Handover(ABC):
         while True:
             try:
                 with contextlib.ExitStack() as stack:
-                    return sender.send_files(self.there, {**fields, **offer.named(self.migration)}, files(stack),
-                                               progress=watch or self.watch)
+                    return sender.send_files(self.there, asks, files(stack), progress=watch or self.watch)
             except DocumentedError as error:
                 if self.link is None:
                     raise

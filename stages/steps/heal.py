@@ -173,7 +173,7 @@ def _can_go_on(request: MoveRequest, migration: Migration) -> bool:
             error, name=migration.name, destination=request.destination,
             rollback=next_commands.command(NAME, migration), path=next_commands.path(migration),
         ) from error
-    stage = resume_rules.on_source(migration.state, there_state, images=bool(answer.get("images", True)))
+    stage = resume_rules.on_source(migration.state, there_state, images=answer.images)
     return stage != "rollback" or there_state is not State.OWNED
 
 

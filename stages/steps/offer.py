@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
+
+from msgspec import UNSET
 
 from migrator.base import bounded_read, log
 from migrator.config import container_config
@@ -24,6 +26,7 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
+from migrator.transfer.messages import DumpDrop, Own, Restored
 from migrator.transfer.rpc import Connection
 from stages.steps import thaw_again
 
@@ -35,11 +38,6 @@ _BREAKS_OFF = (DocumentedError, OSError)  # also the tunnel's, and Interrupted; 
 def attempt(migration: Migration) -> int:
     """The number of the latest dump, on either host; 0 before the first."""
     return migration.handover.attempt
-
-
-def named(migration: Migration) -> dict[str, Any]:
-    """What a request about the latest dump carries, so that one which arrives late does nothing to a newer dump."""
-    return {"id": migration.id, "attempt": attempt(migration)}
 
 
 def settled(migration: Migration, state_there: State | None) -> State:
@@ -77,7 +75,7 @@ def word(migration: Migration) -> float:
     return left
 
 
-def make(migration: Migration, there: Connection, *, restore_within: float | None = None) -> dict[str, Any]:
+def make(migration: Migration, there: Connection, *, restore_within: float | None = None) -> Restored:
     """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed.
 
     With `restore_within` it also lets the container run, in so many seconds, before it answers: one message instead of
@@ -85,11 +83,10 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
     that this host still waits for it, and never does it unheard. That `leave.given` it so much time, or else
     `leave.BY_HAND` for a restore-dump that is typed there, has been recorded before. Returns what it says.
     """
-    asked = {**named(migration), "dad": migration.still.dad}
-    if restore_within is not None:
-        asked["restore_within"] = restore_within
+    asks = Own(id=migration.id, attempt=attempt(migration), dad=migration.still.dad,
+               restore_within=UNSET if restore_within is None else restore_within)
     try:
-        answer = there.call_and_go("own", **limits(restore_within), within=lambda: word(migration), **asked)
+        answer = there.call_and_go(asks, **limits(restore_within), within=lambda: word(migration))
         migration.move(Event.TAKEN)
     except DumpRefused as error:
         with container_lock.held_back():
@@ -171,7 +168,7 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
         migration.move(Event.THAW, failed=str(error)[:2000], **left)
     except (MigratorError, OSError) as trouble:  # the next command begins with the thaw, or rolls an offer back
         log.warning(f"{migration.name} keeps running here, but that could not be recorded: {trouble}")
-    _try(lambda: there.call_within(ANSWER_LIMIT, "dump-drop", **named(migration)))
+    _try(lambda: there.call_within(ANSWER_LIMIT, DumpDrop(id=migration.id, attempt=attempt(migration))))
     if isinstance(error, Interrupted):
         if thawed or not left:
             log.info(f"{migration.name} keeps running here.")

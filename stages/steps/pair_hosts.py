@@ -196,7 +196,7 @@ def add(options: Add) -> Result:
         connection.hello()
 
         def call(op: str, fields: dict[str, Any]) -> dict[str, Any]:
-            answer = connection.call(op, **fields)
+            answer = connection.answer(connection.request(op, fields))
             if "refused" in answer:
                 raise PairingFailed(reason=f"{target} refused: {str(answer['refused'])[:500]}")
             return answer

@@ -6,10 +6,8 @@ The destination's part: the source, which still has the container frozen, is ask
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 from migrator.base import boot_clock
 from migrator.copies.leave import Leave
@@ -19,20 +17,21 @@ from migrator.errors.outcomes import SourceStillFrozen
 from migrator.record import lxc_disk, next_commands
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State, Verdict, decide
-from migrator.remote.answering import Service
+from migrator.remote.answering import Handlers, Service
+from migrator.transfer import messages
+from migrator.transfer.messages import Restored
 from migrator.transfer.rpc import Takeover
 from stages.restore_dump import NAME, Restore, take_offered
 from stages.steps import settling
 
 
-def restore_for_source(service: Service, fields: dict[str, Any],
-                       leave: Callable[[], float]) -> dict[str, Any]:
+def restore_for_source(service: Service, asked: messages.Restore, leave: Callable[[], float]) -> Restored:
     """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
 
     `leave` is called when all is ready, returns until when the container may be let run, by `boot_clock.now`, and
     raises where it must not be.
     """
-    migration = service.migration(fields)
+    migration = service.migration(asked.id)
     if migration.state is State.RESTORING:
         settling.settle(migration)
     settling.refuse_stopped(migration)
@@ -45,23 +44,19 @@ def restore_for_source(service: Service, fields: dict[str, Any],
     if decision.verdict is Verdict.GO:
         service.refuse_more(migration)
         lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
-        limit = fields["limit"]
-        if not isinstance(limit, int | float) or not -math.inf < limit < math.inf:
-            raise ProtocolError(reason="its time limit for the restore is not a number of seconds")
-        limit = float(min(max(limit, 0), 1e6))
         try:
             take_offered(migration)
-            Restore(migration, limit, service, leave=leave).run(wait=False)
+            Restore(migration, min(asked.limit, 1e6), service, leave=leave).run(wait=False)
         except SourceStillFrozen as error:  # what that means the source says itself
             raise error.cause from error
     restored_at = migration.arrived.restored_at or 0.0
-    return {"state": migration.state, "restored_at": restored_at, "running_for": time.time() - restored_at}
+    return Restored(state=migration.state, restored_at=restored_at, running_for=time.time() - restored_at)
 
 
-def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[str, Any]:
+def with_leave(service: Service, asked: messages.Restore, leave: Leave) -> Restored:
     """As `restore_for_source`, for a source that must say that it still waits for it."""
     try:
-        done = restore_for_source(service, fields, leave.wait)
+        done = restore_for_source(service, asked, leave.wait)
     except (ConnectionLost, ProtocolError):
         raise
     except Exception:
@@ -71,10 +66,10 @@ def with_leave(service: Service, fields: dict[str, Any], leave: Leave) -> dict[s
     return done
 
 
-def restore_over(service: Service, fields: dict[str, Any]) -> Takeover:
+def restore_over(service: Service, asked: messages.Restore) -> Takeover:
     """restore-dump over the source's own connection; the first answer is only there to be answered."""
-    since, state = boot_clock.now(), service.migration(fields).state
-    return Takeover({"state": state}, lambda connection: with_leave(service, fields, Leave(connection, since)))
+    since, state = boot_clock.now(), service.migration(asked.id).state
+    return Takeover(Restored(state=state), lambda connection: with_leave(service, asked, Leave(connection, since)))
 
 
-HANDLERS = {"restore": restore_over}
+HANDLERS: Handlers = {messages.Restore: restore_over}

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+
+from msgspec import UNSET
 
 from migrator.base import log
 from migrator.copies import bases, origins
@@ -17,6 +18,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import State
 from migrator.remote.answering import Service
 from migrator.transfer import received_snapshot, room_bounds, spool
+from migrator.transfer.messages import Begin
 
 
 @contextlib.contextmanager
@@ -61,21 +63,20 @@ def bases_for(service: Service, layout: Layout, origin: str) -> list[str]:
             if not service.grant.restricted or origins.is_of(service.journal, base.path, origin)]
 
 
-def check(service: Service, layout: Layout, fields: dict[str, Any], held: list[str], origin: str) -> None:
+def check(service: Service, layout: Layout, asked: Begin, origin: str) -> None:
     """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
 
-    How large an increment will be nobody knows, on what the source, which has what is `held`, says that it can start
+    How large an increment will be nobody knows, on what the source says that it can start
     from, and is told that it can here; nor what the rest of one that has begun will be.
     """
     what = f"the disk of {layout.name}, spooled and imported"
     free = room_bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
-    usable = bases.asked(fields["usable"]) if "usable" in fields else held  # older ones start from any
+    usable = (asked.held if asked.usable is UNSET else asked.usable)[:bases.HELD_MAX]  # older ones start from any
     if set(bases_for(service, layout, origin)) & set(usable):
         bases.check_space(service.journal, layout, free, usable, what=what, caller=service.grant.caller)
         return
-    disk = room_bounds.announced(fields)
-    missing = max(0, disk - spool.size_of(layout.spool))
-    imported_too = missing if fields.get("one_shot") else disk  # it is imported while it arrives, or later
+    missing = max(0, asked.disk_bytes - spool.size_of(layout.spool))
+    imported_too = missing if asked.one_shot else asked.disk_bytes  # it is imported while it arrives, or later
     needed = free + missing + imported_too
     bases.check_space(service.journal, layout, needed, usable, what=what, caller=service.grant.caller)
 

@@ -6,17 +6,16 @@ Were another one let in, a rollback by force would ask the first whether it is s
 
 from __future__ import annotations
 
-from typing import Any
-
 from migrator.copies import resume_rules
 from migrator.errors.containers import AlreadyMigrating, NotKnownThere
 from migrator.record import next_commands
 from migrator.record.journal import Migration
 from migrator.remote.other_host import fingerprint
+from migrator.transfer.messages import MigrationState
 from migrator.transfer.rpc import Connection
 
 
-def require(destination: str, migration: Migration, there: Connection, answer: dict[str, Any]) -> None:
+def require(destination: str, migration: Migration, there: Connection, answer: MigrationState) -> None:
     """Before a round is sent to this destination; `answer` is that host's to `state`.
 
     Raises AlreadyMigrating where another host than the recorded one was given, NotKnownThere where another one answers
@@ -24,7 +23,7 @@ def require(destination: str, migration: Migration, there: Connection, answer: d
     """
     same_address = destination == migration.peer
     if not resume_rules.is_recorded_host(
-        migration.ticket, str(answer.get("ticket", "")), migration.begun.destination_fingerprint,
+        migration.ticket, answer.ticket, migration.begun.destination_fingerprint,
         fingerprint(there), same_place=same_address and there.peer_host == migration.begun.destination_host,
     ):
         if same_address:

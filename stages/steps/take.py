@@ -7,7 +7,9 @@ is long gone, does nothing to a newer dump. docs/states.md has the protocol.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+
+from msgspec import UNSET
 
 from migrator.base import boot_clock, names
 from migrator.config import container_config
@@ -23,8 +25,9 @@ from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from migrator.remote.answering import Service
+from migrator.remote.answering import Handlers, Service
 from migrator.transfer import spool
+from migrator.transfer.messages import Done, DumpBegin, DumpDrop, Own, Restore, Restored
 from migrator.transfer.rpc import Takeover
 from stages.steps import consented, restore_over, room, unrecorded
 from stages.steps.handover import INCREMENT
@@ -36,9 +39,9 @@ DUMPS_MAX = 10**9  # the highest number of a dump
 INTERFACES_MAX = 512  # whose setting is remembered
 
 
-def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def dump_begin(service: Service, asked: DumpBegin) -> Done:
     """A dump is about to come; what is left of an earlier one goes."""
-    migration, number = service.migration(fields), int(fields["attempt"])
+    migration, number = service.migration(asked.id), asked.attempt
     if number <= attempt(migration):
         raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
     _check_number(number)
@@ -47,12 +50,12 @@ def dump_begin(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
         _require_defined(migration)
         consented.require(migration)
         _require_whole(migration)
-    migration.move(Event.RECEIVE_DUMP, attempt=number, memory=bool(fields.get("memory", True)))
+    migration.move(Event.RECEIVE_DUMP, attempt=number, memory=asked.memory)
     here = Layout(migration.lxcpath, migration.name, migration.id)
     here.make_folder()  # where an older version has begun it they are not there yet
     here.spool.mkdir(mode=0o700, exist_ok=True)
     _drop_dump(service, migration)
-    return {"state": migration.state}
+    return Done(state=migration.state)
 
 
 def _require_defined(migration: Migration) -> None:
@@ -76,15 +79,15 @@ def _require_whole(migration: Migration) -> None:
     container_config.whole(migration.name, config, container_config.unfenced(container_config.text_of(config)))
 
 
-def dump_drop(service: Service, fields: dict[str, Any]) -> dict[str, Any]:
+def dump_drop(service: Service, asked: DumpDrop) -> Done:
     """The source has thawed: this dump will never be restored."""
-    migration = service.migration(fields)
-    if int(fields["attempt"]) == attempt(migration):
+    migration = service.migration(asked.id)
+    if asked.attempt == attempt(migration):
         _close(service, migration)
-    return {"state": migration.state}
+    return Done(state=migration.state)
 
 
-def own(service: Service, fields: dict[str, Any]) -> Takeover:
+def own(service: Service, asked: Own) -> Takeover:
     """Take the token over: from the moment this is recorded, only this host may let the container run.
 
     Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
@@ -97,14 +100,14 @@ def own(service: Service, fields: dict[str, Any]) -> Takeover:
     lain in a pipe, as where this host stood still as a whole, finds a source that may run the container again.
     """
     since = boot_clock.now()
-    migration, number = service.migration(fields), int(fields["attempt"])
+    migration, number = service.migration(asked.id), asked.attempt
     latest = attempt(migration)
     if migration.state in TAKEN:
         if number != latest:
             raise UsageError(reason=f"the token of migration {migration.id} was taken with dump {latest}")
     else:
         try:
-            _take(migration, number, fields)
+            _take(migration, asked)
         except DumpRefused:
             unrecorded.refuse(migration)
             if number > latest:
@@ -113,25 +116,26 @@ def own(service: Service, fields: dict[str, Any]) -> Takeover:
             if number >= latest:
                 _close(service, migration)
             raise
-    if "restore_within" in fields:
-        asked = {"id": migration.id, "limit": fields["restore_within"]}
-        return Takeover({"state": migration.state},
-                        lambda connection: restore_over.with_leave(service, asked, Leave(connection, since)))
-    return Takeover({"state": migration.state}, lambda connection: _by_hand(migration, Leave(connection, since)))
+    taken = Restored(state=migration.state)
+    if asked.restore_within is UNSET:
+        return Takeover(taken, lambda connection: _by_hand(migration, Leave(connection, since)))
+    restore = Restore(id=migration.id, limit=asked.restore_within)
+    return Takeover(taken, lambda connection: restore_over.with_leave(service, restore, Leave(connection, since)))
 
 
-def _by_hand(migration: Migration, word: Leave) -> dict[str, Any]:
+def _by_hand(migration: Migration, word: Leave) -> Restored:
     """Somebody is about to type restore-dump here."""
     end = word.wait()
     if migration.state is State.OWNED:
         migration.note("leave", anew=True, leave=boot_clock.until(end, word.seconds))
-    return {"state": migration.state}
+    return Restored(state=migration.state)
 
 
-def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
+def _take(migration: Migration, asked: Own) -> None:
     """Raises DumpRefused unless it is the latest dump, every file of it is here as it was sent, and all may come."""
-    if number != attempt(migration) or migration.state not in ARRIVING:
-        raise DumpRefused(name=migration.name, reason=f"it is {migration.state} and does not expect dump {number}")
+    if asked.attempt != attempt(migration) or migration.state not in ARRIVING:
+        raise DumpRefused(name=migration.name,
+                          reason=f"it is {migration.state} and does not expect dump {asked.attempt}")
     here = Layout(migration.lxcpath, migration.name, migration.id)
     if not origins.whose(here).may_go:
         raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or now belongs to another "
@@ -147,15 +151,15 @@ def _take(migration: Migration, number: int, fields: dict[str, Any]) -> None:
     for path in files:
         if not spool.is_complete(path):
             raise DumpRefused(name=migration.name, reason=f"the image {path.name} is not complete")
-    dad = _dad(migration, fields["dad"])
+    dad = _dad(migration, asked.dad)
     if migration.state is State.RECEIVING_DUMP:
         migration.move(Event.DUMP_RECEIVED, image_files=[path.name for path in files], dad=dad)
     migration.move(Event.OWN)
 
 
-def _dad(migration: Migration, said: dict[str, Any]) -> dict[str, str]:
+def _dad(migration: Migration, said: Mapping[str, str | int]) -> dict[str, str]:
     """What `network.bring_back_dad` is to bring back: a C int for each interface; raises DumpRefused."""
-    found = {names.inside_interface(str(name)): int(value) for name, value in said.items()}
+    found = {names.inside_interface(name): int(value) for name, value in said.items()}
     if len(found) > INTERFACES_MAX:
         raise DumpRefused(name=migration.name, reason=f"it has more than {INTERFACES_MAX} interfaces")
     if any(abs(value) >= 1 << 31 for value in found.values()):
@@ -183,4 +187,4 @@ def _drop_dump(service: Service, migration: Migration) -> None:
     btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))  # received behind the transfer
 
 
-HANDLERS = {"dump-begin": dump_begin, "dump-drop": dump_drop, "own": own}
+HANDLERS: Handlers = {DumpBegin: dump_begin, DumpDrop: dump_drop, Own: own}

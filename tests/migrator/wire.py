@@ -10,12 +10,17 @@ import socket
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
 
 from migrator.errors import MigratorError
 from migrator.transfer import frames
+from migrator.transfer.messages import File, Transfer
 from migrator.transfer.rpc import Connection, Handler, serve
 from migrator.transfer.stream import Bytes, FileStream
+from migrator.transfer.wire_codec import decoded, encoded
 
 HEADER = struct.Struct("!BBHI")
 TIMEOUT = 300.0  # seconds; nothing here should ever take that long, also where the machine stands still for a while
@@ -118,3 +123,24 @@ class CutStream:
 def ends_orderly(error: BaseException | None) -> bool:
     """Whether a server ended as it may, whatever it was sent: at the end of the stream or with an error of ours."""
     return error is None or isinstance(error, MigratorError)
+
+
+def call(connection: Connection, op: str, *, within: float | None = None, **fields: Any) -> dict[str, Any]:
+    """Ask for anything, be it no message of the protocol."""
+    return connection.answer(connection.request(op, fields), within=within)
+
+
+def listed(files: object) -> tuple[File, ...]:
+    """As they come in a request."""
+    return decoded(Transfer, {"files": files}).files
+
+
+def by_op(answers: Callable[..., Any]) -> Callable[..., Any]:
+    """What stands for a method of `Connection` that asks: it gets `op` and the fields, and answers a dictionary."""
+
+    def asks(*args: Any, **limits: Any) -> Any:
+        *before, message = args
+        answer = answers(*before, message.op, **limits, **json.loads(json.dumps(encoded(message))))
+        return decoded(message.answer(), msgspec.to_builtins(answer))
+
+    return asks

@@ -16,10 +16,11 @@ from migrator.host import btrfs
 from migrator.record.migration_paths import Layout
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.frames import SEGMENT_MAX
+from migrator.transfer.messages import Transfer
 from migrator.transfer.sender import SourceFile, send_files
 from stages.steps import room
 from tests.migrator.transfer.test_sender import arrived, handlers
-from tests.migrator.wire import connected
+from tests.migrator.wire import call, connected, listed
 
 MIB = 1 << 20
 SIZE = 256 * MIB  # of the file systems; mkfs.btrfs wants at least 109 MiB
@@ -59,16 +60,16 @@ def test_full_in_the_middle_and_room_made(file_system: Path, durable: bool) -> N
     data = os.urandom(free(file_system) + 24 * MIB)  # ext4 keeps a twentieth for root
     with connected(handlers(file_system / "spool", durable=durable), timeout=60) as (connection, server):
         with pytest.raises(NoSpace) as caught:
-            send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(data))])  # of a size that nobody knows
+            send_files(connection, Transfer(), [SourceFile("disk-1", io.BytesIO(data))])  # of a size that nobody knows
         assert str(file_system) in str(caught.value)
         taken = connection.acknowledged
         assert taken >= SEGMENT_MAX, "a window is smaller than the room there was"
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
         assert not spool.is_complete(file_system / "spool/disk-1")
         shorter = data[: len(data) - 56 * MIB]
         ballast.unlink()
         os.sync()  # btrfs gives the room back with its next transaction
-        result = send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(shorter))])
+        result = send_files(connection, Transfer(), [SourceFile("disk-1", io.BytesIO(shorter))])
     assert server.error is None
     assert arrived(file_system / "spool/disk-1") == shorter
     assert result.resumed_bytes >= min(taken, len(shorter) // SEGMENT_MAX * SEGMENT_MAX), "of what it had acknowledged"
@@ -78,10 +79,10 @@ def test_full_in_the_middle_and_room_made(file_system: Path, durable: bool) -> N
 def test_others_go_on_writing_there(file_system: Path) -> None:
     """How much has changed nobody knew, and it is more than fits: the stream ends while there still is some room."""
     data, before = os.urandom(SIZE), free(file_system)
-    place = {"transfer": lambda fields: spool.receive(file_system / "spool", fields["files"],
+    place = {"transfer": lambda fields: spool.receive(file_system / "spool", listed(fields["files"]),
                                                       bounds=room_bounds.OF_DISK)}
     with connected(place, timeout=60) as (connection, _), pytest.raises(NoSpace):
-        send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(data))])
+        send_files(connection, Transfer(), [SourceFile("disk-1", io.BytesIO(data))])
     kept = (file_system / "spool/disk-1").stat().st_size
     os.sync()
     assert kept >= (before - room_bounds.MARGIN) // 4, "of the half that it may take"
@@ -125,5 +126,5 @@ def test_what_a_broken_off_import_has_taken_is_free_again(file_system: Path) -> 
 def test_refused_before_it_begins(file_system: Path) -> None:
     size = free(file_system)
     with connected(handlers(file_system / "spool")) as (connection, _), pytest.raises(NoSpace):
-        send_files(connection, {}, [SourceFile("disk-1", io.BytesIO(b""), size)])
+        send_files(connection, Transfer(), [SourceFile("disk-1", io.BytesIO(b""), size)])
     assert not list((file_system / "spool").glob("disk*"))

@@ -19,7 +19,9 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer.rpc import Connection
+from migrator.transfer.wire_codec import Request
 from stages.steps import give_back, thaw_again
+from tests.migrator.wire import by_op
 
 SENT = "11111111-2222-3333-4444-555555555555"
 CUT = ConnectionLost(destination="root@hostb", reason="cut")
@@ -109,9 +111,10 @@ class There:
         self.answer = answer
         self.asked: list[tuple[str, dict[str, Any]]] = []
 
-    def call_within(self, _: float, op: str, **fields: Any) -> dict[str, Any]:
-        return self.call(op, **fields)
+    def call_within(self, _: float, message: Request[Any]) -> Any:
+        return self.call(message)
 
+    @by_op
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
         self.asked.append((op, fields))
         return self.answer

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import stages
@@ -18,7 +20,7 @@ from migrator.errors import MigratorError
 from migrator.errors.connection import ConsentNeeded, NotAllowed
 from migrator.errors.containers import AlreadyMigrating, ContainerExists, InvalidName
 from migrator.host import lxc
-from migrator.preflight.facts import host_facts, wire_form
+from migrator.preflight.facts import host_facts
 from migrator.preflight.facts.host_facts import Query
 from migrator.record import container_lock, grant, migration_paths, next_commands
 from migrator.record.grant import Grant
@@ -26,6 +28,7 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Service, kept_config
+from migrator.transfer.rpc import Takeover
 from stages import check, serve
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.peers import Peer
@@ -62,11 +65,12 @@ class Here:
                 "source_lxcpath": "/pool", "destination": "peer:hostb", "config": "lxc.uts.name = web\n",
                 "includes": {}, "bridges": {}, "disk_bytes": 1000, "mapped_root": 0, "round": 1, "uuid": UUID,
                 "bytes": 1000, "attempt": 1, "dad": {}, "limit": 1.0, "kind": "disk", "files": [],
-                "query": wire_form.dump(Query("/")),
+                "query": msgspec.to_builtins(Query("/")),
             }
             with contextlib.ExitStack() as locks:
                 service._stack, service._locked = (self.stack, kept) if stays else (locks, {})
-                return serve.handlers(service)[op](honest | fields)
+                answer = serve.handlers(service)[op](honest | fields)
+                return answer if isinstance(answer, Takeover) else json.loads(msgspec.json.encode(answer))
 
         return ask
 
@@ -86,7 +90,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
         yield Here(tmp_path, stack)
 
 
-OPS = {"transfer", *(op for stage in stages.load_all() for op in getattr(stage, "HANDLERS", ()))}
+OPS = {"transfer", *(each.op for stage in stages.load_all() for each in getattr(stage, "HANDLERS", ()))}
 OF_A_SOURCE = sorted(OPS - grant.ASKING)
 # What is said about one migration, and so to who has begun it.
 OF_A_MIGRATION = ["abandon", "begin", "dump-begin", "dump-drop", "finish", "import", "own", "received", "restore",
@@ -369,7 +373,7 @@ SECRETS = ("/root/.ssh/id_ed25519", "/etc/shadow", "/home/user/secret", "/proc/1
 
 def test_facts_are_no_oracle_for_files(here: Here, looked: list[Query]) -> None:
     own = ("/usr/share/lxc/config/common.conf", "/dev/null")
-    query = wire_form.dump(Query("/etc", (*SECRETS, *own), (*SECRETS, own[0])))
+    query = msgspec.to_builtins(Query("/etc", (*SECRETS, *own), (*SECRETS, own[0])))
     told = here.caller(peer("hosta", "receive"))("facts", query=query)
     assert looked == [Query(str(here.pool), own, own[:1])]
     assert told["facts"]["hooks_fix"] == "migrator peer allow hosta receive --accept-hooks"
@@ -377,7 +381,7 @@ def test_facts_are_no_oracle_for_files(here: Here, looked: list[Query]) -> None:
     told = here.caller(peer("hosta", "receive", "hooks"))("facts", query=query)
     assert (looked[-1].paths, looked[-1].includes) == ((*SECRETS, *own), (*SECRETS, own[0]))
     assert told["facts"]["hooks_fix"] == ""
-    many = wire_form.dump(Query("/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
+    many = msgspec.to_builtins(Query("/", tuple(f"/dev/{n}" for n in range(9000)) + ("/dev/null",) * 500))
     here.caller(peer("hosta", "receive"))("facts", query=many)
     assert len(looked[-1].paths) == check.PATHS_MAX
 

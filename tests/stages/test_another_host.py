@@ -20,10 +20,12 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
+from migrator.transfer.wire_codec import Request
 from stages import finish, prepare_data
 from stages.steps import ask_source, ask_state, drive, force, give_back, heal
 from stages.steps.ask_source import Asking
 from stages.steps.options import MoveRequest, NamedContainer
+from tests.migrator.wire import by_op
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
 
@@ -38,10 +40,13 @@ class Host:
         self.tunnel = None
         self.destination = destination
 
-    def call_within(self, _: float, op: str, **fields: Any) -> Any:
-        return self.call(op, **fields)
+    def call_within(self, _: float, message: Request[Any]) -> Any:
+        return self.call(message)
 
-    def call(self, op: str, **fields: Any) -> Any:
+    def call(self, message: Request[Any]) -> Any:
+        return by_op(self.ask)(message)
+
+    def ask(self, op: str, **fields: Any) -> Any:
         with contextlib.ExitStack() as connection:
             self.destination.service = Service(self.destination.journal, connection)
             return self.destination.ask(op, **fields)
@@ -68,7 +73,7 @@ def source(pool: Path, hosts: Hosts) -> Iterator[Migration]:
         migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostb",
                                    event=Event.SEND, destination_host="hostb", rounds=[{"bytes": 1}],
                                    destination_lxcpath=str(pool / "hostb"))
-        begun = hosts["hostb"].call("begin")
+        begun = hosts["hostb"].ask("begin")
         migration.move(Event.SEND, ticket=begun.get("ticket", ""))
         for event in (Event.SENT, Event.FREEZE, Event.OFFER):
             migration.move(event)
@@ -89,7 +94,7 @@ def lost(hosts: Hosts) -> None:
 
 def also_begun_on(host: Host) -> None:
     """An earlier round had gone there."""
-    host.call("begin")
+    host.ask("begin")
 
 
 @pytest.mark.parametrize("taken", [False, True])
@@ -281,7 +286,7 @@ def test_where_the_source_is_off_another_host_says_nothing_of_it(
         pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, state: State | None, ticket: str, off: bool,
         runs: bool) -> None:
     there = SimpleNamespace(peer_host=answers, tunnel=None,
-                            call_within=lambda *_, **__: {"state": state, "ticket": ticket})
+                            call_within=by_op(lambda *_, **__: {"state": state, "ticket": ticket}))
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
@@ -308,7 +313,7 @@ def test_where_the_source_is_off_another_host_says_nothing_of_it(
 def test_who_does_not_know_it_must_be_the_source(pool: Path, monkeypatch: pytest.MonkeyPatch, answers: str, peer: str,
                                                  counts: bool) -> None:
     answers, peer = (each.replace("HERE", this_host()) for each in (answers, peer))
-    there = SimpleNamespace(peer_host=answers, tunnel=None, call_within=lambda *_, **__: {"state": None})
+    there = SimpleNamespace(peer_host=answers, tunnel=None, call_within=by_op(lambda *_, **__: {"state": None}))
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer=peer,
@@ -331,7 +336,7 @@ def test_who_says_that_it_may_run_has_the_ticket(pool: Path, monkeypatch: pytest
                                                  ticket: str | None, counts: bool) -> None:
     """Another host may be reached by the source's name, and answer what it likes."""
     answer = {"state": state, "leave": 60.0} | ({} if ticket is None else {"ticket": ticket})
-    there = SimpleNamespace(peer_host="hosta", tunnel=None, call_within=lambda *_, **__: answer)
+    there = SimpleNamespace(peer_host="hosta", tunnel=None, call_within=by_op(lambda *_, **__: answer))
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     with Journal(pool / "destination.db") as journal:
         migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=pool, peer="root@hosta",
@@ -352,7 +357,7 @@ def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeyp
                                                              counts: bool) -> None:
     """Its name may be that of another one by now; over SSH (--source) there is none."""
     there = SimpleNamespace(peer_host="hosta", tunnel=None,
-                            call_within=lambda *_, **__: {"state": state, "ticket": MINE})
+                            call_within=by_op(lambda *_, **__: {"state": state, "ticket": MINE}))
     monkeypatch.setattr(ask_source, "connected", lambda *_: contextlib.nullcontext(there))
     monkeypatch.setattr(ask_source, "fingerprint", lambda _: fingerprint)
     with Journal(pool / "destination.db") as journal:
@@ -380,7 +385,7 @@ def test_another_host_takes_up_nothing(pool: Path, hosts: Hosts, answered: bool)
                                    event=Event.SEND, destination_host="hostc", rounds=[], one_shot=True, options={},
                                    destination_lxcpath=str(pool / "hostb"))
         if answered:
-            migration.move(Event.SEND, ticket=hosts["hostc"].call("begin")["ticket"])
+            migration.move(Event.SEND, ticket=hosts["hostc"].ask("begin")["ticket"])
         ticket, driver = migration.ticket, resumed(pool, journal, migration, "root@hostb")
         there: Any = hosts["hostb"]
         for step in (lambda: driver._next(there),
@@ -404,7 +409,7 @@ def test_who_is_the_host_that_it_began_with(pool: Path, hosts: Hosts, where: str
         migration = journal.create(id=ID, role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostc",
                                    event=Event.SEND, destination_host="hostc", rounds=[], options={})
         there = hosts["hostc"]
-        ticket = there.call("begin")["ticket"]
+        ticket = there.ask("begin")["ticket"]
         migration.move(Event.SEND, ticket="of a journal that was lost" if "forgotten" in answers else ticket)
         there.peer_host = "hostx" if "hostx" in answers else "hostc"
         expected = (contextlib.nullcontext() if goes_on else

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -55,7 +57,9 @@ class Destination:
             "attempt": 1, "dad": {},
         }
         answer = serve.handlers(self.service)[op](honest | fields)
-        return answer.reply if op == "own" and isinstance(answer, Takeover) else answer
+        if isinstance(answer, Takeover) and op != "own":
+            return answer
+        return json.loads(msgspec.json.encode(answer.reply if isinstance(answer, Takeover) else answer))
 
     def imported(self) -> None:
         """The first round has arrived and the container is defined; without a disk."""
@@ -153,14 +157,13 @@ def test_whose_fenced_copy_gives_way(there: Destination, source_name: str, origi
     (["00000002", "00000003"], ["00000002", "00000003"]),
     ([], []),
     ([f"{number:08x}" for number in range(1000)], [f"{number:08x}" for number in range(900, 1000)]),
-    (None, None),  # nor does an older version say it
-    ("00000002", None),
+    (None, None),  # an older version does not say it
 ])
 def test_by_which_moves_it_has_come_is_recorded(there: Destination, moves: object, recorded: list[str] | None) -> None:
     with pytest.raises(InvalidName):
         there.ask("begin", moves=["00000002", "../x"])
     assert there.state is None
-    there.ask("begin", moves=moves)
+    there.ask("begin", **{} if moves is None else {"moves": moves})
     migration = there.journal.by_id(ID, Role.DESTINATION)
     assert migration and migration.begun.moves == recorded
 
@@ -347,7 +350,7 @@ def test_what_runs_is_not_abandoned(there: Destination) -> None:
 ])
 def test_names_from_the_wire_are_checked(there: Destination, field: str, value: object) -> None:
     before = everything(there.pool.parent)
-    with pytest.raises(InvalidName):
+    with pytest.raises(InvalidName if value is not None else ProtocolError):
         there.ask("begin", **{field: value})
     # A configuration that makes no sense is noticed late, and leaves an empty spool; anything else leaves nothing.
     made = everything(there.pool.parent) - before
@@ -379,7 +382,8 @@ keys = st.sampled_from([
 ])
 # Besides our own errors, what `serve` answers as an internal one.
 COMPLAINTS = (MigratorError, ValueError, TypeError, KeyError, AttributeError, OverflowError, AssertionError)
-OPS = sorted({"transfer", *(op for stage in stages.load_all() for op in getattr(stage, "HANDLERS", ()))} - {"facts"})
+OPS = sorted({"transfer", *(each.op for stage in stages.load_all() for each in getattr(stage, "HANDLERS", ()))}
+             - {"facts"})
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=tries(100, 2000))

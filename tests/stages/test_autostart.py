@@ -29,6 +29,7 @@ from stages.steps import ask_source, ask_state, finish_here, heal, settling
 from stages.steps.ask_source import Asking
 from stages.steps.options import StandstillOptions
 from stages.steps.stop import Stop
+from tests.migrator.wire import by_op
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -168,7 +169,7 @@ def test_a_finish_looks_last_for_what_was_started(here: Migration, monkeypatch: 
     monkeypatch.setattr(standing, "refuse_autostart", lambda *_: looks.append("for an autostart"))
     monkeypatch.setattr(standing, "refuse_end", started)
     monkeypatch.setattr(ask_state, "state", lambda *_: State.RESTORED)
-    there = SimpleNamespace(call_within=lambda *_, **__: {}, peer_host="hostb")
+    there = SimpleNamespace(call_within=by_op(lambda *_, **__: {}), peer_host="hostb")
     with pytest.raises(OutOfOrder):
         finish.carry_out(here, cast("Connection", there))
     assert looks == ["for an autostart", "for what was started"] and here.state is State.DUMPED

@@ -11,16 +11,20 @@ import pytest
 
 from migrator.copies import bases
 from migrator.errors import MigratorError
-from migrator.errors.connection import DestinationInvalid
+from migrator.errors.connection import DestinationInvalid, ProtocolError
 from migrator.errors.containers import AlreadyMigrating, InvalidName
 from migrator.errors.data import SnapshotFailed
 from migrator.errors.this_host import JournalBroken
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from migrator.remote.tunnelled import Opened
+from migrator.transfer.messages import Begun
 from migrator.transfer.rpc import Connection
+from migrator.transfer.wire_codec import Request
 from stages import prepare_data
 from stages.steps.options import MoveRequest, NamedContainer
+from tests.migrator.wire import by_op
+from tests.stages.asks import begins
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.peers import Peer
@@ -38,19 +42,19 @@ class There:
     def __init__(self, destination: Destination) -> None:
         self.destination = destination
 
+    @by_op
     def call(self, op: str, **fields: Any) -> Any:
         return self.destination.ask(op, **fields)
 
-    def call_within(self, _: float, op: str, **fields: Any) -> Any:
-        return self.call(op, **fields)
+    def call_within(self, _: float, message: Request[Any]) -> Any:
+        return self.call(message)
 
 
-def begin(journal: Journal, there: Destination, pool: Path, tunnel: Any = None) -> tuple[Migration, dict[str, Any]]:
-    fields = {"id": ID, "source_name": "web", "name": "web", "source_lxcpath": str(pool), "origin": ID,
-              "lxcpath": str(pool), "bridges": {}, "one_shot": False, "memory": True}
+def begin(journal: Journal, there: Destination, pool: Path, tunnel: Any = None) -> tuple[Migration, Begun]:
+    asks = begins(pool, source_name="web", source_lxcpath=str(pool), origin=ID)
     reached: Any = There(there)
     reached.tunnel = tunnel
-    return prepare_data._begin(REQUEST, None, journal, None, reached, fields)
+    return prepare_data._begin(REQUEST, None, journal, None, reached, asks)
 
 
 def broken_settle(*_: object) -> None:
@@ -91,6 +95,7 @@ def test_the_source_forgets_only_what_the_destination_has_not_recorded(
     there: Destination, pool: Path, monkeypatch: pytest.MonkeyPatch, error: MigratorError, there_too: bool,
     remembered: bool,
 ) -> None:
+    @by_op
     def call(self: There, op: str, **fields: Any) -> Any:
         if op == "begin":
             if there_too:
@@ -107,6 +112,7 @@ def test_the_source_forgets_only_what_the_destination_has_not_recorded(
 
 def test_what_a_destination_does_not_tell_is_remembered(there: Destination, pool: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    @by_op
     def call(*_: object, **__: object) -> Any:
         raise AlreadyMigrating(name="web", peer="hosta", id="00000001", next="") if _[1] == "begin" else MigratorError(
             reason="no answer")
@@ -141,10 +147,10 @@ LINES = "/pool\n\nImported. hosta has lost its disk, so type: migrator restore-d
 @pytest.mark.parametrize("answer", [LINES, "pool", "/pool/../etc", "", ["/pool"], {"a": 1}, None, 7])
 def test_a_destination_answers_a_path_where_one_is_asked_for(answer: object) -> None:
     """It is written into commands that this host names, where its lines would pass for this host's own."""
-    honest = cast("Connection", SimpleNamespace(call=lambda _, lxcpath: {"lxcpath": lxcpath}))
-    liar = cast("Connection", SimpleNamespace(call=lambda *_, **__: {"lxcpath": answer}))
+    honest = cast("Connection", SimpleNamespace(call=by_op(lambda _, lxcpath: {"lxcpath": lxcpath})))
+    liar = cast("Connection", SimpleNamespace(call=by_op(lambda *_, **__: {"lxcpath": answer})))
     assert prepare_data.lxcpath_there(honest, "/srv/a b") == "/srv/a b"
-    with pytest.raises(InvalidName):
+    with pytest.raises(InvalidName if isinstance(answer, str) else ProtocolError):
         prepare_data.lxcpath_there(liar, "/pool")
 
 

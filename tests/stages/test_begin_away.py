@@ -17,6 +17,8 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
+from migrator.transfer.messages import DiskTransfer, DumpBegin
+from migrator.transfer.wire_codec import decoded
 from stages import create_dump, prepare_data
 from stages.steps import take
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
@@ -91,12 +93,12 @@ def test_nothing_is_made_where_the_disk_is_not(there: Destination, disk: Disk, h
         if op == "begin":
             there.ask("begin")
         else:
-            prepare_data.receive_disk(there.service, {"id": ID, "round": 1})
+            prepare_data.receive_disk(there.service, DiskTransfer(id=ID, round=1))
     only_rollback(away.value)
     assert disk.spools() == ["disk"] and known(there).state is before
     disk.change()
     there.ask("begin")
-    assert prepare_data.receive_disk(there.service, {"id": ID, "round": 1}).folder == there.layout.spool
+    assert prepare_data.receive_disk(there.service, DiskTransfer(id=ID, round=1)).folder == there.layout.spool
 
 
 def test_nor_for_a_dump(there: Destination, disk: Disk) -> None:
@@ -105,12 +107,13 @@ def test_nor_for_a_dump(there: Destination, disk: Disk) -> None:
     there.take(Event.IMPORT, Event.IMPORTED)
     known(there).move(Event.RECEIVE_DUMP, attempt=1)
     disk.change()
-    for receive in create_dump.RECEIVERS.values():
+    for message, receive in create_dump.RECEIVERS.items():
         with pytest.raises(DiskAway) as away:
-            receive(there.service, {"id": ID, "attempt": 1, "uuid": "1", "bytes": 1})
+            receive(there.service, decoded(message, {
+                "kind": message.__struct_config__.tag, "id": ID, "attempt": 1, "uuid": "1", "bytes": 1}))
         only_rollback(away.value)
     with pytest.raises(DiskAway) as away:
-        take.dump_begin(there.service, {"id": ID, "attempt": 2})
+        take.dump_begin(there.service, DumpBegin(id=ID, attempt=2))
     only_rollback(away.value)
     assert disk.spools() == ["disk"]
 

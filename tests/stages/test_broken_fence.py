@@ -23,6 +23,7 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import Service
+from migrator.transfer.messages import AskSourceState
 from stages import status
 from stages.steps import arguments, ask_source, heal
 from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
@@ -186,7 +187,7 @@ def test_nobody_fences_what_is_used_again_after_it_had_moved_away(journal: Journ
         service = Service(journal, stack)
 
         def word() -> object:
-            return ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"]
+            return ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0)).leave
 
         assert word() == 90.0, "its fence stands"
         for text in (container_config.unfenced(config.read_text()),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import to_builtins
 
 from migrator import cli
 from migrator.base import log
@@ -24,7 +25,7 @@ from migrator.host.mountinfo import Mount
 from migrator.preflight import survey as preflight
 from migrator.preflight.checks import network_checks, place_checks
 from migrator.preflight.checks.case import PlanOptions
-from migrator.preflight.facts import container_facts, host_facts, wire_form
+from migrator.preflight.facts import container_facts, host_facts
 from migrator.preflight.facts.host_facts import Other
 from migrator.preflight.findings import Finding, Severity, Verdict, verdict
 from migrator.record import container_lock, next_commands
@@ -70,12 +71,12 @@ class There:
     peer_host = "hostb"
     tunnel = None
 
-    def request(self, *_: object) -> int:
+    def send_request(self, _: object) -> int:
         return 1
 
     def answer(self, _: int) -> dict[str, object]:
         facts = change(DESTINATION, {"containers": (Other("web", running=True),), "time": 0.0})
-        return {"facts": wire_form.dump(facts), "fenced_copy": False}
+        return {"facts": to_builtins(facts), "fenced_copy": False}
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from migrator.record.grant import Grant
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
+from migrator.transfer import messages
+from migrator.transfer.messages import Restored
 from stages import import_data, restore_dump
 from stages.steps import consented, force, restore_over
 from tests.stages.test_allowed import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
@@ -77,7 +79,7 @@ def test_what_an_older_version_has_defined_without_consent_goes_on(here: Here, c
     of_before(arriving(here))
     ask("dump-begin")
     dumped(here)
-    assert ask("own").reply == {"state": State.OWNED}
+    assert ask("own").reply == Restored(state=State.OWNED)
 
 
 @pytest.mark.parametrize("by", ["", "00000001"])
@@ -96,9 +98,9 @@ def test_what_stands_in_the_place_of_what_an_older_version_has_defined(here: Her
 def taken_here(here: Here, granted: Grant, over: bool) -> None:
     """restore-dump, as it is typed here, or as the source asks for it."""
     if over:
-        fields = {"id": ID, "limit": 1.0}
+        asked = messages.Restore(id=ID, limit=1.0)
         with contextlib.ExitStack() as stack:
-            restore_over.restore_for_source(Service(here.journal, stack, granted), fields,
+            restore_over.restore_for_source(Service(here.journal, stack, granted), asked,
                                             lambda: boot_clock.now() + 100)
     else:
         restore_dump.carry_out(arriving(here), 1.0, boot_clock.now() + 100)

@@ -19,6 +19,7 @@ from migrator.record.states import Event, Role
 from migrator.remote.answering import keep_config
 from stages import import_data
 from stages.steps import finish_here
+from tests.stages.asks import begins
 
 ID = "0badc0de"
 
@@ -38,7 +39,7 @@ def define(migration: Migration, text: str, includes: dict[str, str]) -> lxc_set
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     layout.make_folder()
     layout.spool.mkdir(exist_ok=True)
-    keep_config(layout, {"config": text, "includes": includes, "bridges": {}})
+    keep_config(layout, begins(config=text, includes=includes))
     import_data.define(migration, layout)
     found = lxc_settings.read(layout.container / "config")
     assert not found.faults

@@ -24,6 +24,8 @@ from migrator.record import lxc_disk, migration_paths
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
+from migrator.transfer import messages
+from migrator.transfer.messages import AskState, Done, DumpBegin, Finish, Running
 from stages import import_data, prepare_data, restore_dump
 from stages.steps import (
     abandon,
@@ -40,6 +42,7 @@ from stages.steps import (
 )
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
+from tests.stages.asks import abandons
 
 ID = "0badc0de"
 BOOT = Asking()
@@ -115,19 +118,20 @@ def make(tmp_path: Path) -> Iterator[Callable[..., There]]:
 # What is asked for, of whom nobody can know what lies on that disk.
 ASKED: dict[str, Callable[[There], object]] = {
     "at boot": lambda there: heal._on_destination(BOOT, there.migration),
-    "rollback": lambda there: abandon.abandon(there.service, {"id": ID}),
-    "rollback --force": lambda there: abandon.abandon(there.service, {"id": ID, "gone": True}),
+    "rollback": lambda there: abandon.abandon(there.service, abandons()),
+    "rollback --force": lambda there: abandon.abandon(there.service, abandons(gone=True)),
     "rollback there": lambda there: abandon.give_up_here(there.migration),
 }
 BEFORE_THE_END: dict[str, Callable[[There], object]] = {
-    "running": lambda there: finish_here.running(there.service, {"id": ID}),
-    "finish": lambda there: finish_here.finish(there.service, {"id": ID}),
+    "running": lambda there: finish_here.running(there.service, Running(id=ID)),
+    "finish": lambda there: finish_here.finish(there.service, Finish(id=ID)),
     "finish --force there": lambda there: force.finish_alone(there.migration, ID, lambda: pytest.fail("is asked")),
 }
 
 
 def restore_asked(there: There) -> object:
-    return restore_over.restore_for_source(there.service, {"id": ID, "limit": 60}, lambda: pytest.fail("goes on"))
+    asked = messages.Restore(id=ID, limit=60)
+    return restore_over.restore_for_source(there.service, asked, lambda: pytest.fail("goes on"))
 
 
 @pytest.mark.parametrize("asked", [*ASKED, "restore"])
@@ -157,7 +161,7 @@ def test_what_has_run_was_not_destroyed(make: Callable[..., There], asked: str) 
         (ASKED | BEFORE_THE_END)[asked](there)
     assert there.migration.state is State.RESTORED
     there.mount()
-    assert finish_here.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(there.service, Running(id=ID)) == Done(state=State.RESTORED)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -224,7 +228,7 @@ def test_it_may_be_mounted_between_two_looks(make: Callable[..., There], monkeyp
         return found
 
     monkeypatch.setattr(os.path, "lexists", lexists)
-    assert finish_here.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(there.service, Running(id=ID)) == Done(state=State.RESTORED)
     assert not there.disk.exists()
 
 
@@ -233,22 +237,22 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
     there = make()
     monkeypatch.setattr(ask_source, "leave_for", lambda *_, **__: 1e9)
     there.umount()
-    assert prepare_data.state(there.service, {"id": ID})["images"] is True
+    assert prepare_data.state(there.service, AskState(id=ID)).images is True
     for asked in (ASKED["at boot"], restore_asked):
         with pytest.raises(DiskAway):
             asked(there)
     assert there.migration.state is State.OWNED
     assert str(there.pool) in after_crash.note(there.migration)
     for _ in range(2):
-        assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoning"
+        assert abandon.abandon(there.service, abandons()).state == "abandoning"
     there.mount()
     assert container_config.fence_of((there.layout.container / "config").read_text()) == ID
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     with monkeypatch.context() as killed:
         killed.setattr(Layout, "tidy", lambda _: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
-            abandon.abandon(there.service, {"id": ID})
-    abandon.abandon(there.service, {"id": ID})
+            abandon.abandon(there.service, abandons())
+    abandon.abandon(there.service, abandons())
     assert str(there.migration.state) == "abandoned" and not there.layout.container.exists()
 
 
@@ -261,10 +265,10 @@ def test_nor_while_another_round_arrives(make: Callable[..., There], monkeypatch
     there.migration.state = State.IMPORTED
     there.migration.move(Event.RECEIVE, rounds=[{"uuid": "1"}] * rounds)
     there.umount()
-    assert abandon.abandon(there.service, {"id": ID})["state"] == ("abandoning" if rounds else "abandoned")
+    assert abandon.abandon(there.service, abandons()).state == ("abandoning" if rounds else "abandoned")
     there.mount()
     if rounds:
-        assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoned"
+        assert abandon.abandon(there.service, abandons()).state == "abandoned"
         assert not there.layout.container.exists()
 
 
@@ -280,12 +284,12 @@ def test_it_goes_while_that_is_removed(make: Callable[..., There], monkeypatch: 
                        "end": (Layout, "tidy")}[killed_at]
         killed.setattr(place, name, lambda *_: pytest.fail("killed"))
         with pytest.raises(pytest.fail.Exception):
-            abandon.abandon(there.service, {"id": ID})
+            abandon.abandon(there.service, abandons())
     there.umount()
     removed = killed_at in ("spool", "end")  # all but the spool itself
-    assert abandon.abandon(there.service, {"id": ID})["state"] == ("abandoned" if removed else "abandoning")
+    assert abandon.abandon(there.service, abandons()).state == ("abandoned" if removed else "abandoning")
     there.mount()
-    abandon.abandon(there.service, {"id": ID})
+    abandon.abandon(there.service, abandons())
     assert there.migration.state is State.ABANDONED
     assert not there.layout.container.exists() and not there.layout.own_snapshots()
 
@@ -295,7 +299,7 @@ def test_it_is_not_sent_again_for_it(make: Callable[..., There]) -> None:
     there.migration.state = State.IMPORTED
     there.umount()
     with pytest.raises(DiskAway):
-        take.dump_begin(there.service, {"id": ID, "attempt": 2})
+        take.dump_begin(there.service, DumpBegin(id=ID, attempt=2))
     assert there.migration.state is State.IMPORTED
 
 
@@ -304,12 +308,12 @@ def test_one_that_is_lost_for_good(make: Callable[..., There]) -> None:
     there = make(Event.RESTORE, Event.RESTORED)
     there.umount()
     with pytest.raises(DiskAway) as away:
-        abandon.abandon(there.service, {"id": ID})
+        abandon.abandon(there.service, abandons())
     assert f"mkdir -p {there.layout.spool}" in away.value.hint
     there.layout.spool.mkdir(parents=True)
     with pytest.raises(GoneThere):
-        abandon.abandon(there.service, {"id": ID})
-    assert abandon.abandon(there.service, {"id": ID, "gone": True})["known"] is True
+        abandon.abandon(there.service, abandons())
+    assert abandon.abandon(there.service, abandons(gone=True)).known is True
     assert there.migration.arrived.given_way
 
 
@@ -317,7 +321,7 @@ def test_a_killed_restore_on_one_that_is_lost_for_good(make: Callable[..., There
     there = make(Event.RESTORE)
     there.umount()
     there.layout.spool.mkdir(parents=True)
-    abandon.abandon(there.service, {"id": ID})
+    abandon.abandon(there.service, abandons())
     assert there.migration.state is State.ABANDONED
 
 

@@ -19,8 +19,10 @@ from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
+from migrator.transfer.messages import DumpBegin, Running
 from stages.steps import abandon, finish_here, left_running, settling, take
 from tests import btrfs_roots
+from tests.stages.asks import abandons
 from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
 
 SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (ran_mark, "was", True),
@@ -78,7 +80,7 @@ def test_or_at_the_mark_that_it_has_stopped(make: Callable[..., There], monkeypa
     ran_mark.record(str(ran_mark.mark(there.layout.spool)))
     goes_before(monkeypatch, there, ran_mark, "was")
     with pytest.raises(DiskAway):
-        finish_here.running(there.service, {"id": ID})
+        finish_here.running(there.service, Running(id=ID))
 
 
 def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +88,7 @@ def test_or_at_what_was_defined(make: Callable[..., There], monkeypatch: pytest.
     there.migration.state = State.IMPORTED
     goes_before(monkeypatch, there, origins, "whose")
     with pytest.raises(DiskAway):
-        take.dump_begin(there.service, {"id": ID, "attempt": 2})
+        take.dump_begin(there.service, DumpBegin(id=ID, attempt=2))
     assert there.migration.state is State.IMPORTED
 
 
@@ -131,7 +133,7 @@ def test_or_while_it_is_removed(make: Callable[..., There], monkeypatch: pytest.
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     with monkeypatch.context() as away:
         goes_before(away, there, Layout, "own_snapshots")
-        assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoning"
+        assert abandon.abandon(there.service, abandons()).state == "abandoning"
     there.mount()
-    assert abandon.abandon(there.service, {"id": ID})["state"] == "abandoned"
+    assert abandon.abandon(there.service, abandons()).state == "abandoned"
     assert not there.layout.own_snapshots() and not there.layout.container.exists()

@@ -17,6 +17,7 @@ from migrator.record.journal import Journal
 from migrator.record.states import Role, State
 from stages import check, create_dump, finish
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
+from tests.migrator.wire import by_op
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
@@ -28,6 +29,7 @@ class There:
     def __init__(self, state: State) -> None:
         self.state = state
 
+    @by_op
     def call_within(self, _: float, op: str, **__: object) -> dict[str, Any]:
         return {"state": self.state, "ticket": "", "images": True} if op == "state" else {}
 

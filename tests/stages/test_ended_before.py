@@ -17,6 +17,7 @@ from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
+from migrator.transfer.messages import Finish
 from stages.steps import ask_source, finish_here, force, heal
 from stages.steps.ask_source import Asking
 from tests.stages.test_disk_away import ID, OWN, There, host, make
@@ -35,7 +36,7 @@ def older(make: Callable[..., There], tmp_path: Path, monkeypatch: pytest.Monkey
         state="RUNNING", rootfs=there.layout.rootfs, name="web"))
     there.migration.move(Event.RESTORED)
     container_config.unfence(there.layout.container, ID)
-    finish_here.finish(there.service, {"id": ID})
+    finish_here.finish(there.service, Finish(id=ID))
     assert not there.layout.spool.exists() and there.layout.is_own_rootfs()
     with Journal(tmp_path / "older.db") as journal:
         found = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=there.pool, peer="hosta",
@@ -78,7 +79,7 @@ def test_what_the_source_has_finished_ends_here_too(older: Migration, asked: lis
 def test_it_ends_as_the_source_asks_for_it(older: Migration) -> None:
     """Once more, as the answer to the first time was lost."""
     service = SimpleNamespace(migration=lambda _: older)
-    finish_here.finish(service, {"id": ID})  # type: ignore[arg-type]
+    finish_here.finish(service, Finish(id=ID))  # type: ignore[arg-type]
     assert older.state is State.FINISHED
 
 

@@ -22,9 +22,12 @@ from migrator.record import container_lock
 from migrator.record.grant import ROOT
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
+from migrator.transfer.messages import MigrationState, SourceState
+from migrator.transfer.wire_codec import decoded
 from stages import restore_dump
 from stages.steps import ask_source, ask_state, heal, settling
 from stages.steps.ask_source import QUICKLY
+from tests.migrator.wire import by_op
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
@@ -94,20 +97,21 @@ def test_who_may_stand_still_here_has_the_first_turn(journal: Journal, one: Call
 
 
 @pytest.mark.parametrize("answer", LIES, ids=str)
-def test_a_state_is_read_strictly(journal: Journal, answer: dict[str, Any]) -> None:
-    for read in (ask_state.read, lambda given: ask_state.told(given, owned(journal))):
-        with pytest.raises(ProtocolError):
-            read(answer)
+@pytest.mark.parametrize("message", [MigrationState, SourceState])
+def test_a_state_is_read_strictly(message: type[MigrationState | SourceState], answer: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        decoded(message, answer)
 
 
 def test_which_are_states() -> None:
-    assert [ask_state.read({"state": each}) for each in (*State, None)] == [*State, None]
+    assert [decoded(MigrationState, {"state": each}).state for each in (*State, None)] == [*State, None]
 
 
 def test_no_question_about_a_state_waits_for_ever(journal: Journal) -> None:
     """Signs of life do not prolong it."""
     asked: list[Any] = []
 
+    @by_op
     def call_within(*asked_: Any, **fields: Any) -> dict[str, Any]:
         asked.append((*asked_, fields))
         return {"state": None}
@@ -124,6 +128,7 @@ def source(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     @contextmanager
     def connected(*_: object) -> Iterator[Any]:
+        @by_op
         def call_within(limit: float, op: str, **__: object) -> Any:
             assert (limit, op) == (ask_state.LIMIT, "source-state")
             return said

@@ -34,6 +34,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
+from migrator.transfer.messages import AskSourceState, SourceState
 from stages import cleanup, finish
 from stages.steps import ask_source, finish_here, force, settling, stopped_here, thaw_again
 from stages.steps.options import NamedContainer
@@ -177,7 +178,7 @@ def test_who_asks_in_the_middle_of_it_hears_the_end_already(journal: Journal) ->
         service = Service(another, stack)
 
         def state() -> object:
-            return ask_source.source_state(service, {"id": migration.id})["state"]
+            return ask_source.source_state(service, AskSourceState(id=migration.id)).state
 
         def tell() -> str:
             assert state() is State.ROLLING_BACK
@@ -259,20 +260,20 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
     """Who forces meanwhile waits for it; who forces first has the last word; and who works on it is not overtaken."""
     migration = offered(journal)
 
-    def ask() -> dict[str, object]:
+    def ask() -> SourceState:
         with Journal(journal.path) as another, contextlib.ExitStack() as stack:
-            return ask_source.source_state(Service(another, stack), {"id": migration.id, "within": 90.0})
+            return ask_source.source_state(Service(another, stack), AskSourceState(id=migration.id, within=90.0))
 
-    assert ask() == {"state": State.OFFERED, "owner": Owner.UNKNOWN, "leave": 90.0, "ticket": ""}
+    assert ask() == SourceState(state=State.OFFERED, owner=Owner.UNKNOWN, leave=90.0)
     migration.refresh()
     assert 80 < leave.outstanding(migration.handover.leave) <= 90
     with locked("web", lxcpath=migration.lxcpath):
         with pytest.raises(Busy):
             ask()
         migration.note("forcing", forcing=container_lock.this_process())
-        assert ask()["state"] is State.ROLLING_BACK
+        assert ask().state is State.ROLLING_BACK
     migration.move(Event.ROLL_BACK)
-    assert ask() == {"state": State.ROLLING_BACK, "owner": Owner.SOURCE, "leave": 0.0, "ticket": ""}
+    assert ask() == SourceState(state=State.ROLLING_BACK, owner=Owner.SOURCE)
 
 
 # --- a forced rollback waits until the destination's time is over ---------------------------------------------

@@ -20,8 +20,10 @@ from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State
+from migrator.transfer.messages import Running
 from stages.steps import abandon, finish_here, left_running, renamed, settling
 from tests import btrfs_roots
+from tests.stages.asks import abandons
 from tests.stages.test_disk_away import ID, There, host, make
 
 __all__ = ["host", "make"]
@@ -48,7 +50,7 @@ def there(make: Callable[..., There], monkeypatch: pytest.MonkeyPatch) -> There:
 
 def asked_once_more(there: There, *, by_force: bool = False) -> None:
     """By a source that was killed before it could record the first answer."""
-    assert abandon.abandon(there.service, {"id": ID, "gone": by_force})["known"] is True
+    assert abandon.abandon(there.service, abandons(gone=by_force)).known is True
 
 
 def refused(there: There) -> None:
@@ -59,7 +61,7 @@ def refused(there: There) -> None:
         with pytest.raises(BackThere):
             asked_once_more(there, by_force=by_force)
     with pytest.raises(BackThere) as error:
-        finish_here.running(there.service, {"id": ID})
+        finish_here.running(there.service, Running(id=ID))
     assert f"migrator finish web --force {ID}" in error.value.hint
     if not isinstance(error.value, MovedOn):
         assert "lxc-copy -R" in error.value.hint and "migrator rollback web" in error.value.hint
@@ -70,7 +72,7 @@ def refused(there: There) -> None:
 def goes_on(there: There) -> None:
     asked_once_more(there)
     with pytest.raises(OutOfOrder, match=r"^finish cannot run now: .* has yielded"):
-        finish_here.running(there.service, {"id": ID})
+        finish_here.running(there.service, Running(id=ID))
 
 
 def unfenced(there: There) -> None:
@@ -312,7 +314,7 @@ def test_a_disk_that_is_away_shows_nothing(there: There, monkeypatch: pytest.Mon
     there.umount()
     of = there.migration.begun.disk
     monkeypatch.setattr(lxc_disk, "of", lambda path: "of the root" if there.disk.exists() else of)
-    for ask in (lambda: asked_once_more(there), lambda: finish_here.running(there.service, {"id": ID})):
+    for ask in (lambda: asked_once_more(there), lambda: finish_here.running(there.service, Running(id=ID))):
         with pytest.raises(DiskAway) as away:
             ask()
     assert f"mkdir -p {there.layout.spool}" in away.value.hint

@@ -29,6 +29,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
+from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
 from stages import finish
 from stages.steps import ask_source, give_back
@@ -94,9 +95,9 @@ def test_who_asks_hears_that_it_runs(migration: Migration, init: subprocess.Pope
     with contextlib.ExitStack() as stack:
         service = Service(migration.journal, stack)
         with pytest.raises(OutOfOrder, match="runs on"):
-            ask_source.source_state(service, {"id": migration.id, "within": 90.0})
+            ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0))
         known.pid = 0
-        assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0
+        assert ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0)).leave == 90.0
 
 
 def test_an_older_versions_copy_is_not_known_by_that(migration: Migration, init: subprocess.Popen[bytes],

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +18,11 @@ from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
+from migrator.transfer.messages import Done, Running
 from stages.steps import abandon, ask_source, finish_here, force, heal, left_running, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
+from tests.stages.asks import abandons
 from tests.stages.test_removed_there import asked, no_lxc, there
 from tests.stages.test_settling import ID, restoring
 
@@ -42,13 +45,15 @@ def replaced(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Migration
 
 def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> None:
     """The last copy is the source's: it is not ended for that."""
-    for request in (finish_here.running, abandon.abandon):
+    asks: tuple[Callable[[], object], ...] = (lambda: finish_here.running(asked(replaced), Running(id=ID)),
+                                              lambda: abandon.abandon(asked(replaced), abandons()))
+    for request in asks:
         with pytest.raises(GoneThere):
-            request(asked(replaced), {"id": ID})
+            request()
     with pytest.raises(GoneThere):
         force.finish_alone(replaced, ID, lambda: pytest.fail("the source is asked"))
     assert replaced.state is State.RESTORED
-    assert abandon.abandon(asked(replaced), {"id": ID, "gone": True})["known"] is True
+    assert abandon.abandon(asked(replaced), abandons(gone=True)).known is True
     assert replaced.arrived.given_way
 
 
@@ -81,9 +86,9 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
         return
     copies = here.container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
-    assert finish_here.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(asked(replaced), Running(id=ID)) == Done(state=State.RESTORED)
     with pytest.raises(AlreadyRuns):
-        abandon.abandon(asked(replaced), {"id": ID, "gone": True})
+        abandon.abandon(asked(replaced), abandons(gone=True))
     with pytest.raises(TwoCopies):
         heal._on_destination(Asking(), replaced)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=here.rootfs))
@@ -108,7 +113,7 @@ def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.Mo
         container_config.fence(there(replaced).container, "", ID, "no")
     else:  # somebody has removed them: nothing tells
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
-    assert finish_here.running(asked(replaced), {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(asked(replaced), Running(id=ID)) == Done(state=State.RESTORED)
     with pytest.raises(TwoCopies):
         heal._on_destination(Asking(), replaced)
 

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from migrator.errors import UsageError
-from migrator.errors.connection import NotAllowed
+from migrator.errors.connection import NotAllowed, ProtocolError
 from migrator.errors.data import NoSpace
 from migrator.errors.memory import DumpRefused
 from migrator.record import grant
 from migrator.record.journal import Migration
 from migrator.record.states import Event, Role, State
+from migrator.transfer import messages
 from stages import cleanup
 from stages.steps import take
 from tests.stages.test_allowed import HOSTA, ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
@@ -78,8 +79,8 @@ def test_what_is_asked_for_again_is_recorded_once(there: Destination) -> None:
 def transfer(there: Destination, kind: str) -> Any:
     from stages import create_dump, prepare_data
 
-    receiver = (create_dump.RECEIVERS | prepare_data.RECEIVERS)[kind]
-    return receiver(there.service, {"id": ID, "attempt": 1, "uuid": "x" * 99, "round": 1, "bytes": 10})
+    asked = messages.transfer({"id": ID, "kind": kind, "attempt": 1, "uuid": "x" * 99, "round": 1, "bytes": 10})
+    return (create_dump.RECEIVERS | prepare_data.RECEIVERS)[type(asked)](there.service, asked)
 
 
 def test_the_same_state_again_is_recorded_once(here: Here) -> None:
@@ -218,10 +219,10 @@ def test_the_journals_disk_is_not_filled(here: Here, monkeypatch: pytest.MonkeyP
 def test_a_disk_cannot_grow_for_ever(here: Here, number: int) -> None:
     """What is announced for it is recorded each time that it has doubled."""
     ask = here.caller(grant.ROOT)
-    with pytest.raises(UsageError, match="cannot have as many bytes"):
+    with pytest.raises(ProtocolError, match="disk_bytes"):
         ask("begin", disk_bytes=number)
     assert here.journal.all() == []
     ask("begin")
-    with pytest.raises(UsageError, match="cannot have as many bytes"):
+    with pytest.raises(ProtocolError, match="disk_bytes"):
         ask("begin", disk_bytes=number)
     assert steps(here.journal.by_id(ID, Role.DESTINATION)) == ["receive"]

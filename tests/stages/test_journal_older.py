@@ -23,6 +23,7 @@ from migrator.record.states import Event, Role, State
 from stages import finish
 from stages.steps import abandon, finish_here, force, give_back, left_running, offer, unrecorded
 from tests import btrfs_roots
+from tests.migrator.wire import by_op
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
 from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
@@ -276,8 +277,8 @@ def test_the_answer_to_an_offer_is_that_nothing_is_known(source: Migration, host
                                                          runs_there: list[int]) -> None:
     """It stays frozen, and offered."""
     hosts["hostb"].destination.take(Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP)
-    there = SimpleNamespace(peer_host="hostb", call_and_go=lambda op, *, first, then, within, **fields: (
-        hosts["hostb"].call(op, **fields)))
+    there = SimpleNamespace(peer_host="hostb", call_and_go=by_op(lambda op, *, first, then, within, **fields: (
+        hosts["hostb"].ask(op, **fields))))
     with pytest.raises(SourceStateUnknown, match="but the journal there does not say so"):
         offer.make(source, there)  # type: ignore[arg-type]
     assert source.state is State.OFFERED

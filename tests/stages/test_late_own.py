@@ -19,11 +19,13 @@ from migrator.errors.memory import DowntimeExceeded, RestoreFailed
 from migrator.record.detail import Handover
 from migrator.record.journal import Migration
 from migrator.record.states import Role, State
+from migrator.transfer import messages
 from migrator.transfer.frames import Frame, Kind
+from migrator.transfer.messages import Own, Restored
 from migrator.transfer.rpc import Connection, Handler, Takeover
 from stages import serve
 from stages.steps import ask_source, restore_over
-from tests.migrator.wire import connected
+from tests.migrator.wire import call, connected
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
 
 __all__ = ["pool", "there"]
@@ -42,6 +44,9 @@ class Restore:
         if self.leave() > boot_clock.now():
             self.did.append("let run")
         self.migration.note("restored", restored_at=0.0)
+
+
+OWN, RESTORE = Own(id=ID, attempt=1, dad={}), messages.Restore(id=ID, limit=60.0)
 
 
 @pytest.fixture
@@ -74,12 +79,12 @@ def take(there: Destination, said: list[Kind]) -> Any:
     """What comes of an offer when the source says this after the first answer."""
     taken = serve.handlers(there.service)["own"](offer(there))
     assert isinstance(taken, Takeover), "it restores without asking"
-    assert taken.reply == {"state": State.OWNED} and there.state is State.OWNED, "on disk before it is said"
+    assert taken.reply == Restored(state=State.OWNED) and there.state is State.OWNED, "on disk before it is said"
     return taken.run(Silent(said))
 
 
 def test_a_source_that_waits_has_it_run(there: Destination, did: list[str]) -> None:
-    assert take(there, [Kind.GO])["state"] == State.OWNED
+    assert take(there, [Kind.GO]).state == State.OWNED
     assert did == ["prepared", "let run"]
 
 
@@ -144,10 +149,8 @@ def test_a_late_request_to_restore_neither(there: Destination, did: list[str], w
 @pytest.mark.parametrize("limit", ["nan", "60", None, math.nan, math.inf, [60.0]], ids=repr)
 def test_a_restore_has_a_limit(there: Destination, did: list[str], limit: object) -> None:
     serve.handlers(there.service)["own"]({key: value for key, value in offer(there).items() if key != "restore_within"})
-    asked = serve.handlers(there.service)["restore"]({"id": ID, "limit": limit})
-    assert isinstance(asked, Takeover)
     with pytest.raises(ProtocolError, match="limit"):
-        asked.run(Silent([Kind.GO]))
+        serve.handlers(there.service)["restore"]({"id": ID, "limit": limit})
     assert did == [] and there.state is State.OWNED
 
 
@@ -163,18 +166,18 @@ def test_both_ends(did: list[str]) -> None:
         def fails(_service: object, _asked: object, _leave: object) -> dict[str, Any]:
             raise RestoreFailed(name="web", reason="CRIU says no", log="x")
 
-        def run(connection: Connection) -> dict[str, Any]:
+        def run(connection: Connection) -> Restored:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(restore_over, "restore_for_source", fails)
-                return restore_over.with_leave(None, {}, Leave(connection, boot_clock.now()))  # type: ignore[arg-type]
+                return restore_over.with_leave(None, RESTORE, Leave(connection, boot_clock.now()))  # type: ignore[arg-type]
 
         return Takeover({"state": "owned"}, run)
 
     handlers: dict[str, Handler] = {"own": own, "state": lambda _: {"state": "owned"}}
     with connected(handlers) as (connection, _):
         with pytest.raises(RestoreFailed):
-            connection.call_and_go("own", first=60, then=60, within=lambda: 60.0)
-        assert connection.call("state") == {"state": "owned"}
+            connection.call_and_go(OWN, first=60, then=60, within=lambda: 60.0)
+        assert call(connection, "state") == {"state": "owned"}
 
 
 def test_whose_time_is_over_says_nothing() -> None:
@@ -194,7 +197,7 @@ def test_whose_time_is_over_says_nothing() -> None:
 
     with connected({"own": own}) as (connection, _):
         with pytest.raises(DowntimeExceeded):
-            connection.call_and_go("own", first=60, then=60, within=over)
+            connection.call_and_go(OWN, first=60, then=60, within=over)
         connection.close()
     assert said == []
 

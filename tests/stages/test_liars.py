@@ -20,6 +20,7 @@ from migrator.record.states import Event, Role
 from migrator.remote.answering import CONFIG_FILE, Service, kept_config
 from migrator.transfer import room_bounds
 from migrator.transfer.frames import CONTROL_MAX
+from migrator.transfer.messages import DiskTransfer
 from migrator.transfer.rpc import Takeover
 from stages import import_data, prepare_data
 from tests.stages.test_allowed import HOOK, HOSTA, ID, Here, here, peer
@@ -163,7 +164,7 @@ def test_no_more_of_a_disk_arrives_than_its_sender_announced(here: Here, granted
     for said, believed in most.items():
         here.begun(granted, disk_bytes=said)
         with contextlib.ExitStack() as locks:
-            place = prepare_data.receive_disk(Service(here.journal, locks, granted), {"id": ID, "round": 1})
+            place = prepare_data.receive_disk(Service(here.journal, locks, granted), DiskTransfer(id=ID, round=1))
         assert place.bounds == (room_bounds.of_disk(here.pool, believed) if bound else room_bounds.OF_DISK)
 
 

@@ -32,8 +32,10 @@ from migrator.host import btrfs
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Owner, State
+from migrator.transfer.messages import Restored
 from migrator.transfer.rpc import Connection
 from stages.steps import offer, thaw_again
+from tests.migrator.wire import by_op
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
@@ -54,12 +56,15 @@ class There:
             raise self.answer
         return self.answer
 
+    @by_op
     def call(self, op: str, **fields: Any) -> dict[str, Any]:
         return self._ask(op, {}, fields)
 
+    @by_op
     def call_within(self, limit: float, op: str, **fields: Any) -> dict[str, Any]:
         return self._ask(op, {"within": limit}, fields)
 
+    @by_op
     def call_and_go(self, op: str, *, first: float, then: float, within: Callable[[], float],
                     **fields: Any) -> dict[str, Any]:
         answer = self._ask(op, {"first": first, "then": then}, fields)
@@ -115,9 +120,9 @@ def test_a_lost_answer_is_told_by_the_destinations_state(journal: Journal, here:
 
 def test_it_names_its_dump(journal: Journal) -> None:
     migration = offered(journal)
-    assert offer.named(migration) == {"id": "0badc0de", "attempt": 0}
+    assert offer.attempt(migration) == 0
     migration.note("attempt", attempt=3)
-    assert offer.attempt(migration) == 3 and offer.named(migration) == {"id": "0badc0de", "attempt": 3}
+    assert offer.attempt(migration) == 3
 
 
 @pytest.mark.parametrize(("within", "limits"), [
@@ -129,7 +134,7 @@ def test_what_is_asked_and_answered(journal: Journal, within: float | None, limi
     migration = offered(journal)
     migration.note("attempt", attempt=2, dad={"eth0": "1"}, leave=leave.given(None, 60.0))
     there = There({"state": State.OWNED})
-    assert offer.make(migration, connection(there), restore_within=within) == {"state": State.OWNED}
+    assert offer.make(migration, connection(there), restore_within=within) == Restored(state=State.OWNED)
     more = {} if within is None else {"restore_within": within}
     assert there.asked == [("own", limits, {"id": "0badc0de", "attempt": 2, "dad": {"eth0": "1"}} | more)]
     assert migration.state is State.DUMPED and migration.owner is Owner.DESTINATION

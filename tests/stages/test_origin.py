@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from migrator.config import container_config
-from migrator.copies import origins
+from migrator.copies import bases, origins
 from migrator.errors.connection import NotAllowed
 from migrator.host import btrfs, subvolume_uuids
 from migrator.record.journal import KEPT, Journal, Migration
@@ -22,6 +22,7 @@ from migrator.record.states import Event, Role
 from stages import cleanup, import_data, prepare_data
 from stages.steps import finish_here
 from stages.steps.options import MoveRequest, NamedContainer
+from tests.migrator.wire import by_op
 from tests.stages.test_put_aside import (
     EARLIER,
     Disk,
@@ -385,6 +386,8 @@ def test_the_latest_moves_travel_along(owned: Migration) -> None:
 def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, monkeypatch: pytest.MonkeyPatch,
                                                   moved: bool) -> None:
     monkeypatch.setattr(subvolume_uuids, "ancestors", lambda _: [])
+    for name in ("held", "usable"):
+        monkeypatch.setattr(bases, name, lambda *_: [])
     owned.note("origin", origin=EARLIER, moves=[EARLIER])
     layout = layout_of(owned)
     if moved:
@@ -396,6 +399,7 @@ def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, 
         peer_host = "hostb"
         tunnel = None
 
+        @by_op
         def call(self, op: str, **fields: Any) -> dict[str, Any]:
             if op == "lxcpath":
                 return {"lxcpath": "/pool"}

@@ -21,6 +21,7 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
+from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
 from stages import finish
 from stages.steps import ask_source
@@ -53,12 +54,12 @@ def test_no_word_before_it_has_ended(journal: Journal, cgroup: Path, init: subpr
         service = Service(journal, stack)
         for _ in range(2):
             with pytest.raises(OutOfOrder, match="lxc-autostart") as raised:
-                ask_source.source_state(service, {"id": migration.id, "within": 90.0})
+                ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0))
             assert raised.value.hint.startswith("Next: once that has ended: migrator restore-dump web")
         migration.refresh()
         assert migration.handover.leave == before and boot.fences == [migration.id] * 2
         boot.under_way = False
-        assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0
+        assert ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0)).leave == 90.0
 
 
 def test_what_it_has_started_by_then_is_told(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], boot: Boot,

@@ -28,6 +28,7 @@ from migrator.record.states import Event, Owner, Role, State
 from stages import create_dump, finish, migrate, rollback
 from stages.steps import drive, give_back, heal
 from stages.steps.options import MoveRequest, NamedContainer
+from tests.migrator.wire import by_op
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
 PAST = {State.PREPARING: 0, State.PREPARED: 1, State.DUMPING: 2, State.OFFERED: 3, State.DUMPED: 4}
@@ -55,6 +56,7 @@ class There:
         self.state = state
         self.asked: list[str] = []
 
+    @by_op
     def call_within(self, _: float, op: str, **__: Any) -> dict[str, Any]:
         self.asked.append(op)
         if op == "abandon":

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,10 +29,12 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
+from migrator.transfer.messages import Done, Running
 from stages import restore_dump
 from stages.steps import abandon, ask_source, finish_here, force, heal, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
+from tests.stages.asks import abandons
 from tests.stages.test_settling import ID, mark, restoring
 
 __all__ = ["restoring"]
@@ -173,36 +175,38 @@ def asked(migration: Migration) -> Any:
 def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Migration) -> None:
     restoring.note("rounds", rounds=[])
     restoring.move(Event.RESTORED)
-    for request in (finish_here.running, abandon.abandon):
+    asks: tuple[Callable[[], object], ...] = (lambda: finish_here.running(asked(restoring), Running(id=ID)),
+                                              lambda: abandon.abandon(asked(restoring), abandons()))
+    for request in asks:
         with pytest.raises(GoneThere, match="not there any more") as error:
-            request(asked(restoring), {"id": ID})
+            request()
         assert error.value.fields == {"name": "web", "destination": this_host(), "source": "hosta",
                                       "next": f"migrator rollback web --force {ID}   (on hosta)"}
         assert error.value.fields["next"] in error.value.hint
     with pytest.raises(GoneThere):
         abandon.give_up_here(restoring)
     assert restoring.state is State.RESTORED
-    assert abandon.abandon(asked(restoring), {"id": ID, "gone": True})["known"] is True
+    assert abandon.abandon(asked(restoring), abandons(gone=True)).known is True
     assert str(restoring.state) == "finished" and restoring.arrived.given_way
     with pytest.raises(OutOfOrder, match="has given way") as given:  # the answer was lost: the source's copy goes on
-        finish_here.running(asked(restoring), {"id": ID})
+        finish_here.running(asked(restoring), Running(id=ID))
     assert given.value.fields["next"] == "migrator rollback web   (on hosta)"
-    assert abandon.abandon(asked(restoring), {"id": ID})["known"] is True
+    assert abandon.abandon(asked(restoring), abandons()).known is True
 
 
 def test_what_runs_without_its_configuration_is_not_given_back(restoring: Migration,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     restoring.move(Event.RESTORED)
     monkeypatch.setattr(settling, "lives_on", lambda _: True)
-    assert finish_here.running(asked(restoring), {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(asked(restoring), Running(id=ID)) == Done(state=State.RESTORED)
     with pytest.raises(AlreadyRuns, match="already runs"):
-        abandon.abandon(asked(restoring), {"id": ID, "gone": True})
+        abandon.abandon(asked(restoring), abandons(gone=True))
 
 
 def test_finish_is_asked_for_once_more_when_it_has_moved_on(restoring: Migration) -> None:
     restoring.move(Event.RESTORED)
     restoring.move(Event.FINISHED)
-    assert finish_here.running(asked(restoring), {"id": ID}) == {"state": State.FINISHED}
+    assert finish_here.running(asked(restoring), Running(id=ID)) == Done(state=State.FINISHED)
 
 
 def test_what_runs_in_any_cgroup_was_not_removed_for_good(restoring: Migration,

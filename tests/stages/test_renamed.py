@@ -24,9 +24,11 @@ from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State
+from migrator.transfer.messages import Done, Running
 from stages.steps import abandon, ask_source, finish_here, heal, left_running, renamed, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
+from tests.stages.asks import abandons
 from tests.stages.test_disk_away import ID, There, host, make
 
 __all__ = ["host", "make"]
@@ -92,14 +94,14 @@ def runs_on(monkeypatch: pytest.MonkeyPatch, rootfs: Path) -> None:
 
 
 def asked(there: There, *, by_force: bool) -> None:
-    abandon.abandon(there.service, {"id": ID, "gone": by_force})
+    abandon.abandon(there.service, abandons(gone=by_force))
 
 
 @pytest.mark.parametrize("state", ["RUNNING", "STOPPED"])
 def test_renamed_and_back(there: There, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
     """Its disk leads nowhere; its addresses tell it. Whoever has renamed it back, as he was told, may finish."""
     put(there, monkeypatch, "web", ITS, state)
-    assert finish_here.running(there.service, {"id": ID}) == {"state": State.RESTORED}
+    assert finish_here.running(there.service, Running(id=ID)) == Done(state=State.RESTORED)
     for by_force in (False, True):
         with pytest.raises(AlreadyRuns, match="already runs"):
             asked(there, by_force=by_force)
@@ -117,7 +119,7 @@ def test_what_runs_by_another_name_is_not_given_up(there: There, monkeypatch: py
         there.layout.container.mkdir()
         (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     with pytest.raises(GoneThere) as gone:
-        finish_here.running(there.service, {"id": ID})
+        finish_here.running(there.service, Running(id=ID))
     assert "with mv" in gone.value.hint and "another name" in gone.value.hint
     with pytest.raises(CopyNotEnded, match=str(PID)):
         asked(there, by_force=True)
@@ -294,7 +296,7 @@ def test_what_nothing_tells_of_is_not_given_up_while_it_runs(there: There, monke
     put(there, monkeypatch, "web", ITS)
     (there.layout.container / "config").write_text("lxc.uts.name = web\n")
     with pytest.raises(GoneThere):
-        finish_here.running(there.service, {"id": ID})
+        finish_here.running(there.service, Running(id=ID))
     with pytest.raises(CopyNotEnded, match="and nothing shows whose it is"):
         asked(there, by_force=True)
     assert there.migration.state is State.RESTORED

@@ -18,6 +18,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer import room_bounds
 from stages.steps import room
+from tests.stages.asks import begins
 
 ID, FIRST = "0badc0de", "00000001"
 ITS, FOREIGN = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"
@@ -43,14 +44,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any,
 
 
 @pytest.mark.parametrize(("fields", "needed", "kept"), [
-    ({"usable": [ITS]}, 0, [ITS]),
-    ({"usable": []}, 2 * DISK, []),  # it holds another container's, which had its name before
-    ({}, 0, [ITS, FOREIGN]),  # an older version starts from whatever both have
+    ({"usable": (ITS,)}, 0, (ITS,)),
+    ({"usable": ()}, 2 * DISK, ()),  # it holds another container's, which had its name before
+    ({}, 0, (ITS, FOREIGN)),  # an older version starts from whatever both have
 ], ids=["its own", "another's", "an older version"])
 def test_what_the_source_starts_from(here: tuple[Any, list[Any]], tmp_path: Path, fields: dict[str, Any],
-                                     needed: int, kept: list[str]) -> None:
+                                     needed: int, kept: tuple[str, ...]) -> None:
     service, asked = here
-    room.check(service, Layout(tmp_path, "web", ID), {"disk_bytes": DISK, **fields}, [ITS, FOREIGN], ID)
+    room.check(service, Layout(tmp_path, "web", ID), begins(disk_bytes=DISK, held=(ITS, FOREIGN), **fields), ID)
     assert asked == [(needed, kept)]
 
 
@@ -59,10 +60,10 @@ def test_who_is_told_of_none_sends_all(here: tuple[Any, list[Any]], tmp_path: Pa
     """A peer learns only of those of the container that it brings, whatever it says that it has."""
     service, asked = here
     service.grant = grant.Grant(caller="peer:0123", lxcpaths=(tmp_path,))
-    room.check(service, Layout(tmp_path, "web", ID), {"disk_bytes": DISK, "usable": [ITS]}, [ITS], origin)
-    assert asked == [(needed, [ITS])]
+    room.check(service, Layout(tmp_path, "web", ID), begins(disk_bytes=DISK, usable=(ITS,), held=(ITS,)), origin)
+    assert asked == [(needed, (ITS,))]
 
 
 def test_a_uuid_that_is_none_is_refused(here: tuple[Any, list[Any]], tmp_path: Path) -> None:
     with pytest.raises(InvalidName):
-        room.check(here[0], Layout(tmp_path, "web", ID), {"disk_bytes": DISK, "usable": ["../x"]}, [], ID)
+        room.check(here[0], Layout(tmp_path, "web", ID), begins(disk_bytes=DISK, usable=("../x",)), ID)

@@ -18,6 +18,7 @@ from migrator.record.states import Event
 from migrator.remote.answering import Service
 from migrator.transfer import received_snapshot, room_bounds
 from migrator.transfer.frames import SEGMENT_MAX
+from migrator.transfer.messages import DiskTransfer
 from migrator.transfer.segments import INDEX_SUFFIX, Segment, digest_of, line
 from migrator.transfer.sender import SourceFile, send_files
 from stages import import_data, serve
@@ -70,7 +71,7 @@ def test_the_others_have_room_left(here: Here, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(os, "fstatvfs", lambda _: disk)
     handlers = serve.handlers(Service(here.journal, here.stack, grant.ROOT))
     with connected(handlers) as (connection, _), pytest.raises(NoSpace):
-        send_files(connection, {"kind": "disk", "id": ID, "round": 1, "behind": behind},
+        send_files(connection, DiskTransfer(id=ID, round=1, behind=behind),
                    [SourceFile("disk-1", io.BytesIO(os.urandom(ROOM + SEGMENT_MAX)))])
     kept = (here.layout.spool / "disk-1").stat().st_size
     assert ROOM // 2 - behind * SEGMENT_MAX <= kept <= ROOM // 2, "all that could be imported, too, or about that"
@@ -105,10 +106,10 @@ class Cut:
         self.waited += 1
         self.disk.part *= self.target.exists()
 
-    def goes_on(self, **fields: object) -> None:
+    def goes_on(self, *, behind: bool = False) -> None:
         service = Service(self.here.journal, self.here.stack, grant.ROOT)
         with connected(serve.handlers(service)) as (connection, _):
-            send_files(connection, {"kind": "disk", "id": ID, "round": 1, **fields},
+            send_files(connection, DiskTransfer(id=ID, round=1, behind=behind),
                        [SourceFile("disk-1", io.BytesIO(self.data))])
         if service.behind:
             service.behind.wait(None)

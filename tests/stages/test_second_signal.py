@@ -28,6 +28,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages import create_dump
 from stages.steps import give_back, offer, thaw_again
+from tests.migrator.wire import by_op
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 
 CUT = ConnectionLost(destination="hostb", reason="cut")
@@ -36,6 +37,7 @@ CUT = ConnectionLost(destination="hostb", reason="cut")
 class There:
     peer_host = "hostb"
 
+    @by_op
     def call_within(self, *_: object, **__: object) -> dict[str, Any]:
         raise CUT
 
@@ -146,6 +148,7 @@ def test_where_an_offer_is_refused_it_does_not_keep_it_from_the_thaw(journal: Jo
         return True
 
     class Refuses(There):
+        @by_op
         def call_and_go(self, *_: object, **__: object) -> dict[str, Any]:
             raise DumpRefused(name="web", reason="it is incomplete")
 

@@ -13,6 +13,7 @@ from migrator.base import log
 from migrator.errors import UsageError
 from migrator.errors.connection import NotAllowed
 from migrator.record import grant
+from migrator.transfer.messages import AskLxcPath
 from migrator.transfer.rpc import Connection
 from migrator.transfer.stream import FileStream
 from stages import serve
@@ -96,7 +97,7 @@ def test_a_peer_is_looked_up_at_each_request(tmp_path: Path, monkeypatch: pytest
             connection.hello()
 
             def asked() -> str:
-                return str(connection.call("lxcpath", lxcpath=str(pool))["lxcpath"])
+                return connection.call(AskLxcPath(lxcpath=str(pool))).lxcpath
 
             assert asked() == str(pool)
             for words in ((), grant.words_of(receive=True, lxcpaths=["/elsewhere"])):

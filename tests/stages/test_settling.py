@@ -26,6 +26,7 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
+from migrator.transfer import messages
 from stages import cleanup
 from stages.steps import abandon, restore_over, settling
 from stages.steps.cleaner import Cleaner
@@ -157,7 +158,7 @@ def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits
         return boot_clock.now() + 60
 
     with contextlib.nullcontext() if running else pytest.raises(ConnectionLost):
-        restore_over.restore_for_source(service, {"limit": 60}, leave)  # type: ignore[arg-type]
+        restore_over.restore_for_source(service, messages.Restore(id=restoring.id, limit=60), leave)  # type: ignore[arg-type]
     assert restoring.state is State.RESTORED
     assert acts == (["ended", "started", "unfenced"] if running else ["ended"])
 

@@ -24,6 +24,7 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
+from migrator.transfer.messages import AskSourceState
 from stages import create_dump, finish, migrate
 from stages.steps import ask_source, heal
 from stages.steps.options import MoveRequest, NamedContainer
@@ -108,9 +109,9 @@ def test_the_destination_that_asks_has_it_put_back(migration: Migration, silence
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     with contextlib.ExitStack() as stack:
         service = Service(migration.journal, stack)
-        ask_source.source_state(service, {"id": migration.id})
+        ask_source.source_state(service, AskSourceState(id=migration.id))
         assert not silenced, "no word is asked for, and the container is not locked"
-        assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0
+        assert ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0)).leave == 90.0
     assert len(silenced) == 1
 
 

@@ -23,12 +23,15 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
+from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
+from migrator.transfer.wire_codec import Request
 from stages import create_dump, finish
 from stages.steps import ask_source, drive, offer
 from stages.steps.dump import Dump
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from stages.steps.reconnect import Link
+from tests.migrator.wire import by_op
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, frozen, init  # noqa: F401 -- fixtures
 
@@ -61,13 +64,15 @@ class There:
         self.asked: list[str] = []
         self.told = -1.0  # for how many seconds it may let it run
 
+    @by_op
     def call(self, op: str, **_: Any) -> dict[str, Any]:
         self.asked.append(op)
         return {"state": self.state, "ticket": ""}
 
-    def call_within(self, _limit: float, op: str, **fields: Any) -> dict[str, Any]:
-        return self.call(op, **fields)
+    def call_within(self, _limit: float, message: Request[Any]) -> Any:
+        return self.call(message)
 
+    @by_op
     def call_and_go(self, op: str, *, within: Callable[[], float], **_: Any) -> dict[str, Any]:
         self.asked.append(op)
         self.told = within()
@@ -177,14 +182,14 @@ def test_who_asks_whether_he_may_let_it_run_hears_that_it_runs(
     with contextlib.ExitStack() as stack:
         service = Service(journal, stack)
         with pytest.raises(OutOfOrder, match="runs on"):
-            ask_source.source_state(service, {"id": migration.id, "within": 90.0})
+            ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0))
         with pytest.raises(OutOfOrder, match=r"^restore-dump cannot run now: .* runs on"):
             offer.word(migration)
         migration.refresh()
         assert migration.handover.leave == before
-        assert ask_source.source_state(service, {"id": migration.id})["state"] is State.DUMPED
+        assert ask_source.source_state(service, AskSourceState(id=migration.id)).state is State.DUMPED
         known.pid = 0
-        assert ask_source.source_state(service, {"id": migration.id, "within": 90.0})["leave"] == 90.0
+        assert ask_source.source_state(service, AskSourceState(id=migration.id, within=90.0)).leave == 90.0
 
 
 # --- what counts as that --------------------------------------------------------------------------------------

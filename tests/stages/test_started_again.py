@@ -33,6 +33,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages.steps import give_back, offer, thaw_again
+from tests.migrator.wire import by_op
 from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixture
 from tests.stages.test_answers import UUID
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
@@ -55,6 +56,7 @@ class Stopped:
 class There:
     peer_host = "hostb"
 
+    @by_op
     def call_within(self, *_: object, **__: object) -> dict[str, Any]:
         return {}
 

@@ -25,6 +25,8 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
+from migrator.transfer import messages
+from migrator.transfer.messages import Running
 from stages import restore_dump
 from stages.steps import (
     abandon,
@@ -40,6 +42,7 @@ from stages.steps import (
 )
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
+from tests.stages.asks import abandons
 from tests.stages.test_settling import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
@@ -68,10 +71,11 @@ def left(migration: Migration, *, memory: bool = True, boot: str = "") -> Migrat
     return migration
 
 
+RESTORE = messages.Restore(id=ID, limit=60)
 REQUESTS: dict[str, Callable[[Migration], object]] = {
-    "restore": lambda of: restore_over.restore_for_source(asked(of), {"id": ID, "limit": 60}, lambda: math.inf),
-    "running": lambda of: finish_here.running(asked(of), {"id": ID}),
-    "rollback": lambda of: abandon.abandon(asked(of), {"id": ID}),
+    "restore": lambda of: restore_over.restore_for_source(asked(of), RESTORE, lambda: math.inf),
+    "running": lambda of: finish_here.running(asked(of), Running(id=ID)),
+    "rollback": lambda of: abandon.abandon(asked(of), abandons()),
     "rollback there": abandon.give_up_here,
     "resume there": lambda of: heal._on_destination(Asking(), of),
 }
@@ -136,7 +140,7 @@ def test_who_chooses_its_memory(restoring: Migration, acts: list[str], monkeypat
     shutil.rmtree(restoring.lxcpath / "web", ignore_errors=True)
     with pytest.raises(GoneThere):
         REQUESTS["running"](restoring)
-    abandon.abandon(asked(restoring), {"id": ID, "gone": True})
+    abandon.abandon(asked(restoring), abandons(gone=True))
     assert restoring.arrived.given_way
 
 

@@ -26,6 +26,7 @@ from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Service
 from stages import import_data
 from stages.steps import abandon
+from tests.stages.asks import abandons
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 
 CONFIG = "lxc.uts.name = web\nlxc.rootfs.path = btrfs:/pool/web/rootfs\n"
@@ -174,8 +175,8 @@ def test_one_that_is_just_beginning_does_not(there: Destination, monkeypatch: py
 
     def check_space(*args: Any, **fields: Any) -> None:
         with contextlib.ExitStack() as stack, Journal(there.journal.path) as journal:
-            fields_ = {"id": ID, "name": "web", "lxcpath": str(there.pool), "source_host": "hosta", "held": []}
-            assert abandon.abandon(Service(journal, stack), fields_)["known"] is False
+            asked = abandons(lxcpath=str(there.pool))
+            assert abandon.abandon(Service(journal, stack), asked).known is False
         honest(*args, **fields)
 
     monkeypatch.setattr(bases, "check_space", check_space)

@@ -56,11 +56,11 @@ def test_the_sources_word_counts_for_more(here: Migration, monkeypatch: pytest.M
                                           runs_on: bool) -> None:
     """It is given only by who has looked that it stands still there: as where a rollback by force was broken off."""
 
-    def asked(*_: object, **fields: object) -> tuple[State | None, float]:
-        for answer in (state, *([given] if "within" in fields else [])):
+    def asked(_args: object, _of: object, within: object = None) -> tuple[State | None, float]:
+        for answer in (state, *([given] if within else [])):
             if isinstance(answer, Exception):
                 raise answer
-        return (state, given) if "within" in fields else (state, 0.0)  # type: ignore[return-value]
+        return (state, given) if within else (state, 0.0)  # type: ignore[return-value]
 
     monkeypatch.setattr(ask_source, "_asked", asked)
     if runs_on:

@@ -13,10 +13,12 @@ from migrator.copies.origins import Whose
 from migrator.errors.memory import StartFailed
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
+from migrator.transfer.messages import Finish, Finished
 from migrator.transfer.rpc import Connection
 from stages import finish
 from stages.steps import drive, finish_here, settling
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
+from tests.migrator.wire import by_op
 from tests.stages.test_heal import journal, offered
 from tests.stages.test_settling import ID, acts, restoring
 from tests.stages.test_stopped_here import here, lxc_says
@@ -25,10 +27,10 @@ __all__ = ["acts", "here", "journal", "restoring"]  # fixtures
 START = "It is stopped; start it with: lxc-start -n web -P"
 
 
-def asked(migration: Migration) -> Any:
+def asked(migration: Migration) -> Finished:
     """By its source, which has ended its copy."""
     service: Any = SimpleNamespace(migration=lambda _: migration)
-    return finish_here.finish(service, {"id": ID})
+    return finish_here.finish(service, Finish(id=ID))
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +42,8 @@ def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_destination_says_so(here: Migration) -> None:
     """Since a reboot, or by its own end; and to who has not heard the first answer, too."""
     said = f"{START} {here.lxcpath}"
-    assert asked(here) == {"state": State.FINISHED, "stopped": said}
-    assert asked(here) == {"state": State.FINISHED, "stopped": said}
+    assert asked(here) == Finished(state=State.FINISHED, stopped=said)
+    assert asked(here) == Finished(state=State.FINISHED, stopped=said)
 
 
 def test_why_it_could_not_be_started_there(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +53,7 @@ def test_why_it_could_not_be_started_there(here: Migration, monkeypatch: pytest.
 
     monkeypatch.setattr(origins, "whose", lambda _: Whose.OURS)
     monkeypatch.setattr(settling, "go_on", start)
-    assert asked(here)["stopped"] == f"web could not be started: br0 does not exist. {START} {here.lxcpath}"
+    assert asked(here).stopped == f"web could not be started: br0 does not exist. {START} {here.lxcpath}"
 
 
 @pytest.mark.parametrize("how", ["runs", "lives on", "has moved on", "has given way"])
@@ -66,7 +68,7 @@ def test_of_what_is_not_to_be_started_nothing_is_said(here: Migration, monkeypat
         monkeypatch.setattr(here.journal, "latest", lambda *_: SimpleNamespace(id="00000002", role=here.role))
     else:
         here.move(Event.FINISHED, given_way=True)
-    assert asked(here)["stopped"] == ""
+    assert asked(here).stopped == ""
 
 
 @pytest.mark.parametrize("stage", ["finish", "migrate"])
@@ -78,8 +80,8 @@ def test_the_source_passes_it_on(journal: Journal, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bases, "prune", lambda _: None)
     migration = offered(journal)
     there = cast("Connection", SimpleNamespace(
-        peer_host="hostb", call=lambda *_, **__: {"state": State.RESTORED, "ticket": ""},
-        call_within=lambda _, op, **__: answer if op == "finish" else {"state": State.RESTORED, "ticket": ""}))
+        peer_host="hostb", call=by_op(lambda *_, **__: {"state": State.RESTORED, "ticket": ""}),
+        call_within=by_op(lambda _, op, **__: answer if op == "finish" else {"state": State.RESTORED, "ticket": ""})))
     if stage == "finish":
         done = finish.carry_out(migration, there)
     else:

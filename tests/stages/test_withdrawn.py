@@ -25,6 +25,7 @@ from migrator.record.grant import Grant
 from migrator.record.journal import Migration
 from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Service
+from migrator.transfer.messages import Restored
 from stages import import_data, restore_dump, serve
 from stages.steps import consented, settling
 from stages.steps.handover import INCREMENT
@@ -196,7 +197,7 @@ def test_what_reaches_out_nowhere_goes_on(here: Here, caller: Callable[..., Gran
     ask("import")
     ask("dump-begin")
     dumped(here)
-    assert ask("own").reply == {"state": State.OWNED}
+    assert ask("own").reply == Restored(state=State.OWNED)
 
 
 @pytest.mark.parametrize("trusted", [True, False])
@@ -205,7 +206,7 @@ def test_a_restore_goes_by_it_too(here: Here, peers: Peers, trusted: bool, monke
     migration = imported(here, peer("hosta", *WITH))
     here.caller(peer("hosta", *WITH))("dump-begin")
     dumped(here)
-    assert here.caller(peer("hosta", *WITH))("own").reply == {"state": State.OWNED}
+    assert here.caller(peer("hosta", *WITH))("own").reply == Restored(state=State.OWNED)
     peers.allow("hosta", WITH if trusted else WITHOUT)
     found: list[bool] = []
     monkeypatch.setattr(lxc, "Container", lambda *_: None)
@@ -237,7 +238,7 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
     ask = here.caller(caller(*WITHOUT))
     ask("dump-begin")
     dumped(here)
-    assert ask("own").reply == {"state": State.OWNED}
+    assert ask("own").reply == Restored(state=State.OWNED)
     container = SimpleNamespace(name="web", config_file=config, folder=config.parent)
     monkeypatch.setattr(lxc, "Container", lambda *_: container)
     monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/dev/null"))

@@ -14,11 +14,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from migrator.base import log, programs
 from migrator.base.run import environment, run
 from migrator.criu.criu_dump import NFTABLES_LOCK, complaint
 from migrator.errors import MigratorError
-from migrator.preflight.facts import cpu, wire_form
+from migrator.preflight.facts import cpu
 from migrator.preflight.facts.cpu import Cpu
 
 CACHE = Path("/var/cache/migrator/criu-facts.json")
@@ -126,7 +128,7 @@ def _stamp(program: str) -> dict[str, Any]:
 def _cached(cache: Path, stamp: dict[str, Any]) -> CriuFacts | None:
     try:
         data = json.loads(cache.read_text())
-        return wire_form.load(CriuFacts, data["facts"]) if data["stamp"] == stamp else None
+        return msgspec.convert(data["facts"], CriuFacts) if data["stamp"] == stamp else None
     except (OSError, ValueError, KeyError, TypeError, MigratorError):
         return None
 
@@ -135,7 +137,7 @@ def _keep(cache: Path, stamp: dict[str, Any], facts: CriuFacts) -> None:
     try:
         cache.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
-            json.dump({"stamp": stamp, "facts": wire_form.dump(facts)}, file)
+            json.dump({"stamp": stamp, "facts": msgspec.to_builtins(facts)}, file)
         Path(file.name).replace(cache)
     except OSError as error:
         log.debug(f"CRIU's answers are not kept: {error}")

@@ -48,12 +48,12 @@ def parse_watch(line: str) -> tuple[str, int, int, bytes] | None:
     words = line.split()
     if not words or words[0] not in ("inotify", "fanotify"):
         return None
-    fields = dict(word.split(":", 1) for word in words[1:] if ":" in word)
+    told = dict(word.split(":", 1) for word in words[1:] if ":" in word)
     try:
-        device = int(fields["sdev"], 16)
+        device = int(told["sdev"], 16)
         # the kernel's own encoding of a device number: 20 bits of minor (MKDEV in linux/kdev_t.h)
         shown = f"{device >> 20}:{device & 0xFFFFF}"
-        return shown, int(fields["ino"], 16), int(fields["fhandle-type"], 16), bytes.fromhex(fields["f_handle"])
+        return shown, int(told["ino"], 16), int(told["fhandle-type"], 16), bytes.fromhex(told["f_handle"])
     except (KeyError, ValueError):
         return None
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +69,6 @@ def test_after_a_reboot_of_the_source_it_is_outstanding_as_a_whole(tmp_path: Pat
     monkeypatch.setattr(boot_clock, "BOOT_ID", tmp_path / "boot_id")
     boot_clock.BOOT_ID.write_text("another\n")
     assert leave.outstanding(word) == 60.0
-
-
-@pytest.mark.parametrize(("asked", "given"), [
-    (60, 60.0), (0, 0.0), (1e9, leave.MOST), (-1, leave.MOST), (math.nan, leave.MOST), ("60", leave.MOST),
-    (None, leave.MOST), (leave.MOST, leave.MOST), (leave.MOST + 1, leave.MOST), (0.5, 0.5),
-])
-def test_who_asks_for_more_than_makes_sense(asked: object, given: float) -> None:
-    assert leave.asked_for(asked) == given
 
 
 class Said:

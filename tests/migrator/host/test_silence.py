@@ -21,7 +21,7 @@ from migrator.transfer.frames import Kind
 from migrator.transfer.rpc import Connection, serve, sign_of_life
 from migrator.transfer.stream import Bytes, FileStream
 from tests.migrator.threads import until_waits
-from tests.migrator.wire import TIMEOUT, connected, frame, greeting, stream_pair
+from tests.migrator.wire import TIMEOUT, call, connected, frame, greeting, stream_pair
 
 WORKING = frame(Kind.WORKING)
 REPLY = frame(Kind.REPLY, b'{"id": 1, "fields": {"done": true}}')
@@ -72,14 +72,14 @@ def greeted(*pieces: tuple[float, bytes], name: str = "") -> Iterator[tuple[Conn
 
 def test_long_work_is_not_silence() -> None:
     with greeted(*[(0.3, WORKING)] * 20, (0.3, REPLY)) as (connection, script):
-        assert connection.call("slow") == {"done": True}
+        assert call(connection, "slow") == {"done": True}
     assert script.now == pytest.approx(1006.3)
 
 
 def test_silence_is_the_end() -> None:
     with greeted((0.5, REPLY), name="hostb") as (connection, _), \
             pytest.raises(ConnectionLost, match=r"hostb .*0\.4 seconds"):
-        connection.call("anything")
+        call(connection, "anything")
 
 
 def test_where_there_is_nothing_to_work_at_signs_of_life_do_not_prolong_the_wait() -> None:
@@ -93,7 +93,7 @@ def test_work_that_never_ends_has_a_limit() -> None:
     """Somebody is there, and says so for ever: whose container stands still meanwhile does not wait for ever."""
     with greeted(*[(0.3, WORKING)] * 10_000) as (connection, script):
         with pytest.raises(ConnectionLost, match=r"did not continue within 30 seconds"):
-            connection.call_within(30, "restore")
+            call(connection, "restore", within=30)
         assert script.now == pytest.approx(1030.3, abs=0.31)
 
 
@@ -102,7 +102,7 @@ def test_an_answer_that_drips_has_a_limit() -> None:
     answer = frame(Kind.REPLY, length=frames.CONTROL_MAX)
     with greeted((0.3, answer), *[(0.3, b" ")] * 10_000) as (connection, script):
         with pytest.raises(ConnectionLost, match=r"did not continue within 30 seconds"):
-            connection.call_within(30, "state")
+            call(connection, "state", within=30)
         assert script.now == pytest.approx(1030 + frames.CONTROL_MAX / 32768, abs=0.31)
 
 
@@ -110,7 +110,7 @@ def test_a_header_that_drips_has_a_limit() -> None:
     drips = [(0.3, REPLY[at : at + 1]) for at in range(len(REPLY))]
     with greeted(*drips) as (connection, script):
         with pytest.raises(ConnectionLost, match=r"did not continue within 1 seconds"):
-            connection.call_within(1, "state")
+            call(connection, "state", within=1)
         assert script.now == pytest.approx(1001.2)
 
 
@@ -118,7 +118,7 @@ def test_answers_to_earlier_requests_do_not_prolong_the_wait() -> None:
     with greeted(*[(0.3, REPLY)] * 10_000) as (connection, script):
         connection.request("earlier", {})
         with pytest.raises(ConnectionLost, match=r"did not continue within 30 seconds"):
-            connection.call_within(30, "state")
+            call(connection, "state", within=30)
         assert script.now == pytest.approx(1030.3, abs=0.31)
 
 
@@ -127,14 +127,14 @@ def test_an_answer_that_begins_in_time_may_come_over_a_slow_line() -> None:
     whole = frame(Kind.REPLY, b'{"id": 1, "fields": {"text": "%s"}}' % text.encode())
     pieces = [(0.2, whole[at : at + 8192]) for at in range(0, len(whole), 8192)]  # 40 KiB a second
     with greeted(*pieces) as (connection, script):
-        assert connection.call_within(0.3, "state") == {"text": text}
+        assert call(connection, "state", within=0.3) == {"text": text}
         assert script.now > 1009
 
 
 @pytest.mark.parametrize("seconds", [0.0, -5.0])
 def test_an_answer_that_has_come_is_read_however_late_it_is(seconds: float) -> None:
     with greeted((0.3, REPLY[:20]), (0.0, REPLY[20:])) as (connection, _):
-        assert connection.call_within(seconds, "state") == {"done": True}
+        assert call(connection, "state", within=seconds) == {"done": True}
 
 
 def test_no_greeting_at_all() -> None:
@@ -257,7 +257,7 @@ def test_a_peer_that_takes_nothing_is_the_end() -> None:
     with Connection(ours, timeout=TIMEOUT) as connection:
         connection.hello()
         with pytest.raises(ConnectionLost, match="took nothing"):
-            connection.call("anything", text="x" * 3_000_000)
+            call(connection, "anything", text="x" * 3_000_000)
         with pytest.raises(ConnectionLost):  # and stays so: half a frame is out
             connection.send(Kind.END)
     theirs.close()
@@ -301,7 +301,7 @@ def test_answer_that_nobody_waited_for_is_passed_over() -> None:
     with connected({"interrupted": interrupted, "echo": lambda fields: fields}) as (connection, _):
         try:
             with pytest.raises(KeyboardInterrupt):
-                connection.call("interrupted", first=1)
+                call(connection, "interrupted", first=1)
         finally:
             caught.set()
-        assert connection.call("echo", second=2) == {"second": 2}
+        assert call(connection, "echo", second=2) == {"second": 2}

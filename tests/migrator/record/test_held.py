@@ -14,10 +14,11 @@ import pytest
 from migrator.errors.connection import ProtocolError
 from migrator.transfer import sender, spool
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
+from migrator.transfer.messages import Held, Transfer
 from migrator.transfer.rpc import Connection
 from migrator.transfer.sender import SourceFile, send_files
 from tests.migrator.transfer.test_spool import store
-from tests.migrator.wire import connected
+from tests.migrator.wire import connected, listed
 
 
 class Said:
@@ -37,7 +38,7 @@ class Said:
 def read(files: list[SourceFile], counts: dict[str, Any], *frames: tuple[int, int]) -> list[int]:
     """Of how many segments of each file the digests are kept."""
     said = Said(*frames)
-    held = sender._read_held(cast("Connection", said), {"held": counts}, files)
+    held = sender._read_held(cast("Connection", said), Held(held=counts), files)
     assert said.frames == []
     return [len(each) // DIGEST_SIZE for each in held]
 
@@ -83,8 +84,9 @@ def test_what_is_there_beyond_the_file_is_cut_off(tmp_path: Path, held: int, kno
     data = os.urandom(3 * SEGMENT_MAX)
     store(tmp_path / "disk-1", data + bytes((held - 3) * SEGMENT_MAX))
     (tmp_path / "in").write_bytes(data)
-    handlers: Any = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"])}
+    handlers: Any = {"transfer": lambda fields: spool.receive(tmp_path, listed(fields["files"]))}
     with connected(handlers) as (connection, _):
-        result = send_files(connection, {}, [SourceFile("disk-1", tmp_path / "in", len(data) if known else None)])
+        result = send_files(connection, Transfer(),
+                            [SourceFile("disk-1", tmp_path / "in", len(data) if known else None)])
     assert result.resumed_bytes == (3 if known else 2) * SEGMENT_MAX
     assert b"".join(bytes(piece) for piece in spool.verified(tmp_path / "disk-1")) == data

@@ -36,6 +36,7 @@ from migrator.errors.connection import (
 from migrator.remote import known_hosts, ssh, ssh_config, tcp
 from migrator.remote.destination import Destination, parse
 from migrator.remote.ssh import Session
+from migrator.transfer.messages import Transfer
 from migrator.transfer.rpc import Connection
 from migrator.transfer.sender import SourceFile, send_files
 from migrator.transfer.stream import ByteStream
@@ -714,9 +715,10 @@ def test_heavy_imports_wait_until_they_are_used() -> None:
 
 
 SERVE = (
-    "import sys; from pathlib import Path; from migrator.transfer import rpc, spool;"
+    "import sys; from pathlib import Path; from migrator.transfer import messages, rpc, spool, wire_codec;"
     "from migrator.transfer.stream import FileStream; c = rpc.Connection(FileStream.from_stdio()); c.hello();"
-    "rpc.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), f['files'], durable=False)})"
+    "files = lambda f: wire_codec.decoded(messages.Transfer, f).files;"
+    "rpc.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), files(f), durable=False)})"
 )
 
 
@@ -728,7 +730,7 @@ def test_transfer_over_ssh_goes_on_while_keys_are_changed(tmp_path: Path, monkey
         argv = ["env", f"PYTHONPATH={ROOT}", sys.executable, "-c", SERVE, str(tmp_path / "spool")]
         with connect(server) as session, Connection(session.serve(argv), name=server.destination) as connection:
             connection.hello()
-            result = send_files(connection, {}, [SourceFile("pages-1.img", io.BytesIO(data), len(data))])
+            result = send_files(connection, Transfer(), [SourceFile("pages-1.img", io.BytesIO(data), len(data))])
     assert result.raw_bytes == len(data)
     assert (tmp_path / "spool/pages-1.img").read_bytes() == data
 

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from migrator.transfer import bandwidth, frames
+from migrator.transfer.messages import Measure, Measured
 from migrator.transfer.rpc import Handler
 from migrator.transfer.stream import Bytes
+from migrator.transfer.wire_codec import decoded
 from tests.effort import tries
 from tests.migrator.wire import CutStream, connected
 
@@ -43,9 +45,9 @@ def measured(link: Slow, asked: list[int] | None = None) -> float | None:
 
 
 def handlers(asked: list[int]) -> dict[str, Handler]:
-    def measure(fields: dict[str, Any]) -> dict[str, Any]:
+    def measure(fields: dict[str, Any]) -> Measured:
         asked.append(len(str(fields["data"])))
-        return bandwidth.answer(None, fields)
+        return bandwidth.answer(None, decoded(Measure, fields))
 
     return {"measure": measure}
 

@@ -24,10 +24,11 @@ from migrator.host import btrfs, no_devices
 from migrator.remote.answering import Service
 from migrator.transfer import frames, live_import, received_snapshot, receiver, segments, sender, spool, stream_reader
 from migrator.transfer.live_import import Behind
+from migrator.transfer.messages import Transfer
 from migrator.transfer.segments import Segment
 from migrator.transfer.sender import SourceFile
 from tests.effort import tries
-from tests.migrator.wire import CutStream, connected
+from tests.migrator.wire import CutStream, connected, listed
 
 SEGMENT = 4096
 
@@ -58,10 +59,10 @@ def attempt(folder: Path, data: bytes, stream: CutStream | None = None, *, wait:
     """Send `data` with an import behind it; the import, which has ended, unless one does not `wait`."""
     (folder / "snapshots").mkdir(exist_ok=True)
     importing = Behind(folder / "disk-1", folder / "snapshots" / "target")
-    handlers = {"transfer": lambda fields: spool.receive(folder, fields["files"], watcher=importing)}
+    handlers = {"transfer": lambda fields: spool.receive(folder, listed(fields["files"]), watcher=importing)}
     try:
         with connected(handlers, stream) as (connection, _):
-            sender.send_files(connection, {}, [SourceFile("disk-1", _Reader(data))])
+            sender.send_files(connection, Transfer(), [SourceFile("disk-1", _Reader(data))])
     except MigratorError:
         assert stream
     if wait:

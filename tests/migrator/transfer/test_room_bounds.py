@@ -19,7 +19,7 @@ from migrator.transfer.frames import Kind
 from migrator.transfer.room_bounds import MARGIN, SLACK, Bounds
 from tests.migrator.transfer.test_spool import FIRST, end_body
 from tests.migrator.transfer.test_spool_receive import WHOLE, sent
-from tests.migrator.wire import connected
+from tests.migrator.wire import connected, listed
 
 GIB = 1 << 30
 EMPTY = (Kind.FILE_END, end_body(), 0)
@@ -65,7 +65,7 @@ def test_a_stream_leaves_room_for_its_import(disk: SimpleNamespace, held: Bounds
 def test_how_much_room_it_needs_is_told(disk: SimpleNamespace, tmp_path: Path) -> None:
     """With what is to stay free, or it would be less than there is."""
     disk.f_bavail = MARGIN + 7
-    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=room_bounds.OF_DISK)}
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, listed(fields["files"]), bounds=room_bounds.OF_DISK)}
     with connected(handlers) as (connection, _):
         with pytest.raises(NoSpace) as caught:
             sent(connection, *WHOLE)
@@ -92,7 +92,7 @@ def test_images_on_a_file_system_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("most", "error"), [(3, UsageError), (4, None)])
 def test_no_more_arrives(tmp_path: Path, most: int, error: type[Exception] | None) -> None:
     held = Bounds(0, most)
-    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=held)}
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, listed(fields["files"]), bounds=held)}
     with connected(handlers) as (connection, _):
         if error is None:
             assert sent(connection, *WHOLE)["files"]["disk-1"]["bytes"] == 4
@@ -106,7 +106,7 @@ def test_no_more_arrives(tmp_path: Path, most: int, error: type[Exception] | Non
 @pytest.mark.parametrize("room", [True, False])
 def test_an_empty_file_takes_room_too(disk: SimpleNamespace, tmp_path: Path, room: bool) -> None:
     disk.f_bavail = 50 * GIB if room else 50 * GIB - 1
-    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=Bounds(50 * GIB))}
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, listed(fields["files"]), bounds=Bounds(50 * GIB))}
     with connected(handlers) as (connection, _):
         if room:
             assert sent(connection, FIRST, EMPTY)["files"]["disk-1"]["bytes"] == 0
@@ -118,7 +118,7 @@ def test_an_empty_file_takes_room_too(disk: SimpleNamespace, tmp_path: Path, roo
 
 def test_what_is_here_already_takes_none(disk: SimpleNamespace, tmp_path: Path) -> None:
     """After a cut, with a disk that others have filled meanwhile, all the same."""
-    handlers = {"transfer": lambda fields: spool.receive(tmp_path, fields["files"], bounds=Bounds(50 * GIB))}
+    handlers = {"transfer": lambda fields: spool.receive(tmp_path, listed(fields["files"]), bounds=Bounds(50 * GIB))}
     with connected(handlers) as (connection, _):
         sent(connection, *WHOLE)
         disk.f_bavail = 50 * GIB - 1

@@ -21,26 +21,27 @@ from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.data import NoSpace
 from migrator.transfer import frames
 from migrator.transfer.frames import Kind
+from migrator.transfer.messages import Restore
 from migrator.transfer.rpc import Connection, Takeover
 from migrator.transfer.stream import FileStream
 from tests.effort import tries
-from tests.migrator.wire import TIMEOUT, Server, connected, ends_orderly, frame, greeting, stream_pair
+from tests.migrator.wire import TIMEOUT, Server, call, connected, ends_orderly, frame, greeting, stream_pair
 
 # --- Calls ---
 
 
 def test_call_and_answer() -> None:
     with connected({"echo": lambda fields: fields}) as (connection, _):
-        fields = {"text": "ü\n", "list": [1, None, {"a": True}]}
-        assert connection.call("echo", **fields) == fields
-        assert connection.call("echo") == {}
+        fields: dict[str, Any] = {"text": "ü\n", "list": [1, None, {"a": True}]}
+        assert call(connection, "echo", **fields) == fields
+        assert call(connection, "echo") == {}
         assert connection.peer_program == migrator.__version__
 
 
 def test_long_answer() -> None:
     text = "x" * 3_000_000
     with connected({"echo": lambda fields: fields}) as (connection, _):
-        assert connection.call("echo", text=text) == {"text": text}
+        assert call(connection, "echo", text=text) == {"text": text}
 
 
 def test_error_keeps_its_class_and_names_the_host() -> None:
@@ -49,9 +50,9 @@ def test_error_keeps_its_class_and_names_the_host() -> None:
 
     with connected({"full": full, "echo": lambda fields: fields}) as (connection, _):
         with pytest.raises(NoSpace) as caught:
-            connection.call("full")
+            call(connection, "full")
         assert str(caught.value) == f"{os.uname().nodename}: /pool has 1 MiB free, but 2 MiB is needed for {{braces}}."
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 @pytest.mark.parametrize("wrong", [lambda _: 1 / 0, lambda _: {"not": {1, 2}}, lambda f: f["missing"],
@@ -59,20 +60,20 @@ def test_error_keeps_its_class_and_names_the_host() -> None:
 def test_unexpected_exception_becomes_an_internal_error(wrong: Any) -> None:
     with connected({"wrong": wrong, "echo": lambda fields: fields}) as (connection, _):
         with pytest.raises(InternalError):
-            connection.call("wrong")
-        assert connection.call("echo", still=1) == {"still": 1}
+            call(connection, "wrong")
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_unknown_operation() -> None:
     with connected({}) as (connection, _), pytest.raises(ProtocolError, match="self-destruct"):
-        connection.call("self-destruct")
+        call(connection, "self-destruct")
 
 
 def test_too_long_request_is_not_sent() -> None:
     with connected({"echo": lambda fields: fields}) as (connection, _):
         with pytest.raises(InternalError):
-            connection.call("echo", text="x" * frames.CONTROL_MAX)
-        assert connection.call("echo", still=1) == {"still": 1}
+            call(connection, "echo", text="x" * frames.CONTROL_MAX)
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_takeover_has_two_answers() -> None:
@@ -85,7 +86,7 @@ def test_takeover_has_two_answers() -> None:
         assert connection.answer(request) == {"first": 1}
         connection.send(Kind.END)
         assert connection.answer(request) == {"second": 2}
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_both_answers_of_a_takeover_are_waited_for_from_the_request_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +103,7 @@ def test_both_answers_of_a_takeover_are_waited_for_from_the_request_on(monkeypat
         monkeypatch.setattr(connection, "answer", answer)
         monkeypatch.setattr(connection, "request", lambda *_: 1)
         monkeypatch.setattr(connection, "send_json", lambda *_: None)
-        connection.call_and_go("take", first=10.0, then=30.0, within=lambda: 5.0)
+        connection.call_and_go(Restore(id="0badc0de", limit=30.0), first=10.0, then=30.0, within=lambda: 5.0)
     assert limits == [10.0, 23.0]
 
 
@@ -115,7 +116,7 @@ def test_takeover_that_fails_answers_with_its_error() -> None:
         connection.answer(request)
         with pytest.raises(NoSpace):
             connection.answer(request)
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_takeover_that_meets_nonsense_ends_the_connection() -> None:
@@ -139,7 +140,7 @@ def test_end_in_the_middle_of_a_call() -> None:
     theirs.close()
     with Connection(ours, timeout=TIMEOUT) as connection, pytest.raises(ConnectionLost):
         connection.hello()
-        connection.call("anything")
+        call(connection, "anything")
 
 
 def test_closing_ends_the_server_orderly() -> None:
@@ -169,7 +170,7 @@ def test_many_threads_may_send() -> None:
             assert connection.receive().kind is Kind.REPLY
         for thread in senders:
             thread.join()
-        assert connection.call("echo", last=1) == {"last": 1}
+        assert call(connection, "echo", last=1) == {"last": 1}
     assert total == 4 * sum(range(50))
 
 
@@ -261,7 +262,7 @@ def test_bad_answer(answer: bytes) -> None:
     with Connection(ours, timeout=TIMEOUT) as connection:
         connection.hello()
         with pytest.raises(ProtocolError):
-            connection.call("anything")
+            call(connection, "anything")
     theirs.close()
 
 
@@ -276,7 +277,7 @@ def test_bad_error_is_still_an_error(error: dict[str, Any]) -> None:
     with Connection(ours, timeout=TIMEOUT) as connection:
         connection.hello()
         with pytest.raises(MigratorError) as caught:
-            connection.call("anything")
+            call(connection, "anything")
         assert caught.value.host == "other"
         assert str(caught.value)
     theirs.close()
@@ -315,7 +316,7 @@ def test_a_caller_survives_any_bytes(data: bytes) -> None:
     theirs.close()
     with Connection(ours, timeout=TIMEOUT) as connection, contextlib.suppress(MigratorError):
         connection.hello()
-        connection.call("echo")
+        call(connection, "echo")
 
 
 def test_lengths_are_not_believed() -> None:

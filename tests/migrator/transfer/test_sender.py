@@ -29,11 +29,12 @@ from migrator.errors.data import NoSpace, ReadFailed, SegmentDamaged, WriteFaile
 from migrator.errors.this_host import CommandFailed
 from migrator.transfer import frames, receiver, segments, sender, spool, stream_reader
 from migrator.transfer.frames import Kind
+from migrator.transfer.messages import Transfer
 from migrator.transfer.rpc import Connection, Takeover
 from migrator.transfer.sender import SourceFile, TransferResult, send_files
 from migrator.transfer.stream import FileStream
 from tests.effort import tries
-from tests.migrator.wire import TIMEOUT, CutStream, connected, ends_orderly
+from tests.migrator.wire import TIMEOUT, CutStream, call, connected, ends_orderly, listed
 
 SMALL = 64 * 1024  # what a segment is cut to in tests that want many of them
 
@@ -46,7 +47,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def handlers(directory: Path, *, durable: bool = False) -> dict[str, Any]:
     return {
-        "transfer": lambda fields: spool.receive(directory, fields["files"], durable=durable),
+        "transfer": lambda fields: spool.receive(directory, listed(fields["files"]), durable=durable),
         "echo": lambda fields: fields,
     }
 
@@ -76,14 +77,14 @@ def test_whole_files(tmp_path: Path, durable: bool, sized: bool) -> None:
     limit = frames.SEGMENT_MAX
     contents = {f"f{size}": mixed(size) for size in (0, 1, limit - 1, limit, limit + 1, 3 * limit + 7)}
     with connected(handlers(tmp_path / "spool", durable=durable)) as (connection, _):
-        result = send_files(connection, {}, [file(name, data, sized=sized) for name, data in contents.items()])
-        assert connection.call("echo", still=1) == {"still": 1}
+        result = send_files(connection, Transfer(), [file(name, data, sized=sized) for name, data in contents.items()])
+        assert call(connection, "echo", still=1) == {"still": 1}
     total = sum(map(len, contents.values()))
     assert (result.raw_bytes, result.resumed_bytes) == (total, 0)
     assert 0 < result.wire_bytes < total + 1000
     for name, data in contents.items():
         assert arrived(tmp_path / "spool" / name) == data
-        assert result.reply["files"][name] == {"bytes": len(data), "digest": result.digest[name]}
+        assert spool.is_complete(tmp_path / "spool" / name)
 
 
 def test_many_small_files_cost_no_round_trip_each() -> None:
@@ -98,7 +99,7 @@ def test_many_small_files_cost_no_round_trip_each() -> None:
 
     contents = [file(f"core-{number}.img", b"x" * (number + 1)) for number in range(1000)]
     with connected({"transfer": lambda _: Takeover({"held": {}}, acknowledge_at_the_end)}) as (connection, _):
-        send_files(connection, {}, contents)
+        send_files(connection, Transfer(), contents)
     assert seen == [Kind.FILE, Kind.SEGMENT, Kind.FILE_END] * 1000
 
 
@@ -122,7 +123,7 @@ def test_a_sender_survives_any_destination(counts: dict[str, Any], digests: list
     with connected({"transfer": lambda _: takeover}) as (connection, server):
         connection.adopt_timeout(0.05, 0.05)  # it may keep us waiting
         with contextlib.suppress(MigratorError):
-            send_files(connection, {}, files)
+            send_files(connection, Transfer(), files)
         connection.close()
         server.join()
     assert ends_orderly(server.error)
@@ -137,7 +138,7 @@ def test_paths_are_opened_when_their_turn_comes(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 100, hard))  # noqa: PTH208
     try:
         with connected(handlers(tmp_path / "spool")) as (connection, _):
-            send_files(connection, {}, files)
+            send_files(connection, Transfer(), files)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert arrived(tmp_path / "spool/in239") == b"239"
@@ -155,7 +156,7 @@ def test_reader_that_gives_little_at_a_time(tmp_path: Path) -> None:
     thread = threading.Thread(target=trickle)
     thread.start()
     with connected(handlers(tmp_path)) as (connection, _), os.fdopen(read_end, "rb", buffering=0) as pipe:
-        send_files(connection, {}, [SourceFile("disk-1", pipe)])
+        send_files(connection, Transfer(), [SourceFile("disk-1", pipe)])
     thread.join()
     assert arrived(tmp_path / "disk-1") == data
 
@@ -164,7 +165,7 @@ def test_progress(tmp_path: Path, small_segments: None) -> None:
     data = mixed(20 * frames.SEGMENT_MAX)
     seen: list[int] = []
     with connected(handlers(tmp_path)) as (connection, _):
-        send_files(connection, {}, [file("disk-1", data)], progress=lambda done, _: seen.append(done))
+        send_files(connection, Transfer(), [file("disk-1", data)], progress=lambda done, _: seen.append(done))
     assert seen == sorted(seen)
     assert seen[-1] == len(data)
 
@@ -172,8 +173,8 @@ def test_progress(tmp_path: Path, small_segments: None) -> None:
 def test_compresses_where_it_pays(tmp_path: Path, small_segments: None) -> None:
     with connected(handlers(tmp_path)) as (connection, _):
         files = [file("text", b"text and more text " * 500_000)]
-        text = send_files(connection, {}, files, bytes_per_second=1_000_000)
-        noise = send_files(connection, {}, [file("noise", os.urandom(4_000_000))])
+        text = send_files(connection, Transfer(), files, bytes_per_second=1_000_000)
+        noise = send_files(connection, Transfer(), [file("noise", os.urandom(4_000_000))])
     assert text.wire_bytes < text.raw_bytes / 4
     assert noise.raw_bytes < noise.wire_bytes < noise.raw_bytes * 1.01
     assert arrived(tmp_path / "text") == b"text and more text " * 500_000
@@ -197,7 +198,7 @@ def test_all_that_is_sent_is_paced(tmp_path: Path, small_segments: None, monkeyp
     sent: list[int] = []
     monkeypatch.setattr(sender._Pace, "after", lambda _, size: sent.append(size) or 0.0)  # type: ignore[func-returns-value]
     with connected(handlers(tmp_path)) as (connection, _):
-        result = send_files(connection, {}, [file("noise", os.urandom(20 * SMALL))], bytes_per_second=1)
+        result = send_files(connection, Transfer(), [file("noise", os.urandom(20 * SMALL))], bytes_per_second=1)
     assert result.wire_bytes > 20 * SMALL
     assert result.wire_bytes - sum(sent) < 100, "all but the last frame, which nothing waits for"
 
@@ -210,7 +211,7 @@ def attempt(directory: Path, files: list[SourceFile], stream: CutStream | None =
     outcome: TransferResult | MigratorError
     with connected(handlers(directory, durable=durable), stream) as (connection, server):
         try:
-            outcome = send_files(connection, {}, files)
+            outcome = send_files(connection, Transfer(), files)
         except MigratorError as error:
             outcome = error
         if not isinstance(outcome, ConnectionLost):  # else it was cut, and the server ends by itself
@@ -320,9 +321,10 @@ def test_killed_receiver(tmp_path: Path) -> None:
     """A process that is killed at once leaves nothing that is not so: what was acknowledged is there."""
     data = os.urandom(20 << 20)
     code = (
-        "import sys; from pathlib import Path; from migrator.transfer import rpc, spool;"
+        "import sys; from pathlib import Path; from migrator.transfer import messages, rpc, spool, wire_codec;"
         "from migrator.transfer.stream import *; c = rpc.Connection(FileStream.from_stdio()); c.hello();"
-        "rpc.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), f['files'])})"
+        "files = lambda f: wire_codec.decoded(messages.Transfer, f).files;"
+        "rpc.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), files(f))})"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -348,7 +350,7 @@ def test_killed_receiver(tmp_path: Path) -> None:
     with process, Connection(stream, timeout=TIMEOUT) as connection:
         connection.hello()
         with pytest.raises(ConnectionLost):
-            send_files(connection, {}, [SourceFile("disk-1", Source(data), len(data))], progress=progress)
+            send_files(connection, Transfer(), [SourceFile("disk-1", Source(data), len(data))], progress=progress)
     again = attempt(tmp_path, [file("disk-1", data)])
     assert isinstance(again, TransferResult)
     assert again.resumed_bytes >= seen[-1] > 0
@@ -368,7 +370,7 @@ def test_flipped_byte_is_never_taken_for_good(tmp_path_factory: pytest.TempPathF
     try:
         # A greeting may have become longer than what comes, and is waited for.
         with connected(handlers(directory), CutStream(flip=flip), patience=0.5) as (connection, server):
-            send_files(connection, {}, [file(ours_name, data)])
+            send_files(connection, Transfer(), [file(ours_name, data)])
     except MigratorError:
         pass
     assert ends_orderly(server.error)
@@ -406,11 +408,11 @@ def test_failing_reader(tmp_path: Path, small_segments: None, length: int, error
                         expected: type[MigratorError]) -> None:
     with connected(handlers(tmp_path)) as (connection, server):
         with pytest.raises(expected):
-            send_files(connection, {}, [file("first", b"data"), SourceFile("disk-1", Dying(length, error))])
-        assert connection.call("echo", still=1) == {"still": 1}
+            send_files(connection, Transfer(), [file("first", b"data"), SourceFile("disk-1", Dying(length, error))])
+        assert call(connection, "echo", still=1) == {"still": 1}
         assert not spool.is_complete(tmp_path / "disk-1")
         # and the next transfer works, on the same connection
-        send_files(connection, {}, [file("disk-1", b"other data")])
+        send_files(connection, Transfer(), [file("disk-1", b"other data")])
     assert server.error is None
     assert arrived(tmp_path / "disk-1") == b"other data"
 
@@ -419,22 +421,22 @@ def test_failing_reader(tmp_path: Path, small_segments: None, length: int, error
 def test_file_of_another_size_than_announced(tmp_path: Path, small_segments: None, size: int) -> None:
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(ReadFailed):
-            send_files(connection, {}, [SourceFile("f", io.BytesIO(bytes(size)), 100)])
-        assert connection.call("echo", still=1) == {"still": 1}
+            send_files(connection, Transfer(), [SourceFile("f", io.BytesIO(bytes(size)), 100)])
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_missing_source_file(tmp_path: Path) -> None:
     with connected(handlers(tmp_path / "spool")) as (connection, _):
         with pytest.raises(ReadFailed, match="No such file"):
-            send_files(connection, {}, [SourceFile("f", tmp_path / "absent", 100)])
-        assert connection.call("echo", still=1) == {"still": 1}
+            send_files(connection, Transfer(), [SourceFile("f", tmp_path / "absent", 100)])
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_refused_name(tmp_path: Path) -> None:
     with connected(handlers(tmp_path / "spool")) as (connection, _):
         with pytest.raises(InvalidName):
-            send_files(connection, {}, [file("../f", b"data")])
-        assert connection.call("echo", still=1) == {"still": 1}
+            send_files(connection, Transfer(), [file("../f", b"data")])
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: None,
@@ -449,9 +451,9 @@ def test_ctrl_c_leaves_the_connection_usable(tmp_path: Path, small_segments: Non
     monkeypatch.setattr(sender, "ABORT_LIMIT", TIMEOUT)
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(KeyboardInterrupt):
-            send_files(connection, {}, [SourceFile("disk-1", Dying(1 << 60, ZeroDivisionError()))],
+            send_files(connection, Transfer(), [SourceFile("disk-1", Dying(1 << 60, ZeroDivisionError()))],
                        progress=under_way, bytes_per_second=1_000_000)
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 def test_failing_progress_leaves_the_connection_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,8 +464,8 @@ def test_failing_progress_leaves_the_connection_usable(tmp_path: Path, monkeypat
 
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(ZeroDivisionError):
-            send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], progress=wrong)
-        assert connection.call("echo", still=1) == {"still": 1}
+            send_files(connection, Transfer(), [file("disk-1", os.urandom(20_000_000))], progress=wrong)
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 class TooLate(Exception):
@@ -491,13 +493,14 @@ def test_progress_is_asked_even_when_nothing_moves(monkeypatch: pytest.MonkeyPat
     with connected({"transfer": lambda _: Takeover({"held": {}}, hang), "echo": lambda f: f}) as (connection, _):
         try:
             with pytest.raises(TooLate):
-                send_files(connection, {}, [file("disk-1", os.urandom(20_000_000))], progress=limit, bytes_per_second=1)
+                send_files(connection, Transfer(), [file("disk-1", os.urandom(20_000_000))], progress=limit,
+                           bytes_per_second=1)
             assert asked == [0, 0, 0]
             if lets_go:
-                assert connection.call("echo", still=1) == {"still": 1}
+                assert call(connection, "echo", still=1) == {"still": 1}
             else:  # and what comes next is not held up by it
                 with pytest.raises(ConnectionLost, match="closed on this side"):
-                    connection.call("echo")
+                    call(connection, "echo")
         finally:
             over.set()
 
@@ -522,12 +525,12 @@ def test_no_room(tmp_path: Path, small_segments: None, durable: bool, limit: int
     data = os.urandom(50 * SMALL)
     with connected(handlers(tmp_path, durable=durable)) as (connection, server):
         with largest_file(limit), pytest.raises(NoSpace) as caught:
-            send_files(connection, {}, [file("disk-1", data)])
+            send_files(connection, Transfer(), [file("disk-1", data)])
         assert str(tmp_path) in str(caught.value)
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
         assert not spool.is_complete(tmp_path / "disk-1")
         # Room was made: it goes on from where it was.
-        again = send_files(connection, {}, [file("disk-1", data)])
+        again = send_files(connection, Transfer(), [file("disk-1", data)])
     assert server.error is None
     assert again.resumed_bytes == limit // SMALL * SMALL
     assert arrived(tmp_path / "disk-1") == data
@@ -541,8 +544,8 @@ def test_disk_that_fails(tmp_path: Path, small_segments: None, monkeypatch: pyte
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdatasync", fail)
             with pytest.raises(WriteFailed, match="Input/output error"):
-                send_files(connection, {}, [file("disk-1", os.urandom(20 * SMALL))])
-        assert connection.call("echo", still=1) == {"still": 1}
+                send_files(connection, Transfer(), [file("disk-1", os.urandom(20 * SMALL))])
+        assert call(connection, "echo", still=1) == {"still": 1}
     assert not segments.parse((tmp_path / "disk-1.index").read_bytes()).segments
 
 
@@ -550,8 +553,8 @@ def test_unexpected_failure_of_a_worker(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(receiver.Receiver, "_decode", lambda *_: 1 / 0)
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(MigratorError, match="ZeroDivisionError while receiving"):
-            send_files(connection, {}, [file("disk-1", b"data")])
-        assert connection.call("echo", still=1) == {"still": 1}
+            send_files(connection, Transfer(), [file("disk-1", b"data")])
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 # --- Nothing is left ---

@@ -23,10 +23,11 @@ from migrator.errors.data import NoSpace, SegmentDamaged
 from migrator.errors.this_host import Busy
 from migrator.transfer import segments, spool
 from migrator.transfer.frames import SEGMENT_MAX, Kind
+from migrator.transfer.messages import FILES_MAX
 from migrator.transfer.rpc import Connection
 from migrator.transfer.segments import End, Index, Segment
 from tests.effort import tries
-from tests.migrator.wire import connected, ends_orderly
+from tests.migrator.wire import call, connected, ends_orderly, listed
 
 MIB = 1 << 20
 
@@ -213,8 +214,8 @@ def test_space(tmp_path: Path) -> None:
 def test_transfer_that_cannot_fit_is_refused_before_it_begins(tmp_path: Path) -> None:
     with connected(handlers(tmp_path / "spool")) as (connection, _):
         with pytest.raises(NoSpace):
-            connection.call("transfer", files=[{"name": "disk-1", "size": 1 << 58}])
-        assert connection.call("echo", still=1) == {"still": 1}
+            call(connection, "transfer", files=[{"name": "disk-1", "size": 1 << 58}])
+        assert call(connection, "echo", still=1) == {"still": 1}
 
 
 # --- What a receiver is told and sent ---
@@ -222,7 +223,7 @@ def test_transfer_that_cannot_fit_is_refused_before_it_begins(tmp_path: Path) ->
 
 def handlers(directory: Path, durable: bool = True) -> dict[str, Any]:
     return {
-        "transfer": lambda fields: spool.receive(directory, fields["files"], durable=durable),
+        "transfer": lambda fields: spool.receive(directory, listed(fields["files"]), durable=durable),
         "echo": lambda fields: fields,
     }
 
@@ -231,35 +232,35 @@ def handlers(directory: Path, durable: bool = True) -> dict[str, Any]:
     (None, ProtocolError), ([], ProtocolError), ("disk-1", ProtocolError), ([1], ProtocolError), ([{}], ProtocolError),
     ([{"name": "a", "size": -1}], ProtocolError), ([{"name": "a", "size": "1"}], ProtocolError),
     ([{"name": "a", "size": 1 << 70}], ProtocolError), ([{"name": "a"}, {"name": "a"}], ProtocolError),
-    ([{"name": f"a{number}"} for number in range(spool.FILES_MAX + 1)], ProtocolError),
+    ([{"name": f"a{number}"} for number in range(FILES_MAX + 1)], ProtocolError),
     ([{"name": "../a"}], InvalidName), ([{"name": "a.index"}], InvalidName), ([{"name": "x" * 5000}], InvalidName),
 ])  # fmt: skip
 def test_bad_lists_of_files(tmp_path: Path, files: Any, error: type[MigratorError]) -> None:
     with connected(handlers(tmp_path / "spool")) as (connection, _):
         with pytest.raises(error) as caught:
-            connection.call("transfer", files=files)
+            call(connection, "transfer", files=files)
         assert len(str(caught.value)) < 1000
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
     assert not (tmp_path / "spool").exists()
 
 
 def test_one_receiver_at_a_time(tmp_path: Path) -> None:
     with connected(handlers(tmp_path)) as (first, _), connected(handlers(tmp_path)) as (second, _):
-        first.call("transfer", files=[{"name": "disk-1"}])
+        call(first, "transfer", files=[{"name": "disk-1"}])
         with pytest.raises(Busy, match=f"process {os.getpid()}"):
-            second.call("transfer", files=[{"name": "disk-1"}])
+            call(second, "transfer", files=[{"name": "disk-1"}])
     with connected(handlers(tmp_path)) as (third, _):
-        third.call("transfer", files=[{"name": "disk-1"}])
+        call(third, "transfer", files=[{"name": "disk-1"}])
 
 
 def test_a_name_that_has_no_place_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     folder = tmp_path / "spool"
-    with connected({"transfer": lambda fields: spool.receive(folder, fields["files"],
+    with connected({"transfer": lambda fields: spool.receive(folder, listed(fields["files"]),
                                                              accepts="disk-1".__eq__)}) as (connection, _):
         with pytest.raises(ProtocolError, match="a file other, which does not belong there"):
-            connection.call("transfer", files=[{"name": "disk-1"}, {"name": "other"}])
+            call(connection, "transfer", files=[{"name": "disk-1"}, {"name": "other"}])
         assert not folder.exists()
-        connection.call("transfer", files=[{"name": "disk-1"}])
+        call(connection, "transfer", files=[{"name": "disk-1"}])
         assert folder.is_dir()
 
 
@@ -279,7 +280,7 @@ def test_links_in_the_spool_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_bytes(b"precious")
     (tmp_path / "spool/disk-1").symlink_to(tmp_path / "elsewhere")
     with connected(handlers(tmp_path / "spool")) as (connection, _), pytest.raises(MigratorError):
-        connection.call("transfer", files=[{"name": "disk-1"}])
+        call(connection, "transfer", files=[{"name": "disk-1"}])
     assert (tmp_path / "elsewhere").read_bytes() == b"precious"
 
 
@@ -353,7 +354,7 @@ def test_nonsense_ends_the_connection(tmp_path: Path, name: str) -> None:
 def test_no_more_comes_than_was_announced(tmp_path: Path) -> None:
     frames = [(Kind.FILE, b'{"file": 0, "keep": 0}', 0), (Kind.SEGMENT, segment_body(b"x" * 11), 0)]
     with connected(handlers(tmp_path)) as (client, _):
-        client.call("transfer", files=[{"name": "disk-1", "size": 10}])
+        call(client, "transfer", files=[{"name": "disk-1", "size": 10}])
         for kind, body, flags in frames:
             client.send(kind, body, flags=flags)
         assert client.receive().kind is Kind.STOP
@@ -366,7 +367,7 @@ def test_damage_on_the_way_leaves_the_connection_usable(tmp_path: Path, name: st
     with connected(handlers(tmp_path)) as (connection, _):
         with pytest.raises(SegmentDamaged):
             send_frames(connection, DAMAGED[name])
-        assert connection.call("echo", still=1) == {"still": 1}
+        assert call(connection, "echo", still=1) == {"still": 1}
     assert tracemalloc.get_traced_memory()[1] < 40 * MIB
     tracemalloc.stop()
     assert not spool.is_complete(tmp_path / "disk-1")

@@ -25,9 +25,11 @@ from migrator.host.net_state import (
     parse_tables,
     parse_tls,
 )
-from migrator.preflight.facts import criu_facts, host_facts, wire_form
+from migrator.preflight.facts import criu_facts, host_facts
 from migrator.preflight.facts.criu_facts import CriuFacts
-from migrator.preflight.facts.host_facts import HostFacts, Query, version_tuple
+from migrator.preflight.facts.facts_message import HostAnswer
+from migrator.preflight.facts.host_facts import Query, version_tuple
+from migrator.transfer.wire_codec import decoded, encoded
 from tests.migrator.made_up import JSON
 
 
@@ -184,4 +186,5 @@ def test_this_host_can_be_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     facts = host_facts.gather(Query(str(tmp_path), ("/etc/passwd", "relative", "/no/such/file")))
     assert facts.present == {"/etc/passwd": "file"}
     assert facts.name and facts.identity and facts.kernel_version and facts.memory_total > facts.memory_available > 0
-    assert wire_form.load(HostFacts, json.loads(json.dumps(wire_form.dump(facts)))) == facts
+    sent = encoded(HostAnswer(facts=facts, fenced_copy=False))
+    assert decoded(HostAnswer, json.loads(json.dumps(sent))).facts == facts
