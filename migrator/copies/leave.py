@@ -17,6 +17,8 @@ from migrator.base import boot_clock
 from migrator.base.boot_clock import Moment
 from migrator.errors.connection import ProtocolError
 from migrator.transfer.frames import Kind
+from migrator.transfer.messages import Go
+from migrator.transfer.wire_codec import decoded
 
 if TYPE_CHECKING:
     from migrator.transfer.rpc import Connection
@@ -75,8 +77,5 @@ class Leave:
             frame = self._connection.receive(within=self._connection.timeout)
             if frame.kind is not Kind.GO:
                 raise ProtocolError(reason=f"it sent {frame.kind.name} where it should have said to continue")
-            within = frame.json().get("within")
-            if not isinstance(within, int | float) or not 0 <= within < 1e6:
-                raise ProtocolError(reason="its permission to continue does not say for how long")
-            self.seconds = float(within)
+            self.seconds = decoded(Go, frame.json()).within
         return self._since + self.seconds

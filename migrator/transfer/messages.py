@@ -203,6 +203,12 @@ class AskSourceState(OfMigration[SourceState], frozen=True, kw_only=True):
     within: Seconds | UnsetType = UNSET  # for how long it asks to let it run
 
 
+class Go(Message, frozen=True, kw_only=True):
+    """A frame of its own: the first of two answers was read, and the second is waited for."""
+
+    within: Annotated[float, Meta(ge=0, lt=1e6)]  # seconds
+
+
 # --- The end ---
 
 
@@ -251,6 +257,13 @@ class File(Message, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         check_name(self.name)
+
+
+class FileBegins(Message, frozen=True, kw_only=True):
+    """A frame of its own: the next file, cut back to that many segments."""
+
+    file: int
+    keep: Annotated[int, Meta(ge=0)]
 
 
 class Held(Answer, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import zstandard
 
@@ -28,11 +28,12 @@ from migrator.errors.data import NoSpace, SegmentDamaged, WriteFailed
 from migrator.errors.documented import DocumentedError
 from migrator.transfer import segments
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
-from migrator.transfer.messages import Arrived, File, Received
+from migrator.transfer.messages import Arrived, File, FileBegins, Received
 from migrator.transfer.room_bounds import MARGIN, Bounds
 from migrator.transfer.rpc import Connection
 from migrator.transfer.segments import INDEX_SUFFIX, End, Index, Segment
 from migrator.transfer.stream import Bytes
+from migrator.transfer.wire_codec import decoded
 
 SEGMENT_HEAD = struct.Struct(f"!I{DIGEST_SIZE}s")  # raw length, digest
 FILE_END = struct.Struct(f"!Q{DIGEST_SIZE}s")  # raw length, digest over the segments' digests
@@ -182,7 +183,7 @@ class Receiver:
 
     def _write_frame(self, frame: Frame, decompressor: zstandard.ZstdDecompressor) -> None:
         if frame.kind is Kind.FILE:
-            self._file = self._begin(frame.json())
+            self._file = self._begin(decoded(FileBegins, frame.json()))
             return
         file = self._file
         if file is None:
@@ -203,13 +204,13 @@ class Receiver:
         self._file = None
         self._written.put(_Written(file, segments.last_line(end), None))
 
-    def _begin(self, data: dict[str, Any]) -> _Incoming:
+    def _begin(self, said: FileBegins) -> _Incoming:
         """Open the next file, cut back to the segments of it that the sender found to be its own."""
-        number, keep = data.get("file"), data.get("keep")
-        if self._file or not isinstance(number, int) or number != len(self._done):
+        number, keep = said.file, said.keep
+        if self._file or number != len(self._done):
             raise ProtocolError(reason="it sent files out of order")
         name, held = self._announced[number].name if number < len(self._announced) else "", self.held
-        if not name or not isinstance(keep, int) or not 0 <= keep <= len(held[number].segments):
+        if not name or keep > len(held[number].segments):
             raise ProtocolError(reason="it wants to continue from where there is nothing")
         kept = held[number].segments[:keep]
         length = sum(segment.length for segment in kept)

@@ -323,9 +323,9 @@ def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
                 raise ProtocolError(reason=f"it asks for {op[:100]!a}, which is unknown here")  # noqa: TRY301
             result = handler(fields)
             if isinstance(result, Takeover):
-                connection.send_json(Kind.REPLY, {"id": request, "fields": _plain(result.reply)})
+                connection.send_json(Kind.REPLY, {"id": request, "fields": encoded(result.reply)})
                 result = _in_takeover(result, connection)
-            connection.send_json(Kind.REPLY, {"id": request, "fields": _plain(result)})
+            connection.send_json(Kind.REPLY, {"id": request, "fields": encoded(result)})
         except _Fatal as fatal:
             raise fatal.error from None
         except MigratorError as error:
@@ -347,10 +347,6 @@ def _in_takeover(takeover: Takeover, connection: Connection) -> Fields:
         return takeover.run(connection)
     except (ConnectionLost, ProtocolError) as error:
         raise _Fatal(error) from error
-
-
-def _plain(answer: Fields) -> Mapping[str, Any]:
-    return encoded(answer) if isinstance(answer, Message) else answer
 
 
 def _late(within: float) -> str:

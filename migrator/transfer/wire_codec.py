@@ -44,14 +44,15 @@ class Request(Message, Generic[A], frozen=True, kw_only=True):
         return typing.cast(type[A], typing.get_args(base)[0])
 
 
-def encoded(message: Message) -> dict[str, Any]:
-    """As JSON takes it; what is UNSET is left out."""
-    return typing.cast(dict[str, Any], msgspec.to_builtins(message))
+def encoded(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:
+    """As JSON takes it; what is UNSET is left out. What is no message is that already."""
+    return typing.cast(Mapping[str, Any], msgspec.to_builtins(message)) if isinstance(message, Message) else message
 
 
 def decoded(cls: type[M], data: object) -> M:
     """The message that `encoded` made; raises ProtocolError for anything else, and InvalidName for a wrong name."""
-    what = f"its request {cls.op}" if issubclass(cls, Request) else "its answer"
+    what = (f"its request {cls.op}" if issubclass(cls, Request)
+            else "its answer" if issubclass(cls, Answer) else f"its {cls.__name__}")
     try:
         cls.look(typing.cast(Mapping[str, Any], data))
         return msgspec.convert(data, cls)

@@ -57,6 +57,9 @@ def test_the_page_has_each_message_with_its_fields() -> None:
     for message in RECEIVERS:
         known["transfer", message.__struct_config__.tag] = fields(message), sorted([*fields(Held), *fields(Received)])
     assert told == known
+    for number, message in ((5, messages.Go), (16, messages.FileBegins)):
+        (body,) = re.findall(rf"\| {number} \| \w+ \| `{{(.*?)}}`", page)
+        assert re.findall(r'"(\w+)"', body) == list(message.__struct_fields__)
 
 
 def test_each_message_has_who_answers_it() -> None:
