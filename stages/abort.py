@@ -10,7 +10,6 @@ exit status is then 29.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,9 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import Owner, Role, State
 from migrator.record.transactions import HURRY, is_busy
-from migrator.remote.destination import ConnectOptions
 from stages import rollback
 from stages.steps import arguments
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions
 
 NAME = "abort"
 HELP = "stop a migration in progress (on the source)"
@@ -39,23 +37,16 @@ ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked 
 LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
 
 
-@dataclasses.dataclass(frozen=True)
-class AbortOptions:
-    container: NamedContainer
-    destination: str | None = None
-    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
 
 
-def options(args: argparse.Namespace) -> AbortOptions:
-    return AbortOptions(arguments.container(args), args.destination, arguments.connect(args))
+def options(args: argparse.Namespace) -> EndOptions:
+    return EndOptions(arguments.container(args), args.destination, arguments.connect(args))
 
 
-def run(options: AbortOptions) -> Result:
+def run(options: EndOptions) -> Result:
     arguments.require_root(NAME)
     name, lxcpath = options.container.name, options.container.lxcpath
     end = time.monotonic() + LIMIT
@@ -74,7 +65,7 @@ def run(options: AbortOptions) -> Result:
             if migration.role is Role.DESTINATION and migration.owner is Owner.DESTINATION:
                 raise _elsewhere(migration)
             try:
-                done = rollback.run(rollback.RollbackOptions(options.container, options.destination, options.connect))
+                done = rollback.run(options)
             except Busy:  # somebody was quicker; perhaps another abort
                 if time.monotonic() > end:
                     raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 from pathlib import Path
 
 from migrator.base import log
@@ -25,26 +24,15 @@ from migrator.record import next_commands
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, decide
-from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
 from migrator.transfer.messages import Finish, Running
 from migrator.transfer.rpc import Connection
 from stages.steps import arguments, ask_source, ask_state, confirmed, finish_here, force, offer, unrecorded
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions
 
 NAME = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
 HELP = "stop and fence the copy that was left behind (on the source)"
-
-
-@dataclasses.dataclass(frozen=True)
-class FinishOptions:
-    container: NamedContainer
-    destination: str | None = None  # typed on the destination, the source
-    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
-    force: str | None = None  # a migration's id; "" has it told what that means
-    machine_is_off: bool = False
-    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,15 +48,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dry_run(parser)
 
 
-def options(args: argparse.Namespace) -> FinishOptions:
-    return FinishOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
-                         args.machine_is_off, args.dry_run)
+def options(args: argparse.Namespace) -> EndOptions:
+    return EndOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
+                      args.machine_is_off, args.dry_run)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(options: FinishOptions) -> Result:
+def run(options: EndOptions) -> Result:
     arguments.require_root(NAME)
     name, lxcpath = options.container.name, options.container.lxcpath
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
@@ -204,7 +192,7 @@ def described(migration: Migration) -> Result:
 # --- on the destination ---------------------------------------------------------------------------------------
 
 
-def _on_destination(options: FinishOptions, migration: Migration) -> Result:
+def _on_destination(options: EndOptions, migration: Migration) -> Result:
     """Typed on the destination: the source ends its own copy, unless it is lost for good."""
     if options.force is None or options.dry_run:
         raise OutOfOrder(stage=NAME, missing="the copy that was left behind is on the source",

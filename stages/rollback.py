@@ -9,7 +9,6 @@ if the container was never handed over. Once the container runs on the destinati
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
@@ -21,22 +20,11 @@ from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.next_commands import this_host
 from migrator.record.states import Role, Verdict, decide
-from migrator.remote.destination import ConnectOptions
 from stages.steps import abandon, arguments, force, give_back, thaw_again
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions
 
 NAME = "rollback"
 HELP = "give up a migration and let the container keep running"
-
-
-@dataclasses.dataclass(frozen=True)
-class RollbackOptions:
-    container: NamedContainer
-    destination: str | None = None
-    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
-    force: str | None = None  # a migration's id; "" has it told what that risks
-    machine_is_off: bool = False
-    dry_run: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,15 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_dry_run(parser)
 
 
-def options(args: argparse.Namespace) -> RollbackOptions:
-    return RollbackOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
-                           args.machine_is_off, args.dry_run)
+def options(args: argparse.Namespace) -> EndOptions:
+    return EndOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
+                      args.machine_is_off, args.dry_run)
 
 
 # --- on the source --------------------------------------------------------------------------------------------
 
 
-def run(options: RollbackOptions) -> Result:
+def run(options: EndOptions) -> Result:
     arguments.require_root(NAME)
     name, lxcpath, connect = options.container.name, options.container.lxcpath, options.connect
     with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):

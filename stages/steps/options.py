@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from migrator.record.journal import Migration
 from migrator.remote.destination import ConnectOptions
 from migrator.transfer import plan
+
+if TYPE_CHECKING:
+    from migrator.record.journal import Migration
 
 MAX_DOWNTIME = 120.0  # seconds
 
@@ -52,6 +54,18 @@ class MoveRequest:
     connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
     target: TargetOptions = dataclasses.field(default_factory=TargetOptions)
     no_memory: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EndOptions:
+    """How a migration is brought to its end, whichever: of `finish`, `rollback` and `abort`."""
+
+    container: NamedContainer
+    destination: str | None = None  # None for where it was sent; to `finish` on the destination it names the source
+    connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
+    force: str | None = None  # the migration's id; "" to be told what that means
+    machine_is_off: bool = False  # the other one
+    dry_run: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from migrator.record.states import Event, Role
 from migrator.record.transactions import is_busy
 from stages import abort, rollback
 from stages.steps import arguments
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions, NamedContainer
 
 # On a full disk the journal is had alone for the time of an access, in which it is stopped here. Called as a command
 # that is asked to stop, or as another one.
@@ -49,7 +49,7 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
                                    event=Event.SEND, rounds=[])
     rolled_back: list[str] = []
 
-    def roll_back(_: rollback.RollbackOptions) -> Result:
+    def roll_back(_: EndOptions) -> Result:
         rolled_back.append(migration.id)
         return Result({}, "")
 
@@ -60,7 +60,7 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
     patience = 0.05 if command == container_lock.SERVE else 600.0
     monkeypatch.setattr(abort, "Journal", lambda path, seconds=patience: Journal(path, seconds))
     words = [sys.executable, "-c", WORKER, command, str(locks), str(tmp_path), str(path)]
-    options = abort.AbortOptions(NamedContainer("web", str(tmp_path)))
+    options = EndOptions(NamedContainer("web", str(tmp_path)))
     with subprocess.Popen(words) as worker:
         try:
             seen = os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

@@ -37,7 +37,7 @@ from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState, SourceState
 from stages import cleanup, finish
 from stages.steps import ask_source, finish_here, force, settling, stopped_here, thaw_again
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
 from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
 
@@ -422,7 +422,7 @@ def test_where_the_source_is_off_another_host_by_its_name_says_nothing(journal: 
         raise not_known(another=another)
 
     def forced(*, off: bool) -> Result:
-        options = finish.FinishOptions(NamedContainer("web"), force=migration.id, machine_is_off=off)
+        options = EndOptions(NamedContainer("web"), force=migration.id, machine_is_off=off)
         return finish._on_destination(options, migration)
 
     monkeypatch.setattr(ask_source, "ask", ask)

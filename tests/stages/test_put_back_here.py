@@ -27,7 +27,7 @@ from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
 from stages import create_dump, finish, migrate, rollback
 from stages.steps import drive, give_back, heal
-from stages.steps.options import MoveRequest, NamedContainer
+from stages.steps.options import EndOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
@@ -167,7 +167,7 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
             create_dump.run(create_dump.CreateDumpOptions(MoveRequest(named(migration), "hostb")))
     else:
         with pytest.raises(AlreadyRuns, match="hostb") as error:
-            rollback.run(rollback.RollbackOptions(named(migration), force=ID if "force" in how else None))
+            rollback.run(EndOptions(named(migration), force=ID if "force" in how else None))
         assert "migrator finish web" in error.value.hint
     assert not started and fence(migration) == ID and recorded(migration).state is State.FINISHING
 
@@ -179,9 +179,9 @@ def test_silence_counts_where_it_may_run_there(older: Callable[..., Migration], 
     migration = older(state, State.DUMPED)
     monkeypatch.setattr(give_back, "connected", silent)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(rollback.RollbackOptions(named(migration)))
+        rollback.run(EndOptions(named(migration)))
     with pytest.raises(ForceRefused):
-        rollback.run(rollback.RollbackOptions(named(migration), force=""))
+        rollback.run(EndOptions(named(migration), force=""))
     assert fence(migration) == ID and not started
     found = recorded(migration)
     assert found.state is State.OFFERED and found.owner is Owner.UNKNOWN
@@ -197,7 +197,7 @@ def test_finish_ends_it(older: Callable[..., Migration], started: list[str], mon
     migration, other = older(state, fenced_in), There(there)
     monkeypatch.setattr(finish, "connected", reaches(other))
     monkeypatch.setattr(give_back, "connected", reaches(other))
-    assert finish.run(finish.FinishOptions(named(migration))).data["already"] is False
+    assert finish.run(EndOptions(named(migration))).data["already"] is False
     assert other.asked[-2:] == ["running", "finish"]
     assert recorded(migration).state is State.FINISHED and fence(migration) == ID and not started
     assert container_config.is_superseded(migration.lxcpath / "web")
@@ -214,7 +214,7 @@ def test_nothing_is_made_up_without_its_word(older: Callable[..., Migration], st
     migration.note("ticket", ticket=ticket)
     monkeypatch.setattr(finish, "connected", reaches(There(there)))
     with pytest.raises(OutOfOrder):
-        finish.run(finish.FinishOptions(named(migration)))
+        finish.run(EndOptions(named(migration)))
     assert recorded(migration).state is State.DUMPING and fence(migration) == ID and not started
 
 
@@ -223,8 +223,8 @@ def test_one_that_has_forgotten_it_takes_the_id(older: Callable[..., Migration],
     migration = older(State.PREPARED, State.FINISHED)
     monkeypatch.setattr(finish, "connected", reaches(There(None)))
     with pytest.raises(OutOfOrder, match="does not know"):
-        finish.run(finish.FinishOptions(named(migration)))
-    finish.run(finish.FinishOptions(named(migration), force=ID))
+        finish.run(EndOptions(named(migration)))
+    finish.run(EndOptions(named(migration), force=ID))
     assert recorded(migration).state is State.FINISHED and not started
 
 
@@ -246,7 +246,7 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
     assert recorded(migration).state is State.DUMPING
     monkeypatch.setattr(give_back, "connected", silent)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(rollback.RollbackOptions(named(migration)))
+        rollback.run(EndOptions(named(migration)))
     found = recorded(migration)
     assert found.state is State.OFFERED and fence(migration) == ID and not started
     found.move(Event.REFUSED)
@@ -304,7 +304,7 @@ def test_what_was_killed_in_dumping_is_given_back(older: Callable[..., Migration
     migration = older(State.DUMPING, State.DUMPING)
     monkeypatch.setattr(give_back, "connected", silent)
     if how == "rollback":
-        rollback.run(rollback.RollbackOptions(named(migration)))
+        rollback.run(EndOptions(named(migration)))
     else:
         resumed(migration, at_boot=True)
     assert started == ["web"] and fence(migration) == ""

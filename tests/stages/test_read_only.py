@@ -26,7 +26,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
 from stages import abort, create_dump, rollback
 from stages.steps import arguments, give_back, offer
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
 
@@ -133,7 +133,7 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
     monkeypatch.setattr(give_back, "tell", lambda *_, **__: "uuid")
     monkeypatch.setattr(give_back, "connected", lambda *_: contextlib.nullcontext())
     with pytest.raises(JournalBroken, match="readonly"):
-        abort.run(abort.AbortOptions(NamedContainer(migration.name, str(migration.lxcpath))))
+        abort.run(EndOptions(NamedContainer(migration.name, str(migration.lxcpath))))
     assert done[0] == "thawed"
 
 

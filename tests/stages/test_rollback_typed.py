@@ -27,7 +27,7 @@ from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
 from stages import import_data, rollback
 from stages.steps import force, give_back, heal
-from stages.steps.options import NamedContainer
+from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
     SENT,
@@ -53,7 +53,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> Result:
-        return rollback.run(rollback.RollbackOptions(NamedContainer("web", str(tmp_path)), **more))
+        return rollback.run(EndOptions(NamedContainer("web", str(tmp_path)), **more))
 
     return run
 

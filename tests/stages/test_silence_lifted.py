@@ -27,7 +27,7 @@ from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from stages import create_dump, finish, migrate
 from stages.steps import ask_source, heal
-from stages.steps.options import MoveRequest, NamedContainer
+from stages.steps.options import EndOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
 from tests.stages.test_standing import Known, handed_over, known  # noqa: F401 -- a fixture
@@ -131,7 +131,7 @@ def test_whatever_takes_it_up_here_puts_it_back_first(migration: Migration, sile
     monkeypatch.setattr("os.geteuid", lambda: 0)
     container = NamedContainer("web", str(migration.lxcpath))
     request = MoveRequest(container, "root@hostb")
-    options: Any = {create_dump: create_dump.CreateDumpOptions(request), finish: finish.FinishOptions(container),
+    options: Any = {create_dump: create_dump.CreateDumpOptions(request), finish: EndOptions(container),
                     migrate: migrate.MigrateOptions(request)}.get(stage)
     with pytest.raises(MigratorError, match="cannot be reached"):
         if stage is heal:
