@@ -67,21 +67,17 @@ def options(args: argparse.Namespace) -> CleanupOptions:
 def run(options: CleanupOptions) -> Result:
     arguments.require_root(NAME)
     cleaner = Cleaner(dry_run=options.dry_run)
-    until = "cleanup needs the name of its container"
     name, lxcpath = options.name, Path(options.lxcpath) if options.lxcpath else lxc.default_lxcpath()
-    if name:
-        until = shlex.join(["migrator", NAME, name, *(["-P", options.lxcpath] if options.lxcpath else [])])
+    path = ["-P", options.lxcpath] if options.lxcpath else []
+    until = shlex.join(["migrator", NAME, name, *path]) if name else "cleanup needs the name of its container"
     with Journal(DEFAULT_PATH) as journal:
-        if name:
-            with locked(name, lxcpath=lxcpath):
-                if options.forget:
-                    clean_forgotten(cleaner, journal, name, lxcpath)
-                else:
-                    clean_container(cleaner, journal, name, lxcpath, keep_copy=options.keep_copy)
-                cleaner.measure(journal, lxcpath)
-                free = btrfs.free_bytes(lxcpath)
-        else:
-            _clean_leftovers(cleaner, journal, lxcpath)
+        with locked(name, lxcpath=lxcpath) if name else contextlib.nullcontext():
+            if not name:
+                _clean_leftovers(cleaner, journal, lxcpath)
+            elif options.forget:
+                clean_forgotten(cleaner, journal, name, lxcpath)
+            else:
+                clean_container(cleaner, journal, name, lxcpath, keep_copy=options.keep_copy)
             cleaner.measure(journal, lxcpath)
             free = btrfs.free_bytes(lxcpath)
         if options.forget and not options.dry_run:

@@ -23,7 +23,7 @@ from migrator.record.journal import DEFAULT_PATH, Journal
 from stages import check, prepare_data
 from stages.steps import arguments, dry_run
 from stages.steps.drive import Drive, locked_for
-from stages.steps.options import MAX_DOWNTIME, MoveOptions, MoveRequest
+from stages.steps.options import MoveOptions, MoveRequest
 
 NAME = "migrate"
 HELP = "move a running container in one go (on the source)"
@@ -49,13 +49,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of MoveOptions, and --no-memory, which is recorded on both hosts."""
     check.add_no_memory(parser)
     check.add_stop_timeout(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
+    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MoveOptions.max_downtime,
                         help="thaw here and give up if the container is frozen for longer (default: 120)")
-    parser.add_argument("--max-rounds", metavar="N", type=rounds, default=5,
+    parser.add_argument("--max-rounds", metavar="N", type=rounds, default=MoveOptions.max_rounds,
                         help="send the disk at most this many times before the freeze (default: 5)")
     parser.add_argument("--bwlimit", metavar="RATE", type=prepare_data.rate,
                         help="send at most RATE bytes a second (k, M, G) while the container runs")
-    parser.add_argument("--reconnect", metavar="SECONDS", type=seconds, default=300.0,
+    parser.add_argument("--reconnect", metavar="SECONDS", type=seconds, default=MoveOptions.reconnect,
                         help="if the connection is lost, keep trying for SECONDS from the last progress; 0: give up at "
                         "once (default: 300)")
     check.add_ignore(parser)

@@ -10,8 +10,8 @@ from migrator.base import log
 from migrator.record import container_lock
 from migrator.remote import destination
 from migrator.remote.destination import ConnectOptions, Kind
-from migrator.transfer.rpc import Connection, Tunnel
-from migrator.transfer.stream import ByteStream
+from migrator.transfer.rpc import Connection
+from migrator.transfer.stream import ByteStream, Tunnel
 
 # What `migrator serve` is called there; ssh gives a minimal PATH, in which /usr/local/bin is.
 SERVE = ["migrator", "serve"]

@@ -16,7 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from migrator.base import log
 from migrator.errors import InternalError, MigratorError
@@ -24,7 +24,7 @@ from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.convert import as_ours, from_json
 from migrator.transfer import frames
 from migrator.transfer.frames import Frame, Kind
-from migrator.transfer.stream import Bytes, ByteStream
+from migrator.transfer.stream import Bytes, ByteStream, Tunnel
 from migrator.transfer.wire_codec import A, Message, Request, decoded, encoded
 
 TIMEOUT = 15.0  # seconds without a sign of life after which the other side is taken for dead
@@ -55,17 +55,6 @@ class Takeover:
 
 Fields = Message | Mapping[str, Any]  # of an answer
 Handler = Callable[[dict[str, Any]], Fields | Takeover]
-
-
-class Tunnel(Protocol):
-    """What a connection to a paired peer goes through."""
-
-    @property
-    def fingerprint(self) -> str:
-        """The peer's."""
-
-    def require_stable(self) -> None:
-        """Raises PathUnstable where nothing should be frozen over it."""
 
 
 class Connection:

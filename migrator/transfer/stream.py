@@ -45,6 +45,17 @@ class ByteStream(Protocol):
         """End both directions; safe to repeat."""
 
 
+class Tunnel(Protocol):
+    """What a connection to a paired peer goes through."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The peer's."""
+
+    def require_stable(self) -> None:
+        """Raises PathUnstable where nothing should be frozen over it."""
+
+
 class FileStream:
     """A stream over two file descriptors (pipes, sockets), which may be the same one. It owns and closes them.
 

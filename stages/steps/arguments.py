@@ -50,7 +50,7 @@ def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -
     )
     parser.add_argument("--accept-new-host-key", action="store_true",
                         help="trust the SSH key of a host that is not yet in known_hosts, and add it")
-    parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=15.0,
+    parser.add_argument("--timeout", metavar="SECONDS", type=positive, default=ConnectOptions.timeout,
                         help="drop the connection after SECONDS of silence (default: %(default)g)")
     add_path(parser)
 
