@@ -2,7 +2,8 @@
 #
 #   make demo     move a running container between two hosts made on this machine, and see the figures
 #   make test     the checks and tests of every day
-#   make test-all every test: all cells of the fault matrix, many more examples, the equipment; writes the pages in docs/
+#   make test-all every test: all cells of the fault matrix, many more examples, the equipment, the mutants; writes the
+#                 pages in docs/
 #
 # All do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
 #
@@ -21,6 +22,9 @@ PYTEST = $(BIN)/pytest
 # runs: the fault matrix. ARGS go to one pytest, which runs one test at a time.
 EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" \
     && $(PYTEST) -m alone -o testpaths=tests/rig/test_fault_matrix.py)
+# mutmut is in no extra of setup.cfg: nothing else needs it, and what stands there is in the digest of the equipment. Its
+# version is a certain one, as tests/mutants/operators.py changes its insides.
+MUTANTS = $(BIN)/python -m pip install -q --disable-pip-version-check 'mutmut==3.8.1' && $(BIN)/python -m tests.mutants
 # Container images often set it: each of those processes would compile all tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -39,20 +43,18 @@ demo: rig-packages
 test: packages .venv/ready
 	$(EVERY_TEST)
 
-# Pages in docs/ are written here and nowhere else.
+# Pages in docs/ are written here and nowhere else. With ARGS, which are for pytest, no mutants are made.
 test-all: export MIGRATOR_TESTS = all
 test-all: packages .venv/ready
-	$(BIN)/python -m tests.equipment; equipment=$$?; $(EVERY_TEST) && exit $$equipment
+	$(BIN)/python -m tests.equipment; equipment=$$?; $(EVERY_TEST) $(if $(ARGS),,&& $(MUTANTS)) && exit $$equipment
 
 # The tests of the rig alone; tests/equipment.digest records what they have passed for.
 test-equipment: packages .venv/ready
 	$(BIN)/python -m tests.equipment
 
-# Mutants of what the promises hang on. mutmut is in no extra of setup.cfg: nothing else needs it, and what stands there
-# is in the digest of the equipment. Its version is a certain one, as tests/mutants/operators.py changes its insides.
+# Mutants of what the promises hang on.
 test-mutants: packages .venv/ready
-	$(BIN)/python -m pip install -q --disable-pip-version-check 'mutmut==3.8.1'
-	$(BIN)/python -m tests.mutants
+	$(MUTANTS)
 
 fast: packages .venv/ready
 	$(PYTEST) --ignore tests/rig $(ARGS)

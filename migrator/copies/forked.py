@@ -30,6 +30,7 @@ Told = tuple[int, str | bool | None]
 
 LIMIT = 5.0  # seconds within which it must be told that a root lies on btrfs, or that it does not
 _PAUSE = 0.1  # seconds between two looks whether that has come
+_FILES_MAX = 1 << 20  # that a process can have open (nr_open in proc_sys_fs(5))
 _silent: set[tuple[int, int | None]] = set()  # the processes, with when they began, that have kept it back
 
 
@@ -128,7 +129,7 @@ def _answer(write: int, pids: Sequence[int], question: Question) -> NoReturn:
         for fd in range(3):
             os.dup2(null, fd)
         os.closerange(3, write)
-        os.closerange(write + 1, 1 << 20)
+        os.closerange(write + 1, _FILES_MAX)
         for pid in pids:
             told = _one(pid, question, lambda: os.write(write, b"+"))
             os.write(write, (json.dumps(told[1]) if told else "").encode() + b"\n")

@@ -66,7 +66,7 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
              if each.inode in files and not (each.deleted or each.connected)}
     root = superuser(Path(f"/proc/{init}/uid_map").read_text())
     with contextlib.ExitStack() as stack:
-        views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH | os.O_CLOEXEC),
+        views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH),
                        os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()), root)]
         others = _others(stack, init, pids, root)
         patience = Patience()
@@ -159,8 +159,8 @@ def _bound_to(process: int, number: int) -> File | None:
     finally:
         os.close(its)
     try:
-        path = f"/proc/self/fd/{file}"
-        return File(roots.at(Path(path)), os.readlink(path).rpartition("/")[0] or "/")  # noqa: PTH115 -- it may be gone
+        path = Path(f"/proc/self/fd/{file}")
+        return File(roots.at(path), str(path.readlink().parent))
     finally:
         os.close(file)
 
@@ -228,15 +228,15 @@ def _from_the_top(pid: int) -> tuple[int, str]:
 
     def work() -> None:
         with contextlib.suppress(OSError):
-            proc, namespace = (os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in ("/proc", f"/proc/{pid}/ns/mnt"))
+            proc, namespace = (os.open(path, os.O_RDONLY) for path in ("/proc", f"/proc/{pid}/ns/mnt"))
             try:
                 for failed in (roots.libc().unshare(_CLONE_FS), roots.libc().setns(namespace, _CLONE_NEWNS)):
                     if failed:
                         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-                mountinfo = os.open("thread-self/mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+                mountinfo = os.open("thread-self/mountinfo", os.O_RDONLY, dir_fd=proc)
                 with os.fdopen(mountinfo, "rb") as file:
                     text = os.fsdecode(file.read())
-                found.append((os.open("/", os.O_PATH | os.O_CLOEXEC), text))
+                found.append((os.open("/", os.O_PATH), text))
             finally:
                 os.close(proc)
                 os.close(namespace)

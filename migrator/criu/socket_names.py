@@ -159,7 +159,7 @@ def _words(name: str) -> list[str]:
 def _place(fd: int, view: View, own: int) -> Root:
     """What a file is, which the kernel tells without asking there; raises Astray and AsksServer by its mount."""
     found, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
-    mount = view.mounts.get(-1 if number is None else number)
+    mount = None if number is None else view.mounts.get(number)
     if mount is None:
         raise Astray("leads to an unknown mount")
     if mount.type == "proc":

@@ -273,7 +273,8 @@ def put_aside(pool: Path, came: Migration) -> Layout:
 
 @pytest.mark.usefixtures("state")
 @pytest.mark.parametrize("why", ["it has given way", "of another origin", "nobody knows it", "not known where from"])
-def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, tmp_path: Path, why: str) -> None:
+def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, tmp_path: Path, why: str,
+                                                              capfd: pytest.CaptureFixture[str]) -> None:
     if why == "it has given way":
         begun(journal, tmp_path, Role.DESTINATION, *ARRIVED).move(Event.FINISHED, given_way=True)
     elif why != "nobody knows it":
@@ -285,6 +286,8 @@ def test_what_may_be_the_only_one_stays_until_it_is_asked_for(journal: Journal, 
         finish_here.end_here(came)
         (kept,) = here.set_aside()
         assert (kept / "written").exists() and (here.old / "config").is_file()
+    said = f"it is kept in {kept}, its configuration in {here.old}, until: migrator cleanup web"
+    assert said in " ".join(capfd.readouterr().err.split())
     cleaner = Cleaner(dry_run=False)
     cleanup._clean_folder(cleaner, journal, here.work, set())
     assert (kept / "written").exists() and set(cleaner.kept) == {str(kept), str(here.old)}
@@ -319,7 +322,20 @@ def test_what_an_older_version_has_put_aside_is_kept_or_goes_by_the_same_rule(jo
 
 
 @pytest.mark.usefixtures("state")
-def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: Path) -> None:
+def test_what_has_run_here_before_keeps_no_copy_of_an_earlier_stay(journal: Journal, tmp_path: Path) -> None:
+    """A restore that failed had put it aside."""
+    begun(journal, tmp_path, Role.SOURCE, *LEFT)
+    came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
+    here = put_aside(tmp_path, came)
+    ran = here.aside()
+    ran.mkdir()
+    finish_here.end_here(came)
+    assert here.set_aside() == [ran] and not here.old.exists()
+
+
+@pytest.mark.usefixtures("state")
+def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: Path,
+                                                   capfd: pytest.CaptureFixture[str]) -> None:
     """As what somebody has put in the place of what had arrived."""
     begun(journal, tmp_path, Role.SOURCE, *LEFT)
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
@@ -331,7 +347,8 @@ def test_what_has_no_configuration_is_nobodys_copy(journal: Journal, tmp_path: P
     assert cleaner.kept == [str(here.old)]
     here.spool.mkdir()  # of which that cleanup did not know that it is needed
     finish_here.end_here(came)
-    assert len(here.set_aside()) == 1
+    (kept,) = here.set_aside()
+    assert f"it is kept in {kept} until: migrator cleanup web" in " ".join(capfd.readouterr().err.split())
 
 
 def elsewhere(pool: Path, came: Migration) -> tuple[Layout, str]:

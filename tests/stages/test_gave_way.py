@@ -329,16 +329,21 @@ def test_a_disk_that_was_lost_since(there: There, monkeypatch: pytest.MonkeyPatc
     goes_on(there)
 
 
-def test_a_disk_that_goes_while_it_is_looked_at(there: There, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at_first", ["there", "away"])
+def test_a_disk_that_goes_or_comes_while_it_is_looked_at(there: There, monkeypatch: pytest.MonkeyPatch,
+                                                         at_first: str) -> None:
     of = there.migration.begun.disk
     monkeypatch.setattr(lxc_disk, "of", lambda path: "of the root" if there.disk.exists() else of)
+    changes = [there.umount] if at_first == "there" else [there.mount]
+    if at_first == "away":
+        there.umount()
 
-    def goes(_: str) -> list[int]:
-        if not there.disk.exists():
-            there.umount()
+    def changed(_: str) -> list[int]:
+        while changes:
+            changes.pop()()
         return []
 
-    monkeypatch.setattr(lxc, "container_processes", goes)
+    monkeypatch.setattr(lxc, "container_processes", changed)
     with pytest.raises(DiskAway):
         asked_once_more(there)
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from migrator import __main__ as program
-from migrator.copies import after_crash
+from migrator.config import container_config
+from migrator.copies import after_crash, origins
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.connection import ConnectionLost
 from migrator.errors.outcomes import SourceRunsAgain
@@ -134,6 +135,15 @@ def test_a_rollback_thaws_first(journal: Journal, acts: list[str]) -> None:
     with pytest.raises(Interrupted):
         give_back.roll_back(migration, lambda: "")
     assert acts == ["begins to thaw, rolling-back", "thawed"] and migration.state is State.ROLLING_BACK
+
+
+def test_so_does_one_before_the_offer_and_asks_nobody(journal: Journal, acts: list[str],
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(container_config, "unfence", lambda *_: acts.append("unfenced"))
+    monkeypatch.setattr(origins, "is_there", lambda _: True)
+    with pytest.raises(Interrupted):
+        give_back.roll_back(dumping(journal), lambda: pytest.fail("it is asked"))
+    assert acts == ["begins to thaw, dumping", "thawed", "unfenced"]
 
 
 @pytest.mark.parametrize("broken", [False, True])

@@ -39,7 +39,7 @@ def lives(there: Destination, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     path.mkdir(parents=True)
     (path / "uuid").write_text(SENT)
     found = [PID]
-    monkeypatch.setattr(lxc, "container_processes", lambda _: [1, *found])
+    monkeypatch.setattr(lxc, "container_processes", lambda name: [1, *found] if name in ("", "web") else [])
     btrfs_roots.are(monkeypatch, lambda _: True)
     monkeypatch.setattr(Layout, "is_own", lambda here, root: (
         bool(here.own_snapshots()) and root in [Path(f"/proc/{pid}/root") for pid in found]))

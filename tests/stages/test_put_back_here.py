@@ -253,6 +253,14 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
     assert older_journal.reached(found) is None  # from here on it is its own
 
 
+def test_what_has_come_as_far_as_its_fence_is_no_older_one(older: Callable[..., Migration]) -> None:
+    migration = older(State.DUMPED, State.FINISHED)
+    for event in (Event.FINISH, Event.FINISHED):
+        migration.move(event)
+        older_journal.bring_up(migration)
+        assert older_journal.reached(migration) is None and older_journal.note(migration) == ""
+
+
 @pytest.mark.parametrize(("recorded", "told", "known"), [
     ("of the record", "of the fence", "of the record"), ("", "of the fence", "of the fence"), ("", "", ""),
 ])

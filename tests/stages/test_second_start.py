@@ -22,7 +22,7 @@ from migrator.copies.thawing import Frozen
 from migrator.criu import criu_dump
 from migrator.errors.containers import ContainerNotRunning
 from migrator.errors.memory import StartFailed
-from migrator.host import cgroups, lxc, roots
+from migrator.host import cgroups, lxc, monitor_socket, roots
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages.steps import thaw_again
@@ -73,13 +73,14 @@ BESIDE = {
 
 
 @pytest.mark.parametrize("second", sorted(BESIDE))
+@pytest.mark.parametrize("rootfs_uuid", ["", "11111111-2222-3333-4444-555555555555"])
 def test_who_lives_beside(journal: Journal, cgroup: Path, started: list[str], monkeypatch: pytest.MonkeyPatch,
-                          second: str) -> None:
+                          second: str, rootfs_uuid: str) -> None:
     command, which = BESIDE[second]
     with lives(*START, *SLEEP) as ours, lives(*command) as beside:
         monkeypatch.setattr(lxc, "container_processes", lambda _: [ours[1], beside[which]])
         (cgroup / "cgroup.procs").write_text(f"{ours[1]}\n")
-        migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN)
+        migration = frozen(journal, cgroup, ours[1], Event.OFFER, Event.TAKEN, rootfs_uuid=rootfs_uuid)
         if second == "another start":
             with pytest.raises(StartFailed, match=rf"a second time \(process {beside[which]}\)") as raised:
                 thaw_again.thaw_source(migration)
@@ -87,6 +88,21 @@ def test_who_lives_beside(journal: Journal, cgroup: Path, started: list[str], mo
         else:
             assert thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == ("1" if second == "another start" else "0") and started == []
+
+
+def test_whose_monitor_has_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def is_its(*of: object) -> bool:
+        asked.append(of)
+        return True
+
+    monkeypatch.setattr(monitor_socket, "is_its", is_its)
+    with subprocess.Popen(SLEEP) as process:
+        assert second_start.is_answered_for(process.pid, "web", Path("/pool"))
+        process.kill()
+    assert asked == [(os.getpid(), "web", Path("/pool"))]
+    assert not second_start.is_answered_for(process.pid, "web", Path("/pool")), "it has ended"
 
 
 def test_what_is_started_inside_is_none(journal: Journal, cgroup: Path, started: list[str],

@@ -18,7 +18,7 @@ from migrator.copies import after_crash, no_memory, origins, standing
 from migrator.copies.origins import Whose
 from migrator.criu import ran_mark, restore
 from migrator.errors.connection import ConnectionLost
-from migrator.errors.containers import AlreadyRuns
+from migrator.errors.containers import AlreadyRuns, ContainerNotFound
 from migrator.errors.ownership import WordOver
 from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, empty_cgroups, lxc
@@ -194,6 +194,22 @@ def test_what_has_run_for_a_moment_is_put_aside(restoring: Migration, monkeypatc
     cleaner = Cleaner(dry_run=True)
     cleanup._clean_folder(cleaner, restoring.journal, here.work, set(), copies=True)
     assert set(cleaner.removed) >= {str(kept) for kept in here.set_aside()}, "with its name"
+
+
+def test_what_cannot_be_started_any_more_stands_stopped(restoring: Migration, acts: list[str],
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is on record that it has stopped; since then its fence was taken away, with its configuration."""
+    def none(_: Migration) -> bool:
+        raise ContainerNotFound(name="web", lxcpath=restoring.lxcpath)
+
+    mark(restoring, "an earlier one")
+    settling.settle(restoring)
+    for name in ("stands_fenced", "has_left"):
+        monkeypatch.setattr(settling, name, lambda _: False)
+    monkeypatch.setattr(after_crash, "has_stopped", lambda _: True)
+    for at_work, stands in ((none, True), (lambda _: False, True), (lambda _: True, False)):
+        monkeypatch.setattr(settling, "is_at_work", at_work)
+        assert settling.stands_stopped(restoring) is stands
 
 
 def test_what_never_ran_is_removed(restoring: Migration, acts: list[str]) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from migrator.base import log, names
 from migrator.config import container_config
-from migrator.copies import after_crash, no_memory, remains
+from migrator.copies import after_crash, no_memory, origins, remains
 from migrator.criu import criu_dump
 from migrator.errors import InternalError
 from migrator.errors.containers import ContainerNotFound, ContainerNotRunning, DiskAway
@@ -198,6 +198,8 @@ def test_a_rollback_makes_room_where_only_the_containers_disk_is_full(
         with pytest.raises(SourceStillStopped):
             give_back.roll_back(stopped, lambda: keeps)
         assert started.pop(1) == "lxc.uts.name = web; 0badc0de.1" and stopped.state is State.ROLLING_BACK
+        found = stopped.journal.by_id(ID, Role.SOURCE)
+        assert found and found.copy.kept == [] and not any(path.exists() for path in rounds)
     told = give_back.roll_back(stopped, lambda: keeps)
     assert started.pop(0).startswith("lxc.uts.name = web; 0badc0de."), "before the other host was asked"
     assert started == ["lxc.uts.name = web; "] and stopped.state is State.ROLLED_BACK and told.data["kept"] == []
@@ -207,6 +209,7 @@ def test_a_rollback_makes_no_room_that_is_not_on_record(stopped: Migration, star
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program has the journal: this one may be killed, and the next one find what it has recorded."""
     first = snapshot(stopped, 1, UUID)
+    stopped.move(Event.OFFER)
     honest = Migration.move
 
     def move(of: Migration, event: Event, **detail: Any) -> None:
@@ -219,6 +222,40 @@ def test_a_rollback_makes_no_room_that_is_not_on_record(stopped: Migration, star
     monkeypatch.setattr(Migration, "move", move)
     give_back.roll_back(stopped, lambda: "")
     assert started == ["lxc.uts.name = web; 0badc0de.1"] and not first.exists()
+
+
+def test_what_does_not_start_and_may_be_gone_is_not_recorded_as_thawed(stopped: Migration,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a container was gone when it was thawed is what the search for its last copy begins with."""
+    def fails(_: Migration) -> bool:
+        raise StartFailed(name="web", reason="No space left on device", log="x")
+
+    monkeypatch.setattr(thaw_again, "thaw_source", fails)
+    monkeypatch.setattr(origins, "is_there", lambda _: False)
+    with pytest.raises(StartFailed):
+        give_back.roll_back(stopped, lambda: "")
+    assert stopped.state is State.ROLLING_BACK and not stopped.copy.gone
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_the_fence_goes_early_of_what_was_given_back_with_its_memory(
+        stopped: Migration, monkeypatch: pytest.MonkeyPatch, memory: bool, there: bool) -> None:
+    """So that it comes up again with its host, were this killed while the other one is asked. What was started again
+    has none by then; and what is not there must not be started by whoever finds its configuration.
+    """
+    stopped.note("record", memory=memory)
+    snapshot(stopped, 1, UUID)  # where it is not there, this is what is left of it
+    monkeypatch.setattr(origins, "is_there", lambda _: there)
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
+    fences: list[str] = []
+
+    def tell() -> str:
+        fences.append(fence_of(stopped))
+        return ""
+
+    give_back.roll_back(stopped, tell)
+    assert fences == ["" if memory and there else ID]
 
 
 @pytest.mark.parametrize("gone", [True, False])

@@ -132,8 +132,7 @@ def test_who_is_told_how_it_goes_is_told_what_that_costs(journal: Journal, tmp_p
     told = " ".join(capfd.readouterr().err.split())
     if another:  # nothing tells what was written to that one
         said = "may be the only copy of what it has"
-    assert f"What was in the place of web {said}: it stays in" in told or (
-        not said and "What was in the place of web stays in" in told)
+    assert f"What was in the place of web{f' {said}: it' if said else ''} stays in" in told
     assert "may be the only copy" in after_crash.aside_note(came)
 
 

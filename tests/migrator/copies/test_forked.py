@@ -52,7 +52,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def processes(on_btrfs: list[int]) -> Iterator[list[int]]:
     """Some that are there, in the order of their ids, with their roots on btrfs."""
-    started = [subprocess.Popen(["sleep", "1000"]) for _ in range(4)]
+    started = [subprocess.Popen(["sleep", "1000"]) for _ in range(5)]
     on_btrfs += [each.pid for each in started]
     yield sorted(on_btrfs)
     for each in started:
@@ -61,12 +61,12 @@ def processes(on_btrfs: list[int]) -> Iterator[list[int]]:
 
 
 class HoldingBack:
-    """Some keep back where their root lies; and time passes only while one does, or an answer is `awaited`."""
+    """Some keep back where their root lies; and time passes only while one does, or the file `awaited` is there."""
 
     def __init__(self, folder: Path, pids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder, self._pids = folder, pids
         self.looks: list[int] = []  # in vain; the processes that were waited for
-        self.awaited = False
+        self.awaited = folder / "awaited"
         self._on_btrfs, self._poll = roots.on_btrfs, select.poll
         if pids:
             monkeypatch.setattr(forked, "LIMIT", LIMIT)
@@ -88,11 +88,11 @@ class HoldingBack:
     def poll(self, limit: float) -> list[tuple[int, int]]:
         assert limit == 100  # ms
         while not (found := self._real.poll(10)):
-            asked = {int(path.name) for path in self._folder.iterdir()}
+            asked = {int(path.name) for path in self._folder.iterdir() if path != self.awaited}
             if waited_for := asked - {pid for pid, _ in forked._silent}:
                 self.looks += waited_for
                 return []
-            if self.awaited:
+            if self.awaited.exists():
                 return []
         return found
 
@@ -120,6 +120,7 @@ def test_it_is_another_process_that_asks(processes: list[int], on_btrfs: list[in
     assert forked.answers(processes, lambda root: root.is_dir()) == dict.fromkeys(processes, True)
     on_btrfs.remove(processes[1])
     ended = 2**22 + 1
+    assert set(forked.answers([ended, *processes], us).values()).isdisjoint({str(os.getpid())})
     assert forked.answers([*processes, ended], lambda _: False) == {
         pid: None if pid == processes[1] else False for pid in processes}
     assert forked.those([*processes, ended], lambda _: True) == [processes[0], *processes[2:]]
@@ -130,14 +131,23 @@ def test_it_is_another_process_that_asks(processes: list[int], on_btrfs: list[in
 def test_one_that_keeps_it_back_holds_nobody_up(processes: list[int], tmp_path: Path, said: list[str],
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     before = children()
-    first, second, third, last = processes
+    first, other, second, third, last = processes
     back = HoldingBack(tmp_path, [second, third], monkeypatch)
-    twice = [first, first, second, third, first, last, last]  # as a cgroup may name them
-    assert forked.those(twice, lambda _: True) == [first, last]
+    ended: list[int] = []
+    honest = os.waitpid
+
+    def waitpid(pid: int, options: int) -> tuple[int, int]:
+        ended.append(options)
+        return honest(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", waitpid)
+    twice = [first, first, other, second, third, first, last, last]  # as a cgroup may name them
+    assert forked.those(twice, lambda _: True) == [first, other, last]
     assert [text.split()[1] for text in said] == [str(second), str(third)]
     assert back.looks == [second] * 50 + [third] * 50, "5 s for each"
-    assert forked.those(processes, lambda _: True) == [first, last]
+    assert forked.those(processes, lambda _: True) == [first, other, last]
     assert len(said) == 2 and len(back.looks) == 100, "they are not asked again"
+    assert ended == [os.WNOHANG, os.WNOHANG, 0, 0], "who waits for a server is not waited for, though killed"
     for pid in children() - before:  # what was killed is there until it is waited for
         os.waitpid(int(pid), 0)
 
@@ -146,7 +156,7 @@ def test_what_lies_on_btrfs_is_waited_for(processes: list[int], tmp_path: Path, 
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """However long its disk, or who watches what is opened on it, takes for an answer: it is no other's for that."""
     back = HoldingBack(tmp_path, [], monkeypatch)
-    back.awaited = True
+    monkeypatch.setattr(forked, "LIMIT", LIMIT)
     go_on = tmp_path.parent / "go on"
     polls: list[int] = []
     honest = back.poll
@@ -158,8 +168,10 @@ def test_what_lies_on_btrfs_is_waited_for(processes: list[int], tmp_path: Path, 
         return honest(limit)
 
     def question(_: Path) -> bool:
+        back.awaited.touch()
         while not go_on.exists():
             threading.Event().wait(0.01)
+        back.awaited.unlink()
         return True
 
     monkeypatch.setattr(back, "poll", poll)
@@ -173,7 +185,7 @@ def test_the_child_holds_nothing_open(processes: list[int], tmp_path: Path) -> N
         fcntl.flock(lock, fcntl.LOCK_EX)
         (told,) = forked.answers(processes[:1], lambda _: " ".join(opened())).values()
     root = str(Path(f"/proc/{processes[0]}/root").readlink())
-    assert isinstance(told, str) and set(told.split()) == {"/dev/null", "pipe", root}
+    assert isinstance(told, str) and told.split() == sorted([*["/dev/null"] * 3, "pipe", root])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP])
@@ -239,10 +251,10 @@ def test_a_child_that_is_killed_answers_for_none(processes: list[int], said: lis
     before, handler = children(), signal.signal(signal.SIGCHLD, handled)
     try:
         assert forked.answers(processes, question) == dict(
-            zip(processes, ["False", "False", "True", "True"], strict=True))
+            zip(processes, ["False", "False", "True", "True", "True"], strict=True))
     finally:
         signal.signal(signal.SIGCHLD, handler)
-    assert said == [] and children() == before and len(asked) == 2
+    assert said == [] and children() == before and len(asked) == 3
 
 
 def test_a_later_process_of_that_id_is_asked(processes: list[int]) -> None:

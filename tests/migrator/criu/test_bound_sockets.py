@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,19 @@ def unix(inode: int, name: str | bytes, mount: int = -1, *, folder: str = "", de
     return message((1, 5), (2, 7), (16, entry))
 
 
+ENDED = 2**22 + 1  # no process has that id
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 OTHER = message((1, 1), (2, 99), (3, message((1, 99), (6, "/a"))))
+KIND_LAST = message((2, 98), (3, message((1, 98), (6, "/b"))), (1, 1))
 
 
 def made(folder: Path, *records: bytes) -> Path:
-    (folder / "files.img").write_bytes(image("files.img", OTHER, *records))
+    (folder / "files.img").write_bytes(image("files.img", OTHER, KIND_LAST, *records))
     return folder
 
 
@@ -103,11 +109,11 @@ def listening(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def look(folder: Path, *records: bytes) -> str:
-    """Why CRIU must not go by these; "" where it may."""
+    """Why CRIU must not go by these; "" where it may. One of the processes has ended meanwhile."""
     (folder / "images").mkdir(exist_ok=True)
     before = open_files()
     try:
-        bound_sockets.require_here(made(folder / "images", *records), os.getpid(), [os.getpid()])
+        bound_sockets.require_here(made(folder / "images", *records), os.getpid(), [os.getpid(), ENDED])
     except PermissionError as error:
         return str(error)
     finally:
@@ -395,12 +401,13 @@ def test_in_a_mount_namespace_of_its_own(tmp_path: Path, chroot: str) -> None:
         try:
             # What the process sees of its mounts begins at its root; so the numbers are asked in the namespace.
             seen = bound_sockets._from_the_top(process.pid)
+            assert fcntl.fcntl(seen[0], fcntl.F_GETFL) & os.O_PATH, "to open it for reading may wait for a server"
             os.close(seen[0])
             (mount,) = (int(line.split()[0]) for line in seen[1].splitlines() if f" {away} " in line)
             (tmp_path / "images").mkdir()
             said = []
             for name in (f"{away}/run/s", f"{away}/astray/s", "/run/s", str(away)):
-                made(tmp_path / "images", unix(inode, f"{name}\0", mount))
+                made(tmp_path / "images", *[unix(inode, f"{name}\0", mount)] * 2)  # once found, it is known
                 before = open_files()
                 try:
                     bound_sockets.require_here(tmp_path / "images", os.getpid(), [os.getpid(), process.pid])
@@ -416,6 +423,65 @@ def test_in_a_mount_namespace_of_its_own(tmp_path: Path, chroot: str) -> None:
     assert not list(away.iterdir())  # this program has stayed where it was
 
 
+def test_each_mount_namespace_is_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service may have many processes in it, and a container stands still meanwhile."""
+    entered: list[int] = []
+    honest = bound_sockets._from_the_top
+
+    def enter(pid: int) -> tuple[int, str]:
+        entered.append(pid)
+        return honest(pid)
+
+    monkeypatch.setattr(bound_sockets, "_from_the_top", enter)
+    with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; read line"], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stdout.readline()
+        with listening(tmp_path / "s") as (inode, _), pytest.raises(PermissionError, match="cannot be found"):
+            bound_sockets.require_here(made(tmp_path, unix(inode, f"{tmp_path}/s\0", 2**31 - 1)), os.getpid(),
+                                       [process.pid, os.getpid(), process.pid])
+        process.stdin.close()
+    assert entered == [process.pid]
+
+
 def test_a_mount_namespace_that_cannot_be_entered() -> None:
-    with pytest.raises(PermissionError, match="the mount namespace of process 4194305 cannot be examined"):
-        bound_sockets._from_the_top(2**22 + 1)
+    with pytest.raises(PermissionError, match=f"the mount namespace of process {ENDED} cannot be examined"):
+        bound_sockets._from_the_top(ENDED)
+
+
+class Entering:
+    """In place of libc: what a thread is answered that is to enter a mount namespace."""
+
+    def __init__(self, unshare: int = 0, setns: int = 0) -> None:
+        self._unshare, self._setns = unshare, setns
+        self.go_on = threading.Event()
+        self.go_on.set()
+
+    def unshare(self, _: int) -> int:
+        return self._unshare
+
+    def setns(self, *_: int) -> int:
+        self.go_on.wait(60)
+        return self._setns
+
+
+@pytest.mark.parametrize("libc", [Entering(unshare=-1), Entering(setns=-1)])
+def test_who_has_not_entered_it_does_not_take_his_own_for_it(monkeypatch: pytest.MonkeyPatch, libc: Entering) -> None:
+    monkeypatch.setattr(roots, "libc", lambda: libc)
+    with pytest.raises(PermissionError, match="cannot be examined"):
+        bound_sockets._from_the_top(os.getpid())
+
+
+def test_a_mount_namespace_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the thread that waits for it keep this program from ending."""
+    libc, before = Entering(setns=-1), set(threading.enumerate())
+    libc.go_on.clear()
+    monkeypatch.setattr(roots, "libc", lambda: libc)
+    monkeypatch.setattr(bound_sockets, "LIMIT", 0.1)
+    try:
+        with pytest.raises(PermissionError, match="cannot be examined"):
+            bound_sockets._from_the_top(os.getpid())
+        (waiting,) = set(threading.enumerate()) - before
+        assert waiting.daemon
+    finally:
+        libc.go_on.set()
+    waiting.join()

@@ -146,6 +146,7 @@ def descriptors() -> int:
 
 def test_a_mount_namespace_that_cannot_be_entered() -> None:
     """Ours is not taken for it. The kernel lets nobody enter one who is not root, or not the only thread (setns(2))."""
+    ctypes.set_errno(0)  # of who has asked libc before
     done, before = threading.Event(), descriptors()
     beside = threading.Thread(target=done.wait)
     beside.start()

@@ -148,13 +148,36 @@ def test_a_mount_that_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         os.close(fd)
 
 
+@pytest.mark.parametrize("name", ["/a/b/../s", "/a/b/../../s", "/l/s"])
+def test_each_mount_on_the_way_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """CRIU asks in each folder on its way for the next word, though the name leads out of it again."""
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "l").symlink_to("a/b/..")
+    away, honest = roots.at(tmp_path / "a/b"), roots.placed
+
+    def placed(path: Path) -> tuple[Root, int | None]:
+        found, number = honest(path)
+        return found, 2**31 - 1 if found == away else number
+
+    monkeypatch.setattr(roots, "placed", placed)
+    mounts = [*MOUNTS, dataclasses.replace(MOUNTS[0], id=2**31 - 1, type="nfs4")]
+    fd = os.open(tmp_path, os.O_PATH)
+    try:
+        with pytest.raises(AsksServer):
+            socket_names.follow(View.of(fd, mounts, os.getuid()), name, Patience())
+    finally:
+        os.close(fd)
+
+
 @pytest.mark.parametrize("name", ["/h/s", "/h/gone", "/l/s", "/l/gone", "/h/../h/s"])
 def test_a_link_that_is_not_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whose the folder is that it leads to does not matter; but the one that it lies in: who has that can rename it."""
     (tmp_path / "run").mkdir()
     (tmp_path / "h").symlink_to("/run")
     (tmp_path / "l").symlink_to("h")
+    (tmp_path / "his").symlink_to("h")
     owners = {(tmp_path / each).lstat().st_ino: 0 for each in ("", "run", "h", "l")}
+    owners[(tmp_path / "his").lstat().st_ino] = 1000
     real = os.fstat
 
     def owned(fd: int) -> os.stat_result:
@@ -169,7 +192,9 @@ def test_a_link_that_is_not_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             owners[(tmp_path / "h").lstat().st_ino] = owner
             assert look(tmp_path, name, superuser=100000).by_users is by_users
             assert not look(tmp_path, f"/run/{name[-1]}", superuser=100000).by_users
-        owners |= {(tmp_path / "h").lstat().st_ino: 0, tmp_path.lstat().st_ino: 1000}
+        owners[(tmp_path / "h").lstat().st_ino] = 0
+        assert look(tmp_path, f"/his/{name[-1]}", superuser=100000).by_users, "the first one was his"
+        owners |= {tmp_path.lstat().st_ino: 1000}
         assert look(tmp_path, name, superuser=100000).by_users, "the link's folder is his"
 
 
@@ -179,8 +204,11 @@ def test_whether_the_last_word_is_a_link(tmp_path: Path) -> None:
     (tmp_path / "h").symlink_to("run")
     (tmp_path / "run/l").symlink_to("s")
     (tmp_path / "l").symlink_to("h/l")
+    (tmp_path / "m").symlink_to("h/s")
+    (tmp_path / "dead").symlink_to("gone")
     with bound(tmp_path / "run/s"):
-        for name, by_link in (("/run/s", False), ("/h/s", False), ("/h/l", True), ("/l", True), ("/run/l", True)):
+        for name, by_link in (("/run/s", False), ("/h/s", False), ("/h/l", True), ("/l", True), ("/run/l", True),
+                              ("/m", True), ("/dead", True), ("/gone", False)):
             assert look(tmp_path, name).by_link is by_link
 
 

@@ -217,7 +217,9 @@ def test_what_it_says_of_itself_is_believed_only_of_itself(folder: Path, text: b
     with locked("web", folder, lxcpath=POOL):
         (folder / names.in_path("web", POOL)).write_bytes(text.replace(b"{pid}", str(pid).encode())
                                                           .replace(b"{started}", str(started).encode()))
-        assert container_lock.of("web", POOL, folder) == container_lock.Holder(pid, started, command, progress)
+        found = container_lock.of("web", POOL, folder)
+        assert found == container_lock.Holder(pid, started, command, progress)
+        assert found and found.file == folder / names.in_path("web", POOL), "by which it is told when it has ended"
 
 
 def test_a_program_has_any_name() -> None:
@@ -235,11 +237,13 @@ def test_a_program_has_any_name() -> None:
 
 
 @pytest.mark.parametrize("path", ["/pool", "/pool of  mine ", "/p\udcffl", "/a\nb"])
-def test_which_container_of_that_name_it_is(folder: Path, path: str) -> None:
+def test_which_container_of_that_name_it_is(folder: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Another one, in another LXC path, waits for nobody who works on this one."""
+    monkeypatch.setattr(sys, "argv", ["migrator", "migrate", "web"])
     with locked("web", folder, lxcpath=Path(path)) as last:
         found = container_lock.of("web", Path(path), folder)
         assert found and found.pid == os.getpid() and last == {None}
+        assert (found.command, found.lxcpath) == ("migrate", "" if "\n" in path else path)
         assert container_lock.of("web", Path("/second"), folder) is None
         with locked("web", folder, lxcpath=Path("/second")):
             container_lock.publish("disk", 5, 9)
@@ -247,6 +251,16 @@ def test_which_container_of_that_name_it_is(folder: Path, path: str) -> None:
         assert again and again.progress["bytes"] == 5 and again.lxcpath == found.lxcpath
     with locked("web", folder, lxcpath=Path(path)) as last:
         assert last == {container_lock.this_process()}
+
+
+def test_what_is_called_without_a_command_says_nothing_of_who_had_it(folder: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["migrator"])
+    with locked("web", folder, lxcpath=POOL):
+        container_lock.publish("disk", 5, 9)
+    with locked("web", folder, lxcpath=POOL):
+        found = container_lock.of("web", POOL, folder)
+    assert found and (found.command, found.progress) == ("-", {})
 
 
 @pytest.mark.parametrize("first", ["pool", "link", "another"])

@@ -50,6 +50,16 @@ def create(journal: Journal, id: str = "0badc0de", role: Role = Role.SOURCE, nam
     return journal.create(id=id, role=role, name=name, lxcpath=POOL, peer="hostb", event=event, rounds=[])
 
 
+def test_how_much_is_recorded_of_one_migration(journal: Journal) -> None:
+    """On one host alone it can be its source and its destination."""
+    one, *others = create(journal), create(journal, role=Role.DESTINATION), create(journal, "feedface", name="db")
+    lengths = [each.length() for each in (one, *others)]
+    one.note("figures", kept=["x" * 1000])
+    count, size = one.length()
+    assert (count, size >= 1000 + lengths[0][1]) == (lengths[0][0] + 1, True)
+    assert [each.length() for each in others] == lengths[1:]
+
+
 def test_what_was_written_is_there_after_reopening(path: Path) -> None:
     with Journal(path) as journal:
         migration = create(journal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_they_stay_unless_they_are_needless(folder: Path, tmp_path: Path) -> Non
     with locked("web", folder, lxcpath=tmp_path / "pool", needless=yes):
         pass
     assert list(folder.iterdir()) == []
+
+
+def test_through_the_folder_of_both_others_come_to_what_they_know_the_name_of(folder: Path, tmp_path: Path) -> None:
+    """As a container that is not root's comes to its configuration there, whoever has made that folder."""
+    folder.parent.mkdir(mode=0o700)
+    with locked("web", folder, lxcpath=tmp_path / "pool"):
+        pass
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o711, 0o700]
 
 
 def test_of_those_that_are_shared_none_is_taken_from_another(folder: Path, tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def cut(data: bytes) -> list[bytes]:
     return [data[at : at + SEGMENT_MAX] for at in range(0, len(data), SEGMENT_MAX)]
 
 
+def test_the_digest_of_a_stream_is_over_those_of_its_segments_alone() -> None:
+    """It goes to the other host, which may have another version."""
+    pieces = [segments.digest_of(piece) for piece in (b"one", b"two")]
+    assert segments.digest_over([Segment(3, piece) for piece in pieces]) == segments.digest_of(b"".join(pieces))
+
+
 # --- Names ---
 
 
