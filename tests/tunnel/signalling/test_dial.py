@@ -82,7 +82,7 @@ def test_a_peer_does_not_lead_this_host_to_itself(host: str, monkeypatch: pytest
         async with listening() as (port, came):
             url = f"wss://{host}:{port}#sha256:{'0' * 64}"
             (named,) = Peer("hostb", Identity.generate().public, (url,), 0.0).servers
-            with pytest.raises(RendezvousUnavailable, match=f"a peer has named it, and {LOOPBACK}.*cannot name"):
+            with pytest.raises(RendezvousUnavailable, match=f"a peer has named it, and {LOOPBACK}.*may not name"):
                 await Link.open(named, 5)
             assert came == []
             with pytest.raises(RendezvousUnavailable):  # but the user may
