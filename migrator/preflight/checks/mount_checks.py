@@ -108,11 +108,11 @@ def supported(case: Case) -> Iterator[Finding]:
 
 
 def _unmount(case: Case, mount: Mount) -> str:
-    """How a mount goes, as a part of a sentence."""
+    """How to unmount it, as part of a sentence."""
     if case.is_fixed(mount.target):
         return f"unmount it in the container: {case.inside('umount', mount.target)}"
-    return ("unmount it as the user who has mounted it, or start the container anew without it: by that path a user in "
-            "there may lead root elsewhere; for FUSE: fusermount3 -u")
+    return ("unmount it as the user who mounted it, or restart the container without it: a user inside may lead root "
+            "elsewhere by that path; for FUSE: fusermount3 -u")
 
 
 def _capital(sentence: str) -> str:
@@ -162,14 +162,14 @@ def disks(case: Case) -> Iterator[Finding]:
                 f"See which file backs {mount.loop}: {LOSETUP} -- and copy it there.", severity=WARNING)
         elif mount.loop:
             yield DISK.found(
-                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is made of a file: what "
-                f"its file system still writes as {name} ends comes too late for the last snapshot.",
-                f"See that the file lies in the container's own root file system that stands beside {mount.loop}: "
+                f"The loop device {mount.loop} of {here}, mounted in {name} at {mount.target}, is backed by a file: "
+                f"what its file system still writes while {name} ends comes too late for the last snapshot.",
+                f"Make sure that the file that backs {mount.loop} is in the container's own root file system: "
                 f"{LOSETUP} -- and {_unmount(case, mount)}")
         else:
             yield DISK.found(
                 f"{mount.disk} of {here}, mounted in {name} at {mount.target}, does not move along.",
-                f"Copy what is on it into the container's root file system, and {_unmount(case, mount)} {shared}")
+                f"Copy its contents into the container's root file system, and {_unmount(case, mount)} {shared}")
 
 
 def bound(case: Case) -> Iterator[Finding]:
