@@ -295,7 +295,7 @@ async def test_it_waits_at_other_servers_from_now_on() -> None:
         waiting.go_to([two.server, three.server])
         await eventually(lambda: f"waiting at {three.server}" in said)
         assert [each.task for each in waiting._places[two.server]] == [kept], "where it stays nothing changes"
-        assert f"not waiting at {one.server} any more" in said
+        assert f"no longer waiting at {one.server}" in said
         for there, waits in ((one, False), (two, True), (three, True)):
             async with await Signalling.connect([there.server], guest) as caller:
                 while await caller.finds(host.public) is not waits:
