@@ -8,6 +8,7 @@ import contextlib
 import json
 import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,22 +19,25 @@ from websockets.server import ServerProtocol
 from migrator.base import strict_json
 from tests.tunnel.clock import as_time_goes_by, eventually, look, pass_time, standing
 from tests.tunnel.serving import LOOPBACK, serving
-from tunnel.identity.own_identity import Identity
+from tunnel.identity.own_identity import Identity, PublicIdentity
+from tunnel.identity.peers import Peer, Peers
 from tunnel.identity.tunnel_config import Server
 from tunnel.relay import relay_messages
 from tunnel.relay.relay_proxy import TcpPath
-from tunnel.rendezvous import server, tcp_relay
+from tunnel.rendezvous import limits, server, tcp_relay
 from tunnel.rendezvous.certificate import Certificate
-from tunnel.rendezvous.limits import Limits
+from tunnel.rendezvous.limits import Limits, Rate
 from tunnel.rendezvous.lines import Line
 from tunnel.rendezvous.udp_relay import Relay
+from tunnel.session import responder
 from tunnel.signalling import link
-from tunnel.signalling.client import Signalling
+from tunnel.signalling.client import Message, Signalling
 from tunnel.signalling.link import Link
 from tunnel.signalling.standby import BACKOFF, Waiting
 from tunnel.tunnel_errors import RendezvousUnavailable
 
 READ = 256 * 1024  # bytes that TLS may hand on at once
+FAST = Rate(1e6, 1e6)
 PING, PONG = 0x89, 0x8a
 REQUEST = (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n")
@@ -231,6 +235,94 @@ async def test_who_sends_a_burst_of_messages_is_told_of_too_many_and_not_just_cu
         await as_time_goes_by(signalling.close())
 
 
+@pytest.mark.parametrize("rings", [True, False], ids=["rings", "messages onto its line"])
+def test_a_peer_is_not_cut_off_by_what_others_bring_it(rings: bool) -> None:
+    """Identities cost nothing, and a peer that takes more than so many frames of a server ends the connection."""
+    @standing
+    async def test() -> None:
+        agent_is, peer_is = Identity.generate(), Identity.generate()
+        agent_id = agent_is.public
+        async with (
+            serving(Limits(messages=FAST, rings=FAST)) as there,
+            await Signalling.connect([there.server], agent_is, waits=True) as agent,
+            await Signalling.connect([there.server], peer_is) as peer,
+        ):
+            await peer.ring(agent_id, b"x")
+            await agent.send(peer_is.public, b"x", (await agent.receive()).line)
+            line = (await peer.receive()).line
+
+            async def brings(who: Signalling, ring: bool, data: bytes) -> None:
+                await (who.ring(agent_id, data) if ring else who.send(agent_id, data, line))
+
+            taken = 0
+            for _ in range(3):
+                async with await Signalling.connect([there.server], Identity.generate()) as stranger:
+                    for _ in range(150):
+                        try:
+                            await brings(stranger, rings, b"x")
+                            taken += 1
+                        except RendezvousUnavailable as error:
+                            assert "takes no more" in str(error)
+                        while agent._inbox.qsize():
+                            await agent.receive()
+            assert taken <= Limits().brought.burst
+            assert await peer.finds(agent_id)
+            await brings(peer, not rings, b"the other kind")  # has a place of its own
+            pass_time(1.0)
+            await brings(peer, rings, b"later")
+            while (await agent.receive()).data != b"later":
+                pass
+
+    test()
+
+
+@standing
+async def test_an_agent_answers_no_peer_more_often_than_it_may_send(tmp_path: Path) -> None:
+    """Else the rendezvous ends its connection. Each is answered once whatever the others do, up to a limit for all."""
+    class Over:
+        server = Server.parse("wss://192.0.2.1")
+
+        def __init__(self) -> None:
+            self.sent: list[PublicIdentity] = []
+
+        async def send(self, to: PublicIdentity, _data: bytes, _line: str) -> None:
+            self.sent.append(to)
+
+    class Channel:
+        def __init__(self, peer: Peer) -> None:
+            self.peer, self.session = peer, b"another"
+
+        async def send(self, _kind: str, _body: object) -> None:
+            over.sent.append(self.peer.public)
+
+    peers = Peers(tmp_path / "peers")
+    for name in ("alice", "eve"):
+        peers.pin(name, Identity.generate().public)
+    over: Any = Over()
+    agent = responder._Agent(Identity.generate(), peers, [], NONE, "prefer-direct", "", lambda _: None)
+    served: Any = {bytes([n]): Channel(peers.get("eve")) for n in range(responder.SESSIONS_MAX)}
+    agent._sessions = served  # as many as may be
+
+    async def asks(name: str, times: int) -> int:
+        over.sent.clear()
+        peer = peers.get(name)
+        for _ in range(times):
+            agent._rung(over, Message(peer.public.id, "line", b"MGS1" + bytes(100)))
+            channel: Any = Channel(peer)
+            agent._begin(channel, {})
+            for _ in range(3):
+                await asyncio.sleep(0)
+        return sum(each == peer.public for each in over.sent)
+
+    assert await asks("eve", 50) == responder.WORDS_EACH.burst
+    assert await asks("alice", 1) == 2, "an honest one hears both"
+    pass_time(2.0)
+    assert await asks("eve", 50) == 2
+    pass_time(60.0)
+    assert await asks("eve", 50) + await asks("alice", 50) == responder.WORDS.burst
+    await agent.close()
+
+
 # --- headers ---
 
 
@@ -315,8 +407,9 @@ def joined() -> tuple[tcp_relay._Connection, Taken, list[int]]:
             assert end == "end"
             forwarded.append(len(data))
 
-        def answer(self, *_: object) -> None:
+        def answer(self, *_: object) -> tuple[bytes, None]:
             forwarded.append(-1)
+            return b"challenge", None
 
     connection = tcp_relay._Connection(Forwards(), NONE)
     connection._transport = transport = Taken()
@@ -335,6 +428,68 @@ def test_datagrams_that_are_too_short_to_be_one_end_the_connection(size: int, jo
         connection.data_received(relay_messages.framed(bytes(size)) * (READ // (size + 2)))
         assert transport.aborted
         assert forwarded == []
+
+    test()
+
+
+ALTERNATING = relay_messages.framed(bytes(16)) + relay_messages.framed(bytes(17))
+CALLS_AT_ONCE = int(limits.CALLS.burst)
+
+
+@standing
+async def test_datagrams_of_alternating_sizes_are_forwarded_at_a_rate() -> None:
+    """Each is a call of its own, and one read may bring 14,000."""
+    connection, transport, forwarded = joined()
+    data = ALTERNATING * (READ // len(ALTERNATING))
+    free = 1 + len(data) // limits.CALL_BYTES
+    connection.data_received(data)
+    assert len(forwarded) == CALLS_AT_ONCE + free
+    assert connection._relay.dropped == 2 * (READ // len(ALTERNATING)) - len(forwarded)
+    connection.data_received(data)
+    assert len(forwarded) == CALLS_AT_ONCE + 2 * free
+    pass_time(0.5)
+    connection.data_received(data)
+    assert len(forwarded) == CALLS_AT_ONCE + 3 * free + limits.CALLS.per_second / 2
+    assert not transport.aborted
+
+
+@standing
+async def test_what_a_transfer_sends_by_tcp_is_free() -> None:
+    connection, _, forwarded = joined()
+    # What one write of 64 KiB becomes in the tunnel, with an echo behind it.
+    data = relay_messages.framed(bytes(1400)) * 46 + b"".join(relay_messages.framed(bytes(n)) for n in (900, 96))
+    for _ in range(2 * CALLS_AT_ONCE):
+        connection.data_received(data)
+    assert len(forwarded) == 4 * 2 * CALLS_AT_ONCE
+    assert connection._relay.dropped == 0
+
+
+@standing
+async def test_alternating_sizes_from_a_relay_are_handed_to_wireguard_at_a_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[bytes] = []
+    monkeypatch.setattr("tunnel.gso.send", lambda _sock, data, _size, _to: sent.append(bytes(data)))
+    path = TcpPath(NONE, NONE)
+    path._local, path._wireguard = object(), ("127.0.0.1", 1)  # type: ignore[assignment]
+    data = ALTERNATING * (READ // len(ALTERNATING))
+    path.data_received(data)
+    assert len(sent) == CALLS_AT_ONCE + 1 + len(data) // limits.CALL_BYTES
+    assert path.dropped == 2 * (READ // len(ALTERNATING)) - len(sent)
+
+
+@pytest.mark.parametrize("joins", [True, False], ids=["has joined", "has not joined"])
+def test_joins_without_end_end_the_connection(joins: bool) -> None:
+    """Each costs a proof, and an answer; an end joins once."""
+    @standing
+    async def test() -> None:
+        connection, transport, asked = joined()
+        if not joins:
+            connection.end = None
+        join = relay_messages.framed(relay_messages.MAGIC + bytes(relay_messages.JOIN_SIZE - 4))
+        connection.data_received(join * (READ // len(join)))
+        assert transport.aborted
+        assert asked == ([] if joins else [-1] * tcp_relay.JOINS)
 
     test()
 

@@ -21,6 +21,7 @@ from tunnel.candidates.nat import Endpoint
 from tunnel.relay import relay_messages
 from tunnel.relay.relay_client import Joining, RelayToken
 from tunnel.relay.relay_messages import Type
+from tunnel.rendezvous.limits import Calls
 
 QUEUE = 1024 * 1024  # bytes that wait for the relay; beyond that datagrams are dropped, as on any full link
 READS = 32  # calls before others have their turn
@@ -33,6 +34,7 @@ class TcpPath(asyncio.Protocol):
         self.closed = asyncio.get_running_loop().create_future()
         self.dropped = 0
         self._token = token
+        self._calls = Calls(now)
         self._joining = Joining(token)
         self._joined: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_datagram = on_datagram
@@ -96,7 +98,10 @@ class TcpPath(asyncio.Protocol):
         # What is too short to be anything costs a call each, and 100,000 of it may come at once.
         found = [each for each in found if len(each) >= relay_messages.SHORTEST]
         if self._wireguard and self._local:
-            for batch, size in gso.runs(found):
+            runs = gso.runs(found)
+            allowed = self._calls.cut(runs, len(data))
+            self.dropped += len(runs) - len(allowed)
+            for batch, size in allowed:
                 gso.send(self._local, batch, size, self._wireguard)
             return
         for each in found:

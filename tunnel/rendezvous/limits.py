@@ -9,8 +9,11 @@ import socket
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from migrator.base.clock import Clock
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +22,10 @@ class Rate:
 
     per_second: float
     burst: float
+
+
+CALLS = Rate(2000, 2000)  # beyond those that are free
+CALL_BYTES = 4096  # that were read, for each that is free: three datagrams of full size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,9 @@ class Limits:
     greeting: float = 10.0  # seconds from then until a peer has presented itself
     messages: Rate = Rate(10, 60)  # on one connection
     rings: Rate = Rate(2, 20)  # by one address: what can wake an agent
+    # To one connection, whoever they come from: rings, and as many messages onto its line. Both, with the answers that
+    # it gets itself, are fewer than the frames that an agent takes of a server (tunnel.signalling.link.FRAMES).
+    brought: Rate = Rate(40, 150)
     pairings: Rate = Rate(0.2, 10)  # by one address: what can use up a code
     reflections: Rate = Rate(20, 200)  # to one address, per reflector
     lines_per_identity: int = 8
@@ -62,6 +72,25 @@ class Bucket:
             return False
         self._level -= 1
         return True
+
+
+class Calls:
+    """What the datagrams of one TCP connection may cost in calls that send them on.
+
+    Those that follow one another with the same size leave in one call, so that what somebody makes of alternating sizes
+    costs a hundred times as much by the byte. What a bulk transfer needs is free: a call for each 4 KiB that were read.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._more = Bucket(CALLS, clock)
+
+    def cut(self, calls: list[T], read: int) -> list[T]:
+        """As many of these calls, for what came in one read of that many bytes, as are allowed now."""
+        free = 1 + read // CALL_BYTES
+        for number in range(free, len(calls)):
+            if not self._more.take():
+                return calls[:number]
+        return calls
 
 
 class Buckets:

@@ -12,6 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from migrator.base import strict_json
+from migrator.base.clock import now
 from tunnel.rendezvous.limits import Bucket, Limits
 from tunnel.signalling.link import REPLACED
 
@@ -41,6 +42,9 @@ class Line:
         self.name = secrets.token_hex(8)
         self.id = b""  # of the identity that has presented itself
         self.bucket = Bucket(limits.messages)
+        # Of what others bring. Rings have one of their own: who knows the line's name takes nobody's place among them.
+        self.rings = Bucket(limits.brought, now)
+        self.messages = Bucket(limits.brought, now)
         self._limits = limits
         self._budget = budget
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(limits.queue)

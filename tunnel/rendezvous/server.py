@@ -149,7 +149,11 @@ class SignallingServer:
         if not target:
             return {"ok": False, "reason": "absent"}
         sent = {"type": "message", "from": line.id.hex(), "line": line.name, "data": strict_json.encode(data)}
-        return {"ok": True} if target.put(sent) else {"ok": False, "reason": "the peer takes no more"}
+        # Without this, whoever has enough identities has a peer end its own connection, as it takes only so much.
+        brought = target.messages if "line" in message else target.rings
+        if not brought.take() or not target.put(sent):
+            return {"ok": False, "reason": "the peer takes no more"}
+        return {"ok": True}
 
     def _token(self, line: Line, to: bytes, message: dict[str, Any]) -> dict[str, Any]:
         session = strict_json.exactly(message, "session", RELAY_SESSION_SIZE)

@@ -13,14 +13,16 @@ import ssl
 import threading
 from collections.abc import Sequence
 
+from migrator.base.clock import now
 from migrator.base.strict_json import Malformed
 from tunnel import gso
 from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.forwarder import Forwarder
-from tunnel.rendezvous.limits import Buckets, Door, GuardedListener
+from tunnel.rendezvous.limits import Buckets, Calls, Door, GuardedListener
 from tunnel.rendezvous.pairs import End
 
 QUEUE = 256 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
+JOINS = 15  # messages of ours on one connection; an end needs two, and two more where its cookie has just expired
 
 
 class TcpRelay:
@@ -67,6 +69,8 @@ class _Connection(asyncio.Protocol):
         self._relay = relay
         self._all = all_
         self._rest = bytearray()
+        self._joins = 0
+        self._calls = Calls(now)
         self._waits = bytearray()  # until the end of this turn of the loop
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
@@ -108,26 +112,34 @@ class _Connection(asyncio.Protocol):
         self._rest = bytearray(data[used:])
         if self.end is None:
             for each in found:
-                self._before_join(bytes(each))
+                if not self._before_join(bytes(each)):
+                    self.abort()
+                    return
             return
-        for batch, size in gso.runs(found):
-            if batch[:4] == wire.MAGIC:
-                for each in gso.split(batch, size):
-                    self._before_join(bytes(each))
-            else:
-                self._relay.forward(self.end, batch, size)
+        runs = gso.runs(found)
+        allowed = self._calls.cut(runs, len(data))
+        self._relay.dropped += len(runs) - len(allowed)
+        for batch, size in allowed:
+            if batch[:4] == wire.MAGIC:  # by TCP an end joins once, and leaves by ending the connection
+                self.abort()
+                return
+            self._relay.forward(self.end, batch, size)
 
-    def _before_join(self, message: bytes) -> None:
+    def _before_join(self, message: bytes) -> bool:
+        """Answer a JOIN; False where the connection shall end."""
+        self._joins += 1
+        if self.end or self._joins > JOINS:
+            return False
         said = self._relay.answer(message, self._address, self, self.send)
         if said is None:
-            self.abort()
-            return
+            return False
         answer, end = said
         self._write(wire.framed(answer))
         if end:
             self.end = end
             if self._timer:
                 self._timer.cancel()
+        return True
 
     def send(self, data: memoryview, segment: int) -> None:
         """Queue datagrams for this end; called from the UDP thread too."""

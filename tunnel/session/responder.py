@@ -18,7 +18,7 @@ from tunnel.identity.peers import Peer, Peers
 from tunnel.identity.seal import Opener
 from tunnel.identity.tunnel_config import Server
 from tunnel.punching.prober import Attempt
-from tunnel.rendezvous.limits import Buckets, Rate
+from tunnel.rendezvous.limits import Bucket, Buckets, Rate
 from tunnel.session import offers
 from tunnel.session.channel import Called, Tell
 from tunnel.session.live_tunnel import Tunnel
@@ -38,6 +38,10 @@ SESSIONS_MAX = 16  # that are served at a time
 SESSIONS_EACH = 4  # of one peer
 # Of those that one peer begins, as each sends to wherever he says. The burst is a script's that goes over containers.
 SESSIONS_PACE = Rate(per_second=1 / 15, burst=30)
+# Of what is said to peers beyond sessions, that is refusals to begin one and which version is read here: to each, and
+# to all. Who got such answers without end could have the rendezvous throw this host out for its too many messages.
+WORDS_EACH = Rate(per_second=1, burst=5)
+WORDS = Rate(per_second=3, burst=10)
 
 # Called with each tunnel that is up; the tunnel is closed when it returns.
 Handler = Callable[[Tunnel], Coroutine[Any, Any, None]]
@@ -80,6 +84,8 @@ class _Agent:
         self._waiting: Waiting | None = None
         self._saying: asyncio.Task[None] | None = None
         self._paces = Buckets(SESSIONS_PACE, PEERS_PACED, now)
+        self._words_each = Buckets(WORDS_EACH, PEERS_PACED, now)
+        self._words = Bucket(WORDS, now)
         self._refusing: dict[bytes, asyncio.Task[None]] = {}  # by the id of the peer
         self._renewed = 0.0
         self._told: dict[tuple[Server, str], float] = {}  # when of what comes from nobody known
@@ -163,13 +169,17 @@ class _Agent:
         """
         if seal.other_version(message.data) is None or len(message.data) <= len(seal.VERSION):
             return
-        if self._saying is None or self._saying.done():
+        if (self._saying is None or self._saying.done()) and self._may_say(peer):
 
             async def say() -> None:
                 with contextlib.suppress(TunnelError):
                     await over.send(peer.public, seal.VERSION, message.line)
 
             self._saying = self._spawn(say())
+
+    def _may_say(self, peer: Peer) -> bool:
+        """Whether he may have one more word that is no part of a session; sessions are few enough by themselves."""
+        return self._words_each.take(peer.public.id) and self._words.take()
 
     def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
         reason = ""
@@ -181,7 +191,7 @@ class _Agent:
         if reason:
             # One at a time for each peer: he may send offers without end, over a server that lets nothing back.
             before = self._refusing.get(channel.peer.public.id)
-            if before is None or before.done():
+            if (before is None or before.done()) and self._may_say(channel.peer):
                 self._refusing[channel.peer.public.id] = self._spawn(self._refuse(channel, reason))
         else:
             self._sessions[channel.session] = channel

@@ -232,7 +232,7 @@ async def test_who_does_not_read_costs_little_and_holds_nobody_up(monkeypatch: p
     for end in (Guarded, _Connection):  # their clock stands still here, and so nothing is allowed again
         monkeypatch.setattr(end, "frames", Rate(0, 5000))
     slow, fast = Identity.generate(), Identity.generate()
-    limits = Limits(messages=FAST, rings=FAST, slow=1.0, queue=4)
+    limits = Limits(messages=FAST, rings=FAST, brought=FAST, slow=1.0, queue=4)
     async with serving(limits) as there:
         link = await presented(there, slow, waits=True)
         # Read nothing any more: neither WebSocket frames nor TCP.
