@@ -50,7 +50,7 @@ def test_what_comes_too_late_makes_nothing(hanging: threading.Event) -> None:
     with Beside(Clock(LIMIT)) as beside:
         wait = beside.begin(make)
     hanging.set()
-    with pytest.raises(TimeoutError, match="nobody waits"):
+    with pytest.raises(TimeoutError, match="nobody is waiting"):
         wait()
     assert not made
 
