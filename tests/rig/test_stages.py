@@ -364,5 +364,5 @@ def test_rollback_after_the_source_has_lost_its_memory(rig: Rig, clean_hosts: Cl
     rig.sh("hosta", "echo 1 >/sys/fs/cgroup/lxc.payload.c1/cgroup.kill; lxc-wait -n c1 -s STOPPED -t 200")
     start = rig.probe("hosta", "c1").get("start")
     done = rig.migrator("hosta", "rollback", "c1").expect(0)
-    assert "started from its disk" in done.stderr and "runs on here" in done.stdout
+    assert "starting it from its disk" in done.stderr and "keeps running here" in done.stdout
     wait_for(lambda: rig.probe("hosta", "c1").get("start") not in (None, start), "it counts again")

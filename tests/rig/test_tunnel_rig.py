@@ -169,7 +169,7 @@ def test_no_way_without_a_relay(nats: Nats, agent: Running) -> None:
     def refused() -> None:
         told = nats.tunnel("ping", "--path", "direct-only")
         assert told["error"]["code"] == "no-path"
-        assert "lets no UDP out" in told["error"]["message"]
+        assert "blocks outgoing UDP" in told["error"]["message"]
 
     undisturbed(refused)
 

@@ -389,4 +389,4 @@ def test_the_configuration_of_another_one_without_a_disk(journal: Journal, tmp_p
              "by a link": f"lxc.rootfs.path = dir:{tmp_path}/link/web/rootfs\n"}
     container_config.fence(here.old, CONFIG + lines[named], ID, "no")
     finish_here.end_here(came)
-    assert (here.old / "config").is_file() and "lies in" not in capfd.readouterr().err
+    assert (here.old / "config").is_file() and "it is in" not in capfd.readouterr().err

@@ -123,7 +123,7 @@ def test_a_rollback_says_where_it_is(journal: Journal, monkeypatch: pytest.Monke
     (migration.lxcpath / "web" / "config").touch()
     migration.note("record", cgroup="/sys/fs/cgroup/lxc.payload.web")
     monkeypatch.setattr("migrator.copies.remains.are_here", lambda _: lives)
-    assert ("runs on here" if lives else "is STOPPED here") in after_crash.where(migration)
+    assert ("keeps running here" if lives else "is STOPPED here") in after_crash.where(migration)
 
 
 def test_the_whole_rollback(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
     asks: tuple[Callable[[], object], ...] = (lambda: finish_here.running(asked(restoring), Running(id=ID)),
                                               lambda: abandon.abandon(asked(restoring), abandons()))
     for request in asks:
-        with pytest.raises(GoneThere, match="not there any more") as error:
+        with pytest.raises(GoneThere, match="no longer there") as error:
             request()
         assert error.value.fields == {"name": "web", "destination": this_host(), "source": "hosta",
                                       "next": f"migrator rollback web --force {ID}   (on hosta)"}
@@ -188,7 +188,7 @@ def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Mig
     assert restoring.state is State.RESTORED
     assert abandon.abandon(asked(restoring), abandons(gone=True)).known is True
     assert str(restoring.state) == "finished" and restoring.arrived.given_way
-    with pytest.raises(OutOfOrder, match="has given way") as given:  # the answer was lost: the source's copy goes on
+    with pytest.raises(OutOfOrder, match="has yielded") as given:  # the answer was lost: the source's copy goes on
         finish_here.running(asked(restoring), Running(id=ID))
     assert given.value.fields["next"] == "migrator rollback web   (on hosta)"
     assert abandon.abandon(asked(restoring), abandons()).known is True

@@ -100,5 +100,5 @@ def test_a_rule_by_path() -> None:
 @pytest.mark.parametrize("rule", ["allow = c 1:3", "allow = c 1:3 x", "allow = d 1:3 r", "allow = c 1 r", "deny = all",
                                   "deny = /dev/fuse rw", "allow = /dev/fuse", "allow = c -1:3 r", "allow = c 1:3 rw x"])
 def test_rules_that_lxc_refuses(rule: str) -> None:
-    with pytest.raises(ValueError, match="no rule"):
+    with pytest.raises(ValueError, match="not a valid device rule"):
         program(rule)
