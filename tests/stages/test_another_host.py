@@ -150,7 +150,7 @@ def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, host
             force.tell_late(source, lambda: tell(source, hosts[host]), elsewhere=elsewhere)  # noqa: B023  # at once
         assert source.owes
     told = force.tell_late(source, asked)
-    assert told and told.data["destination_told"] is False and "does not know" in told.text
+    assert told and told.data["destination_told"] is False and "no longer knows" in told.text
     found = source.journal.by_id(ID, Role.SOURCE)
     assert found and not found.owes and force.tell_late(found, lambda: pytest.fail("it is asked")) is None
 
