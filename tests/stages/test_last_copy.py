@@ -271,5 +271,5 @@ def test_what_was_destroyed_while_it_was_offered_does_not_run_again(
         driver._give_up(TOO_LATE)
     assert ("was started again" in str(raised.value)) is (started == [""]) is not destroyed
     told = " ".join(capfd.readouterr().err.split())
-    assert ("LXC does not know of web in" in told) is destroyed
+    assert ("LXC no longer knows of web in" in told) is destroyed
     assert migration.copy.last_copy == ([f"{ID}.2"] if destroyed else [])

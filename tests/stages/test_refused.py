@@ -122,5 +122,5 @@ def test_a_ctrl_c_says_what_has_become_of_it(journal: Journal, acts: list[str], 
     with pytest.raises(Interrupted):
         offer.give_up(migration, connection(There({})), Interrupted(signal="SIGINT", number=2))
     said = " ".join(capfd.readouterr().err.split())
-    assert ("web runs on here" in said) is (thawed or there)
+    assert ("web keeps running here" in said) is (thawed or there)
     assert ("what web writes from now on may be lost when it ends" in said) is (thawed and not there)
