@@ -114,7 +114,7 @@ def test_the_vlans_of_its_port(text: str, bridge: dict[str, str], wanted: list[s
 
 
 def test_a_bridge_that_knows_no_vlans() -> None:
-    with pytest.raises(ValueError, match="VLANs"):
+    with pytest.raises(ValueError, match="VLAN"):
         commands("lxc.net.0.veth.vlan.id = 7\n", {"vlan_filtering": "0"})
 
 

@@ -350,7 +350,7 @@ def test_one_that_does_not_answer_may_be_this_one(tmp_path: Path, bind: Bind, as
                 assert not is_anothers(os.getpid(), "c1", tmp_path)
             waiting = [*set(threading.enumerate()) - before]
             said = " ".join(capfd.readouterr().err.split())
-            assert len(waiting) == 1 and said.count(f"{tmp_path}/other does not answer") == 1
+            assert len(waiting) == 1 and said.count(f"{tmp_path}/other does not respond") == 1
         finally:
             back.set()
         waiting[0].join()
