@@ -82,6 +82,7 @@ def test_a_rollback_between_the_stages_keeps_what_was_imported(rig: Rig, clean_h
     assert bases(rig, "hosta") == bases(rig, "hostb") == [kept]
 
 
+@pytest.mark.nightly
 def test_cleanup_frees_it_on_either_host_also_without_the_container(rig: Rig, clean_hosts: CleanHosts) -> None:
     rig.guest("hosta", "c1", "tick")
     blob(rig, "c1", 16)
@@ -121,6 +122,7 @@ def test_it_goes_before_there_is_no_space(rig: Rig, clean_hosts: CleanHosts) -> 
     rig.migrator("hosta", "rollback", "c2").expect(0)
 
 
+@pytest.mark.nightly
 def test_another_container_of_its_name_begins_anew(rig: Rig, clean_hosts: CleanHosts) -> None:
     """The one that moved was destroyed since: what is left of it on both hosts is of no use, and stays."""
     clean_hosts.allow("snapshot")

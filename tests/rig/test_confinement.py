@@ -244,6 +244,7 @@ for word; do [ ! -e "$word/cgroup-limits" ] || printf 'pids.max 50\\t.\\n' >>"$w
     runs_only_on(rig, "hostb", begun)
 
 
+@pytest.mark.nightly
 def test_the_command_of_a_network(rig: Rig, clean_hosts: CleanHosts) -> None:
     """It runs on the destination as at a start, when the veth is on its bridge; where it fails the source goes on."""
     clean_hosts.allow("snapshot")

@@ -210,6 +210,7 @@ def restoring(rig: Rig, guest: str) -> Iterator[Hold]:
         yield criu
 
 
+@pytest.mark.nightly
 def test_forced_for_a_destination_that_is_lost(rig: Rig, guest: str, restoring: Hold) -> None:
     """The force waits until what stands still there may not let it run any more, and then it does not."""
     id_ = rig.status("hosta", "c1")["id"]
@@ -301,6 +302,7 @@ def test_a_snapshot_in_its_place_is_still_it(rig: Rig, guest: str) -> None:
     assert states(rig) == ("finished", "finished")
 
 
+@pytest.mark.nightly
 def test_forced_though_it_had_run_there(rig: Rig, guest: str) -> None:
     """Not while it answers. Later: what nobody can prevent is told, and the copy there gives way once it is stopped."""
     dumped(rig)

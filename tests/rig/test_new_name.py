@@ -103,6 +103,7 @@ def test_by_hand_and_given_up(rig: Rig, clean_hosts: CleanHosts) -> None:
     lives(rig, "hostb", "c2", start)
 
 
+@pytest.mark.nightly
 def test_killed_and_resumed(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", "c1", "tick", config=[f"lxc.cgroup2.{LIMIT} = 7"])

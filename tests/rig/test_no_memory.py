@@ -125,6 +125,7 @@ def test_stages_by_hand(rig: Rig, guest: Callable[[str, int], None]) -> None:
     brought_all(rig, "hosta")
 
 
+@pytest.mark.nightly
 def test_the_start_fails_there_and_then_here_too(rig: Rig, clean_hosts: CleanHosts) -> None:
     clean_hosts.allow("snapshot")
     rig.put("hosta", "/usr/local/bin/only-here", "#!/bin/sh\n[ ! -e /run/not-even-here ]\n")
@@ -304,6 +305,7 @@ def test_somebody_starts_it_meanwhile(rig: Rig, guest: Callable[[str, int], None
     assert rig.leftovers() == []
 
 
+@pytest.mark.nightly
 def test_stopped_for_too_long(rig: Rig, guest: Callable[[str, int], None]) -> None:
     with held(rig, "hosta", "btrfs", SENT_STOPPED):
         outcome = migrate(rig, "c1", "hosta", "--no-memory", "--max-downtime", "2")

@@ -323,6 +323,7 @@ def images_there(rig: Rig) -> int:
     return int(rig.sh("hostb", "cat /run/migrator/*/pages-*.img 2>/dev/null | wc -c"))
 
 
+@pytest.mark.nightly
 def test_images_go_on_over_a_new_connection(rig: Rig, memory_guest: str) -> None:
     """A connection that can be had again at once: the same freeze, and no page is sent twice but those on their way."""
     with pages_arrive(rig) as running:

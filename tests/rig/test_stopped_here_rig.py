@@ -33,6 +33,7 @@ def refuses(rig: Rig, id_: str) -> None:
     assert rig.sh("hostb", "lxc-info -n c1 -sH").strip() == "STOPPED"
 
 
+@pytest.mark.nightly
 def test_the_source_was_forced_meanwhile(rig: Rig, guest: str, stopped: str) -> None:
     with cut_off(rig):
         reboot(rig, "hostb")

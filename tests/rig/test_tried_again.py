@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rig.conftest import CleanHosts
 from tests.rig.harness import DESTINATION, Rig
 from tests.rig.held import instead_of
@@ -19,6 +21,7 @@ exec REAL "$@"
 """
 
 
+@pytest.mark.nightly
 def test_restored_at_the_second_try(rig: Rig, clean_hosts: CleanHosts) -> None:
     """CRIU is given another image of the container's cgroups than the one that has arrived."""
     clean_hosts.allow("snapshot")

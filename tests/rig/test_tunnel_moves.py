@@ -44,6 +44,7 @@ def test_move(guests: Rig, agent: Running) -> None:
     assert rig.probe(RESPONDER, guest)["intact"]
 
 
+@pytest.mark.nightly
 def test_rebind_during_prepare_data(nats: Nats, guests: Rig, agent: Running) -> None:
     """A router gets another address while the disk is sent: the tunnel heals, and every byte arrives."""
     rig, guest, big = guests, "c1", "/pool/c1/rootfs/big"

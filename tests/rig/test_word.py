@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.rig.harness import Rig
 from tests.rig.test_disk_away import killed_before_the_record
 from tests.rig.test_failures import failed, frozen
@@ -11,6 +13,7 @@ from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  
 # ruff: noqa: F811 -- fixtures
 
 
+@pytest.mark.nightly
 def test_let_run_without_a_source_that_is_lost(rig: Rig, guest: str) -> None:
     """Later than a minute after create-dump, or where this host was rebooted: nothing without the source's word."""
     dumped(rig)
