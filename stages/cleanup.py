@@ -28,8 +28,9 @@ from migrator.errors.containers import AlreadyMigrating, ContainerNotFound
 from migrator.errors.this_host import Busy
 from migrator.host import btrfs, lxc, network
 from migrator.record import next_commands
+from migrator.record.image_folders import RUNTIME, former_images, remove_images
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
-from migrator.record.migration_paths import FOLDER, RUNTIME, WORK, Layout, former_images, locked, remove_images
+from migrator.record.migration_paths import FOLDER, WORK, Layout, locked
 from migrator.record.states import Role, State
 from migrator.transfer import received_snapshot
 from stages.steps import arguments, left_running

@@ -26,10 +26,11 @@ from migrator.errors import UsageError
 from migrator.errors.containers import ContainerChanged, ContainerNotRunning, NoMigration, OutOfOrder
 from migrator.errors.data import NoSpace
 from migrator.host import btrfs, lxc
-from migrator.record import container_lock, migration_paths, next_commands
+from migrator.record import container_lock, image_folders, next_commands
+from migrator.record.decisions import Verdict, decide
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
-from migrator.record.states import Event, Role, State, Verdict, decide
+from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Place, Receivers, Service
 from migrator.remote.other_host import connected, require_stable_path
 from migrator.transfer import room_bounds, spool
@@ -199,12 +200,12 @@ def receive_images(service: Service, asked: ImagesTransfer) -> Place:
     folder = here.images()  # of the same dump: when it began, those of an earlier one were dropped
     if folder is None:
         service.refuse_more(migration)
-        folder, why = migration_paths.place_images(here, asked.bytes)
-        migration_paths.make_images(folder, asked.bytes)
+        folder, why = image_folders.place_images(here.image_folders(), asked.bytes)
+        image_folders.make_images(folder, asked.bytes)
         try:
             spool.check_space(folder, asked.bytes, what=f"the memory of {migration.name}")
         except NoSpace:
-            migration_paths.remove_images(folder)
+            image_folders.remove_images(folder)
             raise
         migration.note("images", images=str(folder), why=why)
         service.images_of = migration.id

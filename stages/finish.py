@@ -14,16 +14,17 @@ from pathlib import Path
 from migrator.base import log
 from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
-from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing
+from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing, written_since
 from migrator.errors import MigratorError, UsageError
 from migrator.errors.containers import NoMigration, OutOfOrder
 from migrator.errors.convert import FIELD_MAX
 from migrator.errors.memory import CopyNotEnded
 from migrator.host import lxc, network
 from migrator.record import next_commands
+from migrator.record.decisions import Decision, Verdict, decide
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
-from migrator.record.states import Decision, Event, Owner, Role, State, Verdict, decide
+from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.other_host import connected
 from migrator.transfer.messages import Finish, Running
 from migrator.transfer.rpc import Connection
@@ -172,7 +173,7 @@ def _last_change(migration: Migration) -> dict[str, int]:
     """What tells later whether anybody has written to the copy since. LXC's hooks at its end may have, until now."""
     with contextlib.suppress(MigratorError, OSError):  # it may be removed at any moment, and then tells nothing
         if origins.is_there(migration) and (
-                found := origins.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
+                found := written_since.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
             return {"changed": found}
     return {}
 

@@ -26,10 +26,11 @@ from migrator.errors.data import ReceiveFailed, SegmentDamaged
 from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs, lxc
 from migrator.record import clones, grant, lxc_disk, next_commands
+from migrator.record.decisions import Verdict, decide
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked, put
 from migrator.record.next_commands import this_host
-from migrator.record.states import Event, Role, State, Verdict, decide
+from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Handlers, Service, kept_config
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.live_import import Behind

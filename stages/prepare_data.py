@@ -28,11 +28,12 @@ from migrator.errors.containers import AlreadyMigrating, ContainerNotRunning, Ou
 from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk, next_commands
+from migrator.record.decisions import Verdict, decide
 from migrator.record.detail import DiskRound
 from migrator.record.journal import DEFAULT_PATH, AlreadyRecorded, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.next_commands import this_host
-from migrator.record.states import FROZEN, Event, Role, State, Verdict, decide
+from migrator.record.states import FROZEN, Event, Role, State
 from migrator.remote import destination
 from migrator.remote.answering import Handlers, Place, Receivers, Service, keep_config
 from migrator.remote.other_host import connected, fingerprint

@@ -32,10 +32,11 @@ from migrator.errors.outcomes import SourceStillFrozen, outcome
 from migrator.errors.ownership import WordOver
 from migrator.host import btrfs, lxc, network
 from migrator.record import grant, lxc_disk, next_commands
+from migrator.record.decisions import Verdict, decide
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.next_commands import this_host
-from migrator.record.states import Event, State, Verdict, decide
+from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer import spool
 from stages.import_data import arrived, give_back_rootfs, put_aside, put_rootfs_aside, receive

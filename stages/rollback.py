@@ -16,10 +16,11 @@ from migrator.copies import bases, no_memory, older_journal
 from migrator.errors.containers import AlreadyRuns, NoMigration
 from migrator.host import network
 from migrator.record import next_commands
+from migrator.record.decisions import Verdict, decide
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.next_commands import this_host
-from migrator.record.states import Role, Verdict, decide
+from migrator.record.states import Role
 from stages.steps import abandon, arguments, force, give_back, thaw_again
 from stages.steps.options import EndOptions
 

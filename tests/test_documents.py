@@ -18,7 +18,8 @@ import pytest
 import stages
 from docs import picture
 from migrator import cli, manual
-from migrator.record.states import TABLES, Event, Role, State, next_stage, owner
+from migrator.record.decisions import next_stage
+from migrator.record.states import TABLES, Event, Role, State, owner
 from stages.steps import arguments
 from tests.migrator import model
 

@@ -17,9 +17,10 @@ from migrator.errors import MigratorError
 from migrator.errors.containers import ContainerNotFound, DiskAway, StoppedThere
 from migrator.host import lxc
 from migrator.record import lxc_disk, next_commands
+from migrator.record.decisions import next_stage
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
-from migrator.record.states import FROZEN, Role, State, next_stage
+from migrator.record.states import FROZEN, Role, State
 
 
 def memory_is_here(migration: Migration) -> bool:

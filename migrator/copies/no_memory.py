@@ -25,7 +25,7 @@ from migrator.errors.memory import StartFailed
 from migrator.errors.this_host import CommandFailed, CommandTimeout
 from migrator.host import lxc, network
 from migrator.host.processes import running
-from migrator.record import migration_paths, next_commands
+from migrator.record import image_folders, migration_paths, next_commands
 from migrator.record.journal import Migration
 from migrator.record.states import FROZEN
 
@@ -159,7 +159,7 @@ def _try(otherwise: str, step: Callable[[], None]) -> None:
 
 
 def _copy(migration: str) -> Path:
-    return migration_paths.RUNTIME / f"{migration}.start"
+    return image_folders.RUNTIME / f"{migration}.start"
 
 
 @contextlib.contextmanager
@@ -181,7 +181,7 @@ def log_of(container: lxc.Container | migration_paths.Layout, *, anew: bool = Fa
     Then it is in memory, or goes nowhere: lxc-start ends at once where it cannot open its log. Another container of
     that name, in another LXC path, may be started at the same time: `never_ran` believes what it reads.
     """
-    for folder in (criu_dump.LOG_FOLDER, migration_paths.RUNTIME):
+    for folder in (criu_dump.LOG_FOLDER, image_folders.RUNTIME):
         path = folder / _log_name(container.name, container.lxcpath)
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o750 if folder == criu_dump.LOG_FOLDER else 0o711, exist_ok=True)

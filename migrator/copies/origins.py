@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from migrator.base import names
@@ -237,7 +236,7 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
     found = whose(layout)
     if found is not Whose.COPY or not renamed:
         return found in (Whose.OURS, Whose.COPY)
-    went = _went(journal, layout.container / "config")
+    went = left_by(journal, layout.container / "config")
     return went is not None and bool(origin) and _origin(went) == origin
 
 
@@ -248,7 +247,7 @@ def is_superseded(migration: Migration, config: Path) -> bool:
     only if it has come back by way of that. Else a host was put back as it had been before (a snapshot of a virtual
     machine, say), and this copy may be the newer one. Older versions do not say by which way it has come.
     """
-    went, told = _went(migration.journal, config), migration.begun.moves
+    went, told = left_by(migration.journal, config), migration.begun.moves
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
             and are_of_one(went, migration) and (told is None or went.id in told))
 
@@ -266,50 +265,7 @@ def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
     return bool(left) and btrfs.is_subvolume(rootfs) and btrfs.info(rootfs).uuid not in left
 
 
-def changed(rootfs: Path) -> int:
-    """By which transaction a root file system was last written to; 0 where that cannot be told.
-
-    What is on its way to the disk is not counted yet: it is waited for.
-    """
-    try:
-        btrfs.sync(rootfs)
-        return btrfs.info(rootfs).changed
-    except (MigratorError, OSError):
-        return 0
-
-
-def was_written_to(journal: Journal, config: Path, rootfs: Path) -> bool:
-    """Whether somebody has written to the copy behind the fence in `config` since its container had left here for good.
-
-    Started past its fence, or from another container that has a folder of it: what he wrote is nowhere else. A file
-    that is only read counts too, where the file system keeps the time of that (relatime), see `only_read`; and what
-    cannot be told. Older versions did not record when that was.
-    """
-    went = _went(journal, config)
-    left = went.copy.changed if went else None
-    return bool(left) and btrfs.is_subvolume(rootfs) and changed(rootfs) != left
-
-
-@contextlib.contextmanager
-def only_read(journal: Journal, config: Path, rootfs: Path) -> Iterator[None]:
-    """What is read meanwhile of the copy behind the fence in `config` is no write to it, if it was as it had been left.
-
-    Ask with the container locked. What somebody else writes in the same time is not told from that, unless he is still
-    there at the end.
-    """
-    went = _went(journal, config) if config.is_file() else None
-    left = went.copy.changed if went else None
-    counts = bool(left) and changed(rootfs) == left
-    try:
-        yield
-    finally:
-        if went and counts and not lxc.lives_in(config.parent.name, rootfs):
-            with contextlib.suppress(MigratorError, OSError):  # else it counts as written to, and is kept
-                if (found := changed(rootfs)) not in (0, left):
-                    went.note("read", changed=found)
-
-
-def _went(journal: Journal, config: Path) -> Migration | None:
+def left_by(journal: Journal, config: Path) -> Migration | None:
     """The record by which the copy behind the fence in `config` has left here."""
     return journal.by_id(container_config.fence_of(config.read_text(errors="replace")), Role.SOURCE)
 

@@ -7,7 +7,8 @@ The model in tests/migrator/ runs these very functions. `stages.steps.heal` acts
 from __future__ import annotations
 
 from migrator.copies.leave import LEAST
-from migrator.record.states import ENDED, State, step
+from migrator.record.decisions import step
+from migrator.record.states import ENDED, State
 
 # On the destination: it has the token, or has only to write down that it has.
 MAY_RESTORE = {State.DUMP_RECEIVED, State.OWNED}

@@ -36,7 +36,8 @@ from migrator.errors.memory import RestoreFailed
 from migrator.errors.this_host import CommandFailed
 from migrator.host import cgroup_limits, device_filter
 from migrator.host.lxc import Container
-from migrator.record.migration_paths import Layout, give_images
+from migrator.record.image_folders import give_images
+from migrator.record.migration_paths import Layout
 from migrator.transfer import spool
 
 NOTE_LIMIT = cgroup_limits.RECORD_LIMIT

@@ -5,12 +5,14 @@ A process may end while it is looked at: then there is nothing to read, and that
 """
 
 # Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
-# ruff: noqa: PTH115, PTH123
+# ruff: noqa: PTH115, PTH123, PTH208
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,5 +63,47 @@ def read_text(path: str) -> str:
 def link(path: str) -> str:
     try:
         return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def pipe_holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]:
+    """Which of the pipes a process outside the container has open, and that process."""
+    found: dict[str, str] = {}
+    for pid in os.listdir("/proc") if pipes else ():
+        if not pid.isdecimal() or int(pid) in members:
+            continue
+        with contextlib.suppress(OSError):
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                target = link(f"/proc/{pid}/fd/{name}")
+                if target in pipes and target not in found:
+                    found[target] = f"{read_text(f'/proc/{pid}/comm').strip()} (process {pid})"
+    return found
+
+
+def status_of(pid: int) -> Status | None:
+    """A process's status now; None when it has ended.
+
+    Of one that is waited for at this very moment the kernel tells some of it, and 0 for its session, its parent and its
+    own ids (__unhash_process in kernel/exit.c takes them away): nobody finds it any more who asks again.
+    """
+    status = parse_status(read_text(f"/proc/{pid}/status"))
+    if status and not (status.session_inside and status.parent and status.inside):
+        status = parse_status(read_text(f"/proc/{pid}/status"))
+    return status if status and status.state != "X" else None
+
+
+def state_of(pid: int) -> str:
+    """A process's state now, one letter; "" when it has ended."""
+    status = status_of(pid)
+    return status.state if status else ""
+
+
+def socket_protocol(path: str) -> str:
+    """A socket's protocol by the name that /proc/net/protocols has for it, "" when it cannot be asked."""
+    try:
+        return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
+    except FileNotFoundError:  # closed meanwhile
+        raise
     except OSError:
         return ""

@@ -23,27 +23,19 @@ import dataclasses
 import fcntl
 import os
 import re
-import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from migrator.base import log, removal
+from migrator.base import removal
 from migrator.errors.this_host import Busy, JournalBroken
 from migrator.host import btrfs
-from migrator.record import container_lock
+from migrator.record import container_lock, image_folders
 
-RUNTIME = Path("/run/migrator")
-FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it is believed
 FOLDER = ".migrator"
 WORK = "+"
 WATCHDOG_LIMIT = 60.0  # seconds that a watchdog may take to thaw a container and end
 MOMENT_LIMIT = 1.0  # seconds that a process may take to write into its lock who it is, or to answer a question
-_MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
-_GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
-_LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean without a limit
-INODES = 50_000  # of a tmpfs, whose size does not count them: for `spool.FOLDER_MAX` streams, with an index each
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 
 
@@ -151,18 +143,18 @@ class Layout:
         return next((path for path in self.image_folders() if path.is_dir()), None)
 
     def image_folders(self) -> list[Path]:
-        return [RUNTIME / self.id, self.work / f"{self.id}.images"]
+        return [image_folders.RUNTIME / self.id, self.work / f"{self.id}.images"]
 
     def dumped_into(self) -> list[Path]:
         """Where CRIU may be at work for this migration: `image_folders`, and where older versions had them."""
-        return [*self.image_folders(), FORMER_MEMORY / self.id, self.folder / f"{self.id}.images"]
+        return [*self.image_folders(), image_folders.FORMER_MEMORY / self.id, self.folder / f"{self.id}.images"]
 
     def drop_images(self) -> None:
         for path in [*self.image_folders(), self.folder / f"{self.id}.images"]:
-            remove_images(path)
-        for path in former_images():
+            image_folders.remove_images(path)
+        for path in image_folders.former_images():
             if path.name == self.id:
-                remove_images(path)
+                image_folders.remove_images(path)
 
     def began_formerly(self) -> bool:
         """Whether an older version has received what this migration has brought: it is not read any more."""
@@ -186,115 +178,6 @@ class Layout:
         for path in (self.work, self.folder, self.folder.parent):
             with contextlib.suppress(OSError):
                 path.rmdir()
-
-
-def place_images(layout: Layout, needed: int, room: int | None = None) -> tuple[Path, str]:
-    """Where `needed` bytes of memory images should go, and why, in words.
-
-    Memory is the faster place, as long as what is then left of it is as much again: a restore needs the pages twice.
-    What other migrations were promised is not there for this one, nor what is beyond the `room` that it has (bytes).
-    """
-    memory, disk = layout.image_folders()
-    available = _bytes_available(room)
-    if 2 * needed < available:
-        return memory, f"{available >> 20} MiB of memory are available"
-    return disk, f"only {max(0, available) >> 20} MiB of memory are available"
-
-
-def _bytes_available(room: int | None) -> int:
-    available = memory_available() - memory_promised()
-    return available if room is None else min(available, room)
-
-
-def make_images(path: Path, needed: int, room: int | None = None) -> None:
-    """An empty images folder for `needed` bytes, only for root: whoever could write there could have root write
-    elsewhere, through a link, or restore something else than what was checked.
-
-    Below RUNTIME it is a tmpfs that has just been mounted: /run itself is small by default, and in /dev/shm anybody
-    could have made a folder before us. Where it cannot be mounted (in a container, for example) it is a plain folder.
-    It holds more than was announced, as a container's memory grows until it is frozen, but no more than half of what
-    is available, as in `place_images`.
-    """
-    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    remove_images(path)
-    path.mkdir(mode=0o700)
-    if path.parent == RUNTIME:
-        try:
-            needed = max(0, needed)  # as another host has it
-            _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), _bytes_available(room) // 2)))
-        except OSError as error:
-            log.verbose(f"No tmpfs could be mounted at {path}: {error}")
-
-
-def memory_promised() -> int:
-    """Bytes that the images of all migrations may still take of memory, and the containers restored from them."""
-    promised = 0
-    with contextlib.suppress(FileNotFoundError):
-        for path in RUNTIME.iterdir():
-            with contextlib.suppress(OSError):  # it goes at this moment
-                if path.is_mount():
-                    found = os.statvfs(path)
-                    promised += (found.f_bfree + found.f_blocks) * found.f_frsize
-    return promised
-
-
-def former_images() -> list[Path]:
-    """Folders of memory images that older versions have left in memory; none where somebody else has made their place.
-
-    Anybody may make things in /dev/shm, but rename only what is their own (its sticky bit).
-    """
-    try:
-        found = FORMER_MEMORY.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            return []
-        return [path for path in FORMER_MEMORY.iterdir() if re.fullmatch(r"[0-9a-f]{8}", path.name)]
-    except OSError:
-        return []
-
-
-def remove_images(path: Path) -> None:
-    """Remove an images folder with all that is in it, mounted or not; safe to repeat.
-
-    A monitor of LXC's keeps its log there open, so the mount goes at once and its memory with the last who uses it.
-    """
-    removal.tree(path, mounted=True)
-    if path.is_mount():
-        if _libc().umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
-            log.verbose(f"{path} could not be unmounted: {os.strerror(ctypes.get_errno())}")
-        with contextlib.suppress(OSError):
-            path.rmdir()
-
-
-def _mount(path: Path, size: int) -> None:
-    """mount(2) of a tmpfs that holds `size` bytes at most (tmpfs(5))."""
-    options = f"size={size},nr_inodes={INODES},mode=0700".encode()
-    if _libc().mount(b"migrator", os.fsencode(path), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def give_images(folder: Path, files: Iterable[Path], group: int) -> None:
-    """Let the container's root, group id `group` on this host, read these images in their folder.
-
-    A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
-    in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So they stay root's,
-    and the container's root reads them as their group.
-    """
-    for path, mode in ((folder, 0o750), *((path, 0o640) for path in files)):
-        if group:
-            os.chown(path, -1, group, follow_symlinks=False)
-        path.chmod(mode)
-
-
-def memory_available() -> int:
-    """Bytes that programs can still use without swapping (MemAvailable in proc_meminfo(5))."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def put(source: Path, target: Path) -> None:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import shlex
 import socket
 
+from migrator.record.decisions import next_stage
 from migrator.record.detail import Begun
 from migrator.record.journal import Migration
-from migrator.record.states import Role, next_stage
+from migrator.record.states import Role
 
 NEEDS_DESTINATION = {"migrate", "prepare-data", "create-dump"}
 BEGINS = {"migrate", "prepare-data"}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from migrator.base import log, removal
 from migrator.config import container_config
-from migrator.copies import origins
+from migrator.copies import origins, written_since
 from migrator.host import btrfs, lxc
 from migrator.record import clones
 from migrator.record.journal import Journal, Migration
@@ -105,7 +105,7 @@ class Cleaner:
             return
         btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
         for path in filter(btrfs.is_subvolume, map(Path, self.removed)):
-            with origins.only_read(journal, path.parent / "config", path):
+            with written_since.only_read(journal, path.parent / "config", path):
                 self.sizes[str(path)] = btrfs.exclusive_bytes(path)
 
 

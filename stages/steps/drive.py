@@ -37,9 +37,10 @@ from migrator.errors.outcomes import OutcomeError, SourceRunsAgain, outcome
 from migrator.errors.this_host import Busy
 from migrator.host import lxc
 from migrator.record import container_lock, next_commands
+from migrator.record.decisions import step
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
-from migrator.record.states import Role, State, step
+from migrator.record.states import Role, State
 from migrator.transfer import bandwidth, plan
 from migrator.transfer.messages import Import, Restore
 from migrator.transfer.plan import Plan, Round

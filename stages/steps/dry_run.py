@@ -19,9 +19,10 @@ from migrator.base.run import shown
 from migrator.copies import origins
 from migrator.errors.containers import ContainerNotRunning
 from migrator.host import lxc
+from migrator.record.decisions import step
 from migrator.record.detail import DiskRound
 from migrator.record.journal import Journal, Migration
-from migrator.record.states import FROZEN, Event, Role, step
+from migrator.record.states import FROZEN, Event, Role
 from migrator.remote.other_host import connected
 from migrator.transfer import bandwidth
 from migrator.transfer.plan import Plan

@@ -21,7 +21,7 @@ from migrator.criu import apart, bound_sockets, criu_dump, ghosts, mount_flags, 
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
 from migrator.host import cgroup_limits, cgroups, descent, lxc, net_state, network
-from migrator.record import migration_paths, next_commands
+from migrator.record import image_folders, next_commands
 from migrator.record.detail import Figures
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
@@ -77,9 +77,9 @@ class Dump(Handover):
         with contextlib.suppress(OSError):  # a process ends just now: it is looked at again when it stands still
             self._notes()
         room = apart.room()
-        self.images, why = migration_paths.place_images(self.layout, self.facts.memory, room)
+        self.images, why = image_folders.place_images(self.layout.image_folders(), self.facts.memory, room)
         log.verbose(f"Images go to {self.images}: {why}")
-        migration_paths.make_images(self.images, self.facts.memory, room)
+        image_folders.make_images(self.images, self.facts.memory, room)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
                         tuple(self.ports), started=self.init[1] if self.init and self.init[0] == self.pid else None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from migrator.base import log, removal
 from migrator.config import container_config
-from migrator.copies import origins
+from migrator.copies import origins, written_since
 from migrator.errors.data import SnapshotFailed
 from migrator.host import btrfs, lxc
 from migrator.record import clones, next_commands
@@ -73,7 +73,7 @@ def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) ->
     was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
     if _nested(rootfs):
         return "has subvolumes inside, which a move does not take along"
-    if told and not another and origins.was_written_to(migration.journal, config, rootfs):
+    if told and not another and written_since.was_written_to(migration.journal, config, rootfs):
         return "was written to after it had been left here"
     if another or was_kept or not told or not origins.is_superseded(migration, config):
         return "may be the only copy of what it has"

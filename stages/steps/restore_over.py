@@ -15,8 +15,9 @@ from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.containers import OutOfOrder
 from migrator.errors.outcomes import SourceStillFrozen
 from migrator.record import lxc_disk, next_commands
+from migrator.record.decisions import Verdict, decide
 from migrator.record.migration_paths import Layout
-from migrator.record.states import State, Verdict, decide
+from migrator.record.states import State
 from migrator.remote.answering import Handlers, Service
 from migrator.transfer import messages
 from migrator.transfer.messages import Restored

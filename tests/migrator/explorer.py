@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 from migrator.copies.origins import Whose
 from migrator.copies.resume_rules import on_destination, on_source
-from migrator.record.states import ENDED, Role, State, Verdict, decide, next_stage
+from migrator.record.decisions import Verdict, decide, next_stage
+from migrator.record.states import ENDED, Role, State
 from tests.migrator import model
 from tests.migrator.model import OK
 from tests.migrator.world import FROZEN, RUNS, STOPPED, Message, World, check, check_move
@@ -231,7 +232,8 @@ PAGE = """\
 # What the model has seen
 
 `tests/migrator/model.py` is a model of both hosts together. It moves by the functions that the program moves by
-(`after`, `decide` and `step` of `migrator/record/states.py`, and `migrator/copies/resume_rules.py`), and
+(`after` of `migrator/record/states.py`, `decide` and `step` of `migrator/record/decisions.py`, and
+`migrator/copies/resume_rules.py`), and
 `tests/migrator/explorer.py` goes through everything that can happen, breadth first, until there is nothing new: with up
 to {dumps} attempts at a dump (or a stop, with --no-memory), each broken off at any point, by a failure, a signal or a
 crash, and any number of rounds, reboots and commands. This page is made by `make docs`; a test compares it with what a

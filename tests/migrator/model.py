@@ -55,7 +55,8 @@ from collections.abc import Callable, Iterator
 from migrator.copies.leave import BY_HAND
 from migrator.copies.origins import Whose
 from migrator.copies.resume_rules import LETS_RUN, MAY_RESTORE, TAKEN_BACK, gives_back, must_ask
-from migrator.record.states import ENDED, Event, IllegalMove, Owner, Role, State, Verdict, after, decide, owner, step
+from migrator.record.decisions import Verdict, decide, step
+from migrator.record.states import ENDED, Event, IllegalMove, Owner, Role, State, after, owner
 from tests.migrator.around import disk, rebooted_there, strangers, strangers_on_the_source, unseen
 from tests.migrator.programs import ARRIVING, BY_FORCE, DUMPING_PROGRAMS, GOES_ON, NUMBERED, PROGRAMS, TAKEN, inert
 from tests.migrator.world import FROZEN, POWER_CUT, RAN_THERE, REBOOTED, RUNS, STOPPED, STRANGER, Message, World

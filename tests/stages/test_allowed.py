@@ -22,7 +22,7 @@ from migrator.errors.containers import AlreadyMigrating, ContainerExists, Invali
 from migrator.host import lxc
 from migrator.preflight.facts import host_facts
 from migrator.preflight.facts.host_facts import Query
-from migrator.record import container_lock, grant, migration_paths, next_commands
+from migrator.record import container_lock, grant, image_folders, migration_paths, next_commands
 from migrator.record.grant import Grant
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
@@ -82,7 +82,7 @@ class Here:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr(lxc, "default_lxcpath", lambda: tmp_path / "pool")
     monkeypatch.setattr("migrator.remote.answering.REST", 0.0)

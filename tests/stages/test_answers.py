@@ -24,7 +24,7 @@ from migrator.errors.containers import AlreadyMigrating, AlreadyRuns, ContainerE
 from migrator.errors.data import NoSpace
 from migrator.errors.memory import DumpRefused
 from migrator.host import btrfs
-from migrator.record import container_lock, migration_paths
+from migrator.record import container_lock, image_folders
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Owner, Role, State
@@ -82,7 +82,7 @@ class Destination:
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     # Locks go beside them.
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr(origins, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
@@ -229,7 +229,7 @@ def at_the_dump(there: Destination, attempt: int = 1) -> None:
 def arrives(there: Destination) -> None:
     """A dump, as small as one can be."""
     images = there.layout.image_folders()[0]
-    migration_paths.make_images(images, 0)
+    image_folders.make_images(images, 0)
     for path in (there.layout.spool / INCREMENT, images / "core-1.img"):
         path.write_bytes(b"")
         path.with_name(path.name + segments.INDEX_SUFFIX).write_bytes(segments.last_line(segments.whole([])))

@@ -17,7 +17,7 @@ from migrator import cli
 from migrator.errors.containers import AlreadyMigrating
 from migrator.errors.this_host import Busy
 from migrator.host import network
-from migrator.record import container_lock, migration_paths
+from migrator.record import container_lock, image_folders
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Event, Role
@@ -66,9 +66,9 @@ class Host:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
-    for module in (migration_paths, cleanup):
+    for module in (image_folders, cleanup):
         monkeypatch.setattr(module, "RUNTIME", tmp_path / "run")
-    monkeypatch.setattr(migration_paths, "FORMER_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(image_folders, "FORMER_MEMORY", tmp_path / "shm")
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "run" / "lock")
     monkeypatch.setattr("migrator.host.btrfs.is_subvolume", lambda path: path.name.endswith(".1") and path.is_dir())
     monkeypatch.setattr("migrator.host.btrfs.delete", lambda path, **_: path.is_dir() and path.rmdir())

@@ -17,7 +17,7 @@ from migrator.errors.containers import AlreadyRuns
 from migrator.errors.memory import CopyNotEnded
 from migrator.errors.this_host import CommandTimeout
 from migrator.host import btrfs, lxc, subvolume_uuids
-from migrator.record import lxc_disk, migration_paths
+from migrator.record import image_folders, lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State
@@ -70,7 +70,7 @@ def test_a_start_from_its_disk_is_none_that_only_lxc_tells_of(restoring: Migrati
 def guest(restoring: Migration, container: Container, acts: list[str],
           monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the container's; it was let run, and CRIU has let go of it."""
-    monkeypatch.setattr(migration_paths, "RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", restoring.lxcpath / "run")
     restoring.note("memory", memory=True, dad={})
     let_go(restoring)
     mark(restoring)

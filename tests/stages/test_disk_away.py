@@ -20,7 +20,7 @@ from migrator.criu import criu_dump, ran_mark, restore
 from migrator.errors.containers import DiskAway, GoneThere
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
-from migrator.record import lxc_disk, migration_paths
+from migrator.record import image_folders, lxc_disk
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
@@ -52,7 +52,7 @@ OWN = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.D
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Nothing runs, and the source cannot be asked; a subvolume is a folder with the file `uuid`."""
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(criu_dump, "processes", lambda _: [])
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(btrfs, "sync", lambda _: None)

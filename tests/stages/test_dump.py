@@ -27,7 +27,7 @@ from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import btrfs, lxc, network
-from migrator.record import container_lock, migration_paths
+from migrator.record import container_lock, image_folders
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer import spool
@@ -92,7 +92,7 @@ def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], mon
     monkeypatch.setattr(btrfs, "delete", lambda _: None)
     monkeypatch.setattr(network, "ports", lambda _: [])
     monkeypatch.setattr(terminals, "found", lambda _: [])
-    monkeypatch.setattr(migration_paths, "make_images", lambda *_: None)
+    monkeypatch.setattr(image_folders, "make_images", lambda *_: None)
     monkeypatch.setattr(spool, "check_space", lambda *_, **__: None)
     monkeypatch.setattr(dump, "Watchdog", Watchdog)
     monkeypatch.setattr(dump.Dump, "_dump_and_send", lambda *_: pytest.fail("it was dumped"))

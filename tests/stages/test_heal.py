@@ -15,7 +15,7 @@ from migrator.errors.connection import HostUnreachable
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused
 from migrator.errors.this_host import Busy
-from migrator.record import migration_paths
+from migrator.record import image_folders, migration_paths
 from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, Role, State
@@ -24,7 +24,7 @@ from stages.steps import force, give_back, heal, offer
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     with Journal(tmp_path / "journal.db") as opened:
         yield opened
 

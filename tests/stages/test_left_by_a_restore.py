@@ -315,7 +315,7 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
 def test_it_goes_on_in_its_time(restoring: Migration, container: Container, acts: list[str],
                                 monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[object] = []
-    monkeypatch.setattr("migrator.record.migration_paths.RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr("migrator.record.image_folders.RUNTIME", restoring.lxcpath / "run")
     monkeypatch.setattr(container, "config_file", restoring.lxcpath / "web" / "config", raising=False)
     given: list[str] = []
 

@@ -18,7 +18,7 @@ from migrator.copies.origins import Whose, whose
 from migrator.errors.containers import AlreadyRuns
 from migrator.errors.memory import DumpRefused
 from migrator.host import lxc
-from migrator.record import container_lock, lxc_disk, migration_paths
+from migrator.record import container_lock, image_folders, lxc_disk
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
@@ -58,11 +58,11 @@ def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_model_and_handlers_agree(requests: list[tuple[str, int]]) -> None:
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         top = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        patch.setattr(migration_paths, "RUNTIME", top / "run")
+        patch.setattr(image_folders, "RUNTIME", top / "run")
         patch.setattr(container_lock, "LOCKS", top / "run" / "lock")
         (top / "pool").mkdir()
         there = Destination(stack.enter_context(Journal(top / "journal.db")), stack, top / "pool")
-        stack.callback(migration_paths.remove_images, there.layout.image_folders()[0])
+        stack.callback(image_folders.remove_images, there.layout.image_folders()[0])
         there.ask("begin")
         there.imported()
         world = World(destination=State.IMPORTED, place=Whose.OURS)

@@ -12,7 +12,7 @@ import pytest
 from migrator.criu import at_restore, criu_dump, mount_flags, restore
 from migrator.errors.memory import DumpFailed
 from migrator.host import cgroup_limits, cgroups, network
-from migrator.record import migration_paths
+from migrator.record import image_folders, migration_paths
 from stages.steps import dump
 
 LIMIT = 1000
@@ -43,7 +43,7 @@ def test_the_destination_takes_as_much() -> None:
 
 def test_too_large_a_record_is_found_before_it_stands_still(dumping: dump.Dump,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration_paths, "place_images", made)
+    monkeypatch.setattr(image_folders, "place_images", made)
     monkeypatch.setattr(mount_flags, "record", lambda _: "x" * (LIMIT + 1))
     with pytest.raises(DumpFailed, match=mount_flags.RECORD):
         dumping.prepare()
@@ -57,7 +57,7 @@ def test_a_process_that_ends_meanwhile_is_no_reason(dumping: dump.Dump, monkeypa
     def ends(_: object) -> str:
         raise OSError(errno.EINVAL, "it ends")
 
-    monkeypatch.setattr(migration_paths, "place_images", made)
+    monkeypatch.setattr(image_folders, "place_images", made)
     monkeypatch.setattr(mount_flags, "record", ends)
     with pytest.raises(EOFError):
         dumping.prepare()

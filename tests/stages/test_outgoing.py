@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from migrator.errors.connection import NotAllowed
-from migrator.record import grant, migration_paths
+from migrator.record import grant, image_folders
 from migrator.record.grant import Grant
 from migrator.record.journal import Migration
 from migrator.record.states import Event, Role, State
@@ -30,7 +30,7 @@ def goes_out(here: Here, peer_: str = "peer:hosta", **detail: object) -> Migrati
 def test_its_id_is_taken(here: Here, op: str, granted: Grant) -> None:
     """Images, ports and the firewall's table hang on the id alone."""
     goes_out(here)
-    images = migration_paths.RUNTIME / ID
+    images = image_folders.RUNTIME / ID
     images.mkdir(parents=True)
     (images / "pages-1.img").write_text("what is being dumped")
     with pytest.raises(NotAllowed, match=f"migration {ID} was begun by someone else"):

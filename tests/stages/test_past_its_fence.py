@@ -15,7 +15,7 @@ from migrator.criu import at_restore, ran_mark
 from migrator.errors.containers import ContainerExists
 from migrator.host import btrfs, lxc, subvolume_uuids
 from migrator.host.btrfs import Subvolume
-from migrator.record import migration_paths
+from migrator.record import image_folders
 from migrator.record.journal import Migration
 from migrator.record.states import State
 from stages import import_data, restore_dump
@@ -35,7 +35,7 @@ def place(restoring: Migration, container: Container, acts: list[str], monkeypat
     """
     here = layout_of(restoring)
     restoring.note("begun", memory=True, dad={}, rounds=[])
-    monkeypatch.setattr(migration_paths, "RUNTIME", restoring.lxcpath / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", restoring.lxcpath / "run")
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: (path / "uuid").is_file())
     monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(
         path, (path / "uuid").read_text(), "", read_only=True, generation=1,

@@ -14,14 +14,23 @@ import pytest
 
 from migrator.base import boot_clock
 from migrator.config import container_config
-from migrator.copies import after_crash, autostart, leave, no_memory, older_journal, origins, second_start, standing
+from migrator.copies import (
+    after_crash,
+    autostart,
+    leave,
+    no_memory,
+    older_journal,
+    second_start,
+    standing,
+    written_since,
+)
 from migrator.errors.connection import HostUnreachable
 from migrator.errors.containers import AlreadyRuns, OutOfOrder
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused
 from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
-from migrator.record import migration_paths
+from migrator.record import image_folders
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
@@ -70,14 +79,14 @@ class There:
 def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was started from its disk."""
     done: list[str] = []
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(lxc, "Container", Container)
     monkeypatch.setattr(lxc, "told_state", lambda container: container.state)
     monkeypatch.setattr(second_start, "on_disk", lambda *_, **__: None)
     monkeypatch.setattr(btrfs, "is_subvolume", Path.is_dir)
     monkeypatch.setattr(btrfs, "info", lambda path: Subvolume(path, UUID, "", read_only=True, generation=1,
                                                               parent_uuid=""))
-    monkeypatch.setattr(origins, "changed", lambda _: 0)
+    monkeypatch.setattr(written_since, "changed", lambda _: 0)
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     monkeypatch.setattr(no_memory, "start", lambda container, *_, **__: done.append(container.name))
     monkeypatch.setattr("os.geteuid", lambda: 0)

@@ -28,7 +28,7 @@ from migrator.errors.memory import DowntimeExceeded, StartFailed
 from migrator.errors.outcomes import SourceStartedAgain, SourceStillStopped
 from migrator.errors.this_host import CommandFailed, JournalBroken
 from migrator.host import lxc, network
-from migrator.record import migration_paths
+from migrator.record import image_folders, migration_paths
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
@@ -72,7 +72,7 @@ def stopped(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     (migration.lxcpath / "web" / "rootfs").mkdir(parents=True)
     (migration.lxcpath / "web" / "rootfs" / "uuid").write_text(ROOTFS)
     container_config.fence(migration.lxcpath / "web", "lxc.uts.name = web\n", ID, "no")
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(lxc, "Container", Stopped)
     monkeypatch.setattr(no_memory, "runs", lambda *_: False)
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
@@ -454,7 +454,7 @@ def test_the_log_of_a_start_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert no_memory.log_of(web, anew=True).read_text() == ""
     log_file.unlink()
     log_file.symlink_to(tmp_path / "another")
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     assert no_memory.log_of(web) == tmp_path / "run" / log_file.name and not (tmp_path / "another").exists()
 
 

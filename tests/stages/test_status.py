@@ -16,10 +16,11 @@ import pytest
 from migrator.base.result import Result
 from migrator.cli import make_parser, parse
 from migrator.errors.containers import AlreadyMigrating, NoMigration
-from migrator.record import migration_paths, next_commands
+from migrator.record import image_folders, migration_paths, next_commands
+from migrator.record.decisions import NEXT
 from migrator.record.detail import Begun
 from migrator.record.journal import Journal, Migration
-from migrator.record.states import NEXT, Event, Role, State
+from migrator.record.states import Event, Role, State
 from stages import status
 
 POOL = Path("/pool")
@@ -27,7 +28,7 @@ POOL = Path("/pool")
 
 @pytest.fixture
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(status, "DEFAULT_PATH", tmp_path / "journal.db")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with Journal(tmp_path / "journal.db") as opened:

@@ -257,7 +257,7 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
 def test_what_had_stopped_is_confined_before_it_goes_on(here: Here, peers: Peers, monkeypatch: pytest.MonkeyPatch,
                                                         ours: bool) -> None:
     """It was let run with consent; whoever has taken its fence away has its configuration in hand."""
-    monkeypatch.setattr("migrator.record.migration_paths.RUNTIME", here.pool / "run")
+    monkeypatch.setattr("migrator.record.image_folders.RUNTIME", here.pool / "run")
     here.begun(peer("hosta", *WITH), config=f"lxc.uts.name = web\n{TAKEN_BACK}")
     arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
     here.caller(peer("hosta", *WITH))("import")

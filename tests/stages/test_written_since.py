@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from migrator.base import removal
-from migrator.copies import after_crash, origins
+from migrator.copies import after_crash, origins, written_since
 from migrator.errors.data import SnapshotFailed
 from migrator.errors.this_host import CommandFailed, JournalBroken
 from migrator.host import btrfs, lxc
@@ -88,7 +88,7 @@ def test_what_cannot_be_told_is_kept(journal: Journal, tmp_path: Path, monkeypat
     begun(journal, tmp_path, Role.SOURCE, *LEFT, changed=7)
     here = stands(tmp_path)
     monkeypatch.setattr(btrfs, "sync", fails)
-    assert origins.was_written_to(journal, here.container / "config", here.rootfs)
+    assert written_since.was_written_to(journal, here.container / "config", here.rootfs)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -174,4 +174,4 @@ def test_what_a_dry_run_reads_of_it_is_no_write(journal: Journal, tmp_path: Path
     options = cleanup.CleanupOptions("web", str(tmp_path), dry_run=True)
     with contextlib.suppress(CommandFailed):
         assert cleanup.run(options).data["sizes"] == {str(here.rootfs): 5}
-    assert origins.was_written_to(journal, here.container / "config", here.rootfs) is stays
+    assert written_since.was_written_to(journal, here.container / "config", here.rootfs) is stays

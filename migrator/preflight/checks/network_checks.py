@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from migrator.base import names
 from migrator.config.lxc_settings import Net
@@ -13,6 +12,7 @@ from migrator.criu import veths
 from migrator.errors.containers import InvalidName
 from migrator.host import network
 from migrator.host.net_state import Interface
+from migrator.preflight.checks import net_addresses
 from migrator.preflight.checks.case import Case, Check, listed
 from migrator.preflight.facts.host_facts import HostFacts
 from migrator.preflight.findings import Finding, Severity, define
@@ -115,7 +115,7 @@ def links(case: Case) -> Iterator[Finding]:
 
 
 def _link(there: HostFacts, net: Net, wanted: str) -> Iterator[Finding]:
-    found, bridge = _interface(there, wanted), shlex.quote(wanted)
+    found, bridge = net_addresses.interface(there, wanted), shlex.quote(wanted)
     if net.type != "veth":
         if found is None:
             yield LINK.found(f"{there.name} has no interface {wanted} for lxc.net.{net.index} ({net.type}).",
@@ -165,8 +165,9 @@ def mtu(case: Case) -> Iterator[Finding]:
     if not there:
         return
     for net in case.container.config.nets:
-        bridge = _interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
-        own = next((entry for entry in case.container.interfaces if entry.name == _name_inside(net)), None)
+        bridge = (net_addresses.interface(there, case.options.bridges.get(net.link, net.link))
+                  if net.type == "veth" else None)
+        own = next((entry for entry in case.container.interfaces if entry.name == net_addresses.name_inside(net)), None)
         if bridge and own and 0 < bridge.mtu < own.mtu:
             yield MTU.found(
                 f"{bridge.name} on {there.name} has an MTU of {bridge.mtu}, but {own.name} in the container {own.mtu}.",
@@ -179,11 +180,12 @@ def subnet(case: Case) -> Iterator[Finding]:
     if not there:
         return
     for net in case.container.config.nets:
-        bridge = _interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
+        bridge = (net_addresses.interface(there, case.options.bridges.get(net.link, net.link))
+                  if net.type == "veth" else None)
         if bridge is None:
             continue
-        for address in _plain(_own(case, net)):
-            networks = [ip.network for ip in _parsed(bridge.addresses) if ip.version == address.version]
+        for address in net_addresses.plain(net_addresses.own(case, net)):
+            networks = [ip.network for ip in net_addresses.parsed(bridge.addresses) if ip.version == address.version]
             if networks and not any(address in network for network in networks):
                 yield SUBNET.found(
                     f"{address} is in none of the networks of {bridge.name} on {there.name} "
@@ -198,8 +200,8 @@ def to_ask(case: Case) -> dict[str, tuple[str, str, str]]:
     `ADDRESS%BRIDGE`."""
     found = {}
     for here, there in _bridges(case):
-        mine = [ip for ip in _parsed(here.addresses) if ip.version == 4]
-        for ip in _parsed(there.addresses):
+        mine = [ip for ip in net_addresses.parsed(here.addresses) if ip.version == 4]
+        for ip in net_addresses.parsed(there.addresses):
             if any(ip.network == own.network for own in mine) and all(ip.ip != own.ip for own in mine):
                 found[f"{ip.ip}%{here.name}"] = (str(ip.ip), here.name, there.mac)
     return found
@@ -216,7 +218,7 @@ def segments(case: Case) -> Iterator[Finding]:
                 f"{here.name} on {source.name} and {there.name} on {destination.name} both have the address "
                 f"{' and '.join(same)}: they are two networks that look like one, and open connections of "
                 f"{case.container.name} will break.", cure)
-        for address in _plain(there.addresses):
+        for address in net_addresses.plain(there.addresses):
             answered = case.options.answers.get(f"{address}%{here.name}")
             if answered is not None and answered != there.mac:
                 whose = f"{answered}, not {there.mac}, answers" if answered else "nobody answers"
@@ -231,8 +233,8 @@ def _bridges(case: Case) -> list[tuple[Interface, Interface]]:
     found = []
     for net in case.container.config.nets if case.destination else ():
         if case.destination and net.type == "veth" and net.link:
-            here = _interface(case.source, net.link)
-            there = _interface(case.destination, case.options.bridges.get(net.link, net.link))
+            here = net_addresses.interface(case.source, net.link)
+            there = net_addresses.interface(case.destination, case.options.bridges.get(net.link, net.link))
             if here and there and here.kind in BRIDGES and there.kind in BRIDGES:
                 found.append((here, there))
     return list(dict.fromkeys(found))
@@ -243,23 +245,23 @@ def _same(here: Interface, there: Interface) -> list[str]:
     a gateway that is meant to be everywhere on one segment (anycast)."""
     if here.mac == there.mac and here.mac not in LXC_NET_MACS:
         return []
-    theirs = {str(ip) for ip in _plain(there.addresses)}
-    return [str(ip) for ip in _plain(here.addresses) if str(ip) in theirs]
+    theirs = {str(ip) for ip in net_addresses.plain(there.addresses)}
+    return [str(ip) for ip in net_addresses.plain(here.addresses) if str(ip) in theirs]
 
 
 def addresses(case: Case) -> Iterator[Finding]:
     there = case.destination
     if not there:
         return
-    mine = {str(ip) for ip in _plain(_all_own(case))}
-    macs = {mac.lower() for mac in _macs(case)}
+    mine = {str(ip) for ip in net_addresses.plain(net_addresses.all_own(case))}
+    macs = {mac.lower() for mac in net_addresses.macs(case)}
     for interface in there.interfaces:
-        for taken in sorted(mine & {str(ip) for ip in _plain(interface.addresses)}):
+        for taken in sorted(mine & {str(ip) for ip in net_addresses.plain(interface.addresses)}):
             yield _taken(taken, f"{there.name} itself, on {interface.name}")
     for other in there.containers:
         if other.name == (case.options.name or case.container.name):
             continue
-        for taken in sorted(mine & {str(ip) for ip in _plain(other.addresses)}):
+        for taken in sorted(mine & {str(ip) for ip in net_addresses.plain(other.addresses)}):
             state = "" if other.running else ", which is stopped"
             yield _taken(taken, f"the container {other.name} on {there.name}{state}",
                          ERROR if other.running else WARNING)
@@ -277,7 +279,7 @@ def _taken(address: str, whose: str, severity: Severity = ERROR) -> Finding:
 
 def hardware_addresses(case: Case) -> Iterator[Finding]:
     there = case.destination
-    for mac in sorted(_macs(case)) if there else ():
+    for mac in sorted(net_addresses.macs(case)) if there else ():
         if there is None:
             return
         for interface in there.interfaces:
@@ -296,57 +298,18 @@ def hardware_addresses(case: Case) -> Iterator[Finding]:
 def pairs(case: Case) -> Iterator[Finding]:
     there = case.destination
     for net in case.container.config.nets if there else ():
-        if there and net.pair and _interface(there, net.pair):
+        if there and net.pair and net_addresses.interface(there, net.pair):
             yield PAIR_TAKEN.found(f"{there.name} already has an interface {net.pair}.",
                                    f"Remove lxc.net.{net.index}.veth.pair from the configuration; LXC picks a name.")
 
 
 def leases(case: Case) -> Iterator[Finding]:
-    configured = {str(ip) for net in case.container.config.nets for ip in _plain(net.addresses)}
+    configured = {str(ip) for net in case.container.config.nets for ip in net_addresses.plain(net.addresses)}
     for interface in case.container.interfaces:
-        for address in _plain(interface.addresses):
+        for address in net_addresses.plain(interface.addresses):
             if interface.kind == "veth" and str(address) not in configured:
                 yield LEASE.found(f"{address} on {interface.name} is not in {case.container.name}'s configuration.",
                                   "If it is a DHCP lease, make sure that the destination's network gives the same one.")
-
-
-def _interface(host: HostFacts, name: str) -> Interface | None:
-    return next((interface for interface in host.interfaces if interface.name == name), None)
-
-
-def _name_inside(net: Net) -> str:
-    return net.name or f"eth{net.index}"
-
-
-def _own(case: Case, net: Net) -> list[str]:
-    inner = [entry for entry in case.container.interfaces if entry.name == _name_inside(net)]
-    return [*net.addresses, *(address for entry in inner for address in entry.addresses)]
-
-
-def _all_own(case: Case) -> list[str]:
-    configured = [address for net in case.container.config.nets for address in net.addresses]
-    return configured + [
-        address for entry in case.container.interfaces if entry.kind != "loopback" for address in entry.addresses
-    ]
-
-
-def _macs(case: Case) -> set[str]:
-    inner = {entry.mac.lower() for entry in case.container.interfaces if entry.kind not in ("loopback", "bridge")}
-    return (inner | {net.hwaddr for net in case.container.config.nets}) - {"", "00:00:00:00:00:00"}
-
-
-def _parsed(texts: Iterable[str]) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
-    found = []
-    for text in texts:
-        try:
-            found.append(ipaddress.ip_interface(text))
-        except ValueError:
-            continue
-    return found
-
-
-def _plain(texts: Iterable[str]) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    return list(dict.fromkeys(interface.ip for interface in _parsed(texts)))
 
 
 CHECKS: tuple[Check, ...] = (

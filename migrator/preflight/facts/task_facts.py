@@ -18,9 +18,9 @@ import time
 from collections.abc import Collection
 
 from migrator.criu import ghost_paths, socket_names, terminals
-from migrator.host import descent, roots
+from migrator.host import descent, proc, roots
 from migrator.host.mountinfo import OF_PATHS, MountLine, may_wait, parse_mountinfo
-from migrator.host.proc import Status, link, parse_status, read_text
+from migrator.host.proc import Status, link, read_text
 from migrator.preflight.facts import unix_facts, watch_facts
 
 TASKS_MAX = 10_000
@@ -67,7 +67,7 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
     pids = _members(init, in_cgroup)
     statuses = {}
     for pid in pids[:TASKS_MAX]:
-        if status := _status(pid):
+        if status := proc.status_of(pid):
             statuses[pid] = status
     look.complete = len(pids) <= TASKS_MAX
     look.own = descent.of(init, statuses, lambda pid: statuses[pid].parent if pid in statuses else 0)
@@ -197,7 +197,7 @@ class _Look:
 
     def descriptor(self, status: Status, path: str, target: str) -> None:
         if target.startswith("socket:"):
-            protocol = _protocol(path)
+            protocol = proc.socket_protocol(path)
             self.note("socket", protocol, status)
             if protocol.startswith("UNIX") and target[8:-1].isdecimal():
                 self.unix_sockets.setdefault(int(target[8:-1]), status)
@@ -304,7 +304,7 @@ class _Look:
             if not waiting:
                 return
             time.sleep(WAIT)
-            waiting = [status for status in waiting if _state(status.pid) == "D"]
+            waiting = [status for status in waiting if proc.state_of(status.pid) == "D"]
         for status in waiting:
             self.note("uninterruptible", status.name, status)
 
@@ -320,7 +320,7 @@ class _Look:
         for inode in sorted(unix_facts.outside(self.init, frozenset(self.unix_sockets)) if self.unix_sockets else ()):
             self.note("unix-outside", f"socket:[{inode}]", self.unix_sockets[inode])
         half = {target: status for target, (ends, status) in self.pipes.items() if ends != 3}
-        for target, holder in _holders(half, members).items():
+        for target, holder in proc.pipe_holders(half, members).items():
             self.note("pipe-outside", f"{target} to {holder}", half[target])
 
 
@@ -333,45 +333,3 @@ def _pts(found: roots.Opened) -> tuple[int, int] | None:
 def _shown(device: int) -> str:
     """A file system's device as mountinfo has it."""
     return f"{os.major(device)}:{os.minor(device)}"
-
-
-def _holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]:
-    """Which of the pipes a process outside the container has open, and that process."""
-    found: dict[str, str] = {}
-    for pid in os.listdir("/proc") if pipes else ():
-        if not pid.isdecimal() or int(pid) in members:
-            continue
-        with contextlib.suppress(OSError):
-            for name in os.listdir(f"/proc/{pid}/fd"):
-                target = link(f"/proc/{pid}/fd/{name}")
-                if target in pipes and target not in found:
-                    found[target] = f"{read_text(f'/proc/{pid}/comm').strip()} (process {pid})"
-    return found
-
-
-def _status(pid: int) -> Status | None:
-    """A process's status now; None when it has ended.
-
-    Of one that is waited for at this very moment the kernel tells some of it, and 0 for its session, its parent and its
-    own ids (__unhash_process in kernel/exit.c takes them away): nobody finds it any more who asks again.
-    """
-    status = parse_status(read_text(f"/proc/{pid}/status"))
-    if status and not (status.session_inside and status.parent and status.inside):
-        status = parse_status(read_text(f"/proc/{pid}/status"))
-    return status if status and status.state != "X" else None
-
-
-def _state(pid: int) -> str:
-    """A process's state now, one letter; "" when it has ended."""
-    status = _status(pid)
-    return status.state if status else ""
-
-
-def _protocol(path: str) -> str:
-    """A socket's protocol by the name that /proc/net/protocols has for it, "" when it cannot be asked."""
-    try:
-        return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
-    except FileNotFoundError:  # closed meanwhile
-        raise
-    except OSError:
-        return ""

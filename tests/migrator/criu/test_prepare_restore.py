@@ -15,7 +15,7 @@ from migrator.config import config_reader, consent, container_config
 from migrator.criu import at_restore, ghost_paths, restore, veths
 from migrator.errors.memory import RestoreFailed
 from migrator.host import lxc
-from migrator.record import migration_paths
+from migrator.record import image_folders
 from migrator.record.migration_paths import Layout
 from tests.migrator.criu.test_ghosts import made, regular, remap
 from tests.migrator.criu.test_mount_plan import HEAD, entry
@@ -29,7 +29,7 @@ RULES = "lxc.cgroup2.devices.deny = a\nlxc.cgroup2.devices.allow = c 1:3 rwm\n"
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run")
     monkeypatch.setattr(veths, "remove", lambda _: None)
     found = Layout(tmp_path, "web", ID)
     found.make_folder()

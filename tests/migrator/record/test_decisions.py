@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from migrator.copies import resume_rules
-from migrator.record.states import State, Verdict, decide, step
+from migrator.record.decisions import Verdict, decide, step
+from migrator.record.states import State
 from stages import load_all
 
 STATES = [None, *State]

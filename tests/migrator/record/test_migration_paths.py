@@ -19,7 +19,7 @@ import pytest
 from migrator.base import names
 from migrator.errors.containers import InvalidName
 from migrator.errors.this_host import Busy
-from migrator.record import container_lock, migration_paths
+from migrator.record import container_lock, image_folders
 from migrator.record.container_lock import Holder
 from migrator.record.migration_paths import Layout, locked
 from migrator.transfer import spool
@@ -27,7 +27,7 @@ from migrator.transfer import spool
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    monkeypatch.setattr(migration_paths, "RUNTIME", tmp_path / "run" / "migrator")
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run" / "migrator")
     for name in ("run", "pool"):
         (tmp_path / name).mkdir()
     return Layout(tmp_path / "pool", "web", "0badc0de")
@@ -84,8 +84,8 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
                                                          (600, 1000, 1)])  # the restore needs the pages a second time
 def test_images_go_where_there_is_room(here: Layout, monkeypatch: pytest.MonkeyPatch, needed: int, memory: int,
                                        place: int) -> None:
-    monkeypatch.setattr(migration_paths, "memory_available", lambda: memory << 20)
-    path, why = migration_paths.place_images(here, needed << 20)
+    monkeypatch.setattr(image_folders, "memory_available", lambda: memory << 20)
+    path, why = image_folders.place_images(here.image_folders(), needed << 20)
     assert path == here.image_folders()[place]
     assert f"{memory} MiB" in why
 
@@ -93,9 +93,9 @@ def test_images_go_where_there_is_room(here: Layout, monkeypatch: pytest.MonkeyP
 def test_image_folders_are_made_and_dropped(here: Layout) -> None:
     assert here.images() is None
     for path in here.image_folders():
-        migration_paths.make_images(path, 1 << 20)
+        image_folders.make_images(path, 1 << 20)
         (path / "pages-1.img").write_text("old")
-        migration_paths.make_images(path, 1 << 20)  # begins by removing its leftovers
+        image_folders.make_images(path, 1 << 20)  # begins by removing its leftovers
         assert list(path.iterdir()) == []
         found = path.stat()
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (os.geteuid(), 0o700), "nobody can plant a link there"
@@ -110,7 +110,7 @@ def test_image_folders_are_made_and_dropped(here: Layout) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount; everybody else gets the plain folder above")
 def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """What anybody else may have made in a place that is open to all, such as /dev/shm, is never used."""
-    monkeypatch.setattr(migration_paths, "memory_available", lambda: 200 << 20)
+    monkeypatch.setattr(image_folders, "memory_available", lambda: 200 << 20)
     path = here.image_folders()[0]
     outside = here.lxcpath / "secret"
     outside.mkdir()
@@ -118,10 +118,10 @@ def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch:
     path.parent.mkdir(parents=True)
     path.symlink_to(outside)  # as if somebody had been here first
     with pytest.raises(OSError, match="exists"):
-        migration_paths.make_images(path, 1 << 20)
+        image_folders.make_images(path, 1 << 20)
     assert list(outside.iterdir()) == [outside / "kept"]
     path.unlink()
-    migration_paths.make_images(path, 1 << 20)
+    image_folders.make_images(path, 1 << 20)
     try:
         (line,) = [each for each in Path("/proc/self/mountinfo").read_text().splitlines() if f" {path} " in each]
         before, _, after = line.partition(" - ")
@@ -141,10 +141,10 @@ def test_images_in_memory_are_on_a_tmpfs_of_their_own(here: Layout, monkeypatch:
 def test_the_containers_root_reads_images_and_cannot_change_them(here: Layout) -> None:
     """A user of the host may have the same id, and images are checked before they are used."""
     _, path = here.image_folders()
-    migration_paths.make_images(path, 1 << 20)
+    image_folders.make_images(path, 1 << 20)
     image = path / "core-1.img"
     image.touch(mode=0o600)
-    migration_paths.give_images(path, [image], 100000)
+    image_folders.give_images(path, [image], 100000)
     assert [(each.stat().st_uid, each.stat().st_gid, stat.S_IMODE(each.stat().st_mode)) for each in (path, image)] == [
         (0, 100000, 0o750), (0, 100000, 0o640)]
 
@@ -152,17 +152,17 @@ def test_the_containers_root_reads_images_and_cannot_change_them(here: Layout) -
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_migrations_side_by_side_share_memory(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is used of it yet when the second one begins; each takes what it has announced and half of that more."""
-    monkeypatch.setattr(migration_paths, "memory_available", lambda: 8000 << 20)
+    monkeypatch.setattr(image_folders, "memory_available", lambda: 8000 << 20)
     other = Layout(here.lxcpath, here.name, "89abcdef")
     try:
-        path, _ = migration_paths.place_images(here, 1000 << 20)
-        migration_paths.make_images(path, 1000 << 20)
+        path, _ = image_folders.place_images(here.image_folders(), 1000 << 20)
+        image_folders.make_images(path, 1000 << 20)
         found = os.statvfs(path)
         assert found.f_blocks * found.f_frsize == 1500 << 20
-        assert migration_paths.memory_promised() == 3000 << 20, "it arrives there, and is restored from there"
-        assert migration_paths.place_images(other, 2000 << 20)[0] == other.image_folders()[0]
-        assert migration_paths.place_images(other, 3000 << 20)[0] == other.image_folders()[1]
-        migration_paths.make_images(other.image_folders()[0], -1)
+        assert image_folders.memory_promised() == 3000 << 20, "it arrives there, and is restored from there"
+        assert image_folders.place_images(other.image_folders(), 2000 << 20)[0] == other.image_folders()[0]
+        assert image_folders.place_images(other.image_folders(), 3000 << 20)[0] == other.image_folders()[1]
+        image_folders.make_images(other.image_folders()[0], -1)
         assert os.statvfs(other.image_folders()[0]).f_blocks, "a nonsense size does not make it boundless"
     finally:
         here.drop_images()
@@ -182,7 +182,7 @@ def test_only_empty_folders_are_tidied_away(here: Layout) -> None:
 
 def test_memory_available_is_what_the_kernel_says() -> None:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < migration_paths.memory_available() <= total
+    assert 0 < image_folders.memory_available() <= total
 
 
 # --- the lock -------------------------------------------------------------------------------------------------
@@ -256,15 +256,15 @@ def test_who_has_not_yet_said_what_it_is_may_be_a_watchdog(tmp_path: Path, monke
 
 
 def test_just_twice_is_too_little(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration_paths, "memory_available", lambda: 200 << 20)
-    assert migration_paths.place_images(here, (100 << 20) - 1)[0] == here.image_folders()[0]
-    assert migration_paths.place_images(here, 100 << 20)[0] == here.image_folders()[1]
-    assert migration_paths.place_images(here, 30 << 20, 61 << 20)[0] == here.image_folders()[0], (
+    monkeypatch.setattr(image_folders, "memory_available", lambda: 200 << 20)
+    assert image_folders.place_images(here.image_folders(), (100 << 20) - 1)[0] == here.image_folders()[0]
+    assert image_folders.place_images(here.image_folders(), 100 << 20)[0] == here.image_folders()[1]
+    assert image_folders.place_images(here.image_folders(), 30 << 20, 61 << 20)[0] == here.image_folders()[0], (
         "of what its cgroup may have")
-    assert migration_paths.place_images(here, 30 << 20, 60 << 20) == (
+    assert image_folders.place_images(here.image_folders(), 30 << 20, 60 << 20) == (
         here.image_folders()[1], "only 60 MiB of memory are available")
-    monkeypatch.setattr(migration_paths, "memory_promised", lambda: 300 << 20)
-    assert migration_paths.place_images(here, 1)[1] == "only 0 MiB of memory are available"
+    monkeypatch.setattr(image_folders, "memory_promised", lambda: 300 << 20)
+    assert image_folders.place_images(here.image_folders(), 1)[1] == "only 0 MiB of memory are available"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -272,18 +272,18 @@ def test_no_link_gives_a_file_elsewhere_away(here: Layout) -> None:
     outside = here.lxcpath / "secret"
     outside.touch(mode=0o600)
     path = here.image_folders()[1]
-    migration_paths.make_images(path, 1)
+    image_folders.make_images(path, 1)
     (path / "core-1.img").symlink_to(outside)
-    migration_paths.give_images(path, [path / "core-1.img"], 100000)
+    image_folders.give_images(path, [path / "core-1.img"], 100000)
     assert outside.stat().st_gid == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_without_a_group_they_stay_roots(here: Layout) -> None:
     path = here.image_folders()[1]
-    migration_paths.make_images(path, 1)
+    image_folders.make_images(path, 1)
     (path / "core-1.img").touch(mode=0o600)
-    migration_paths.give_images(path, [path / "core-1.img"], 0)
+    image_folders.give_images(path, [path / "core-1.img"], 0)
     assert (path / "core-1.img").stat().st_gid == path.stat().st_gid == 0
     assert stat.S_IMODE((path / "core-1.img").stat().st_mode) == 0o640
 
@@ -332,13 +332,13 @@ def test_what_ran_for_a_moment_is_numbered(here: Layout) -> None:
 
 def test_what_of_memory_is_promised_adds_up(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("0badc0de.images", "89abcdef.images"):
-        (migration_paths.RUNTIME / name).mkdir(parents=True)
+        (image_folders.RUNTIME / name).mkdir(parents=True)
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name.endswith(".images"))
     whole = sum((found.f_bfree + found.f_blocks) * found.f_frsize
-                for found in map(os.statvfs, migration_paths.RUNTIME.iterdir()))
-    (migration_paths.RUNTIME / "lock").mkdir()
-    assert migration_paths.memory_promised() == pytest.approx(whole, rel=0.05), "others write to that file system, too"
-    assert migration_paths.memory_promised() > 1.5 * whole / 2
+                for found in map(os.statvfs, image_folders.RUNTIME.iterdir()))
+    (image_folders.RUNTIME / "lock").mkdir()
+    assert image_folders.memory_promised() == pytest.approx(whole, rel=0.05), "others write to that file system, too"
+    assert image_folders.memory_promised() > 1.5 * whole / 2
 
 
 @pytest.mark.parametrize("failed", [False, True])
@@ -351,8 +351,8 @@ def test_a_mount_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ctypes.set_errno(errno.EPERM if failed else 0)
             return -1 if failed else 0
 
-    monkeypatch.setattr(migration_paths, "_libc", LibC)
+    monkeypatch.setattr(image_folders, "_libc", LibC)
     with pytest.raises(PermissionError) if failed else contextlib.nullcontext():
-        migration_paths._mount(tmp_path, 4096)
+        image_folders._mount(tmp_path, 4096)
     # nosuid, nodev
     assert calls == [(b"migrator", os.fsencode(tmp_path), b"tmpfs", 6, b"size=4096,nr_inodes=50000,mode=0700")]

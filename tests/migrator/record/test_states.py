@@ -7,19 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.record.states import (
-    ENDED,
-    NEXT,
-    TABLES,
-    Event,
-    IllegalMove,
-    Role,
-    State,
-    Verdict,
-    after,
-    decide,
-    next_stage,
-)
+from migrator.record.decisions import NEXT, Verdict, decide, next_stage
+from migrator.record.states import ENDED, TABLES, Event, IllegalMove, Role, State, after
 
 STAGES = ("prepare-data", "import-data", "create-dump", "restore-dump", "finish", "rollback")
 HOST = {stage: Role.DESTINATION if stage in ("import-data", "restore-dump") else Role.SOURCE for stage in STAGES}

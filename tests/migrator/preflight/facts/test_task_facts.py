@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.host import roots
+from migrator.host import proc, roots
 from migrator.host.mountinfo import parse_mountinfo
 from migrator.host.proc import parse_status, read_text
 from migrator.preflight.facts import task_facts, unix_facts, watch_facts
@@ -58,10 +58,10 @@ def test_status() -> None:
 def test_who_is_just_being_waited_for_has_ended(first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As seen with a process that starts others, which end at once, and a reader beside it."""
     seen = iter([first, ""])
-    monkeypatch.setattr(task_facts, "read_text", lambda path: next(seen))
-    assert task_facts._status(4712) is None
-    monkeypatch.setattr(task_facts, "read_text", lambda path: STATUS)
-    found = task_facts._status(4712)
+    monkeypatch.setattr(proc, "read_text", lambda path: next(seen))
+    assert proc.status_of(4712) is None
+    monkeypatch.setattr(proc, "read_text", lambda path: STATUS)
+    found = proc.status_of(4712)
     assert found and found.session_inside == 0, "it is so"
 
 
@@ -71,7 +71,7 @@ def test_who_waits_for_a_busy_disk_is_not_stuck(states: str, noted: bool, monkey
     status = parse_status(STATUS)
     assert status is not None
     monkeypatch.setattr(task_facts, "WAIT", 0.0)
-    monkeypatch.setattr(task_facts, "read_text", lambda path: STATUS.replace("S (", f"{next(seen)} ("))
+    monkeypatch.setattr(proc, "read_text", lambda path: STATUS.replace("S (", f"{next(seen)} ("))
     look = task_facts._Look(os.getpid())
     look.waiting = [status]
     look.still_waiting()
@@ -80,7 +80,7 @@ def test_who_waits_for_a_busy_disk_is_not_stuck(states: str, noted: bool, monkey
 
 def test_a_socket_that_is_closed_meanwhile_is_not_one_of_an_unknown_protocol() -> None:
     with pytest.raises(FileNotFoundError):  # which `descriptors` takes for what it is
-        task_facts._protocol("/proc/self/fd/1000000")
+        proc.socket_protocol("/proc/self/fd/1000000")
 
 
 @given(st.text(), st.integers(0, 20))
