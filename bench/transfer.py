@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from migrator.remote import destination, ssh
-from migrator.transfer import messages, rpc, sender, spool, wire_codec
+from migrator.transfer import messages, rpc, sender, serve_requests, spool, wire_codec
 from migrator.transfer.stream import FileStream
 from tests.migrator.loopback_sshd import Sshd
 
@@ -56,7 +56,7 @@ def serve(folder: str) -> None:
     def receive(fields: dict[str, Any]) -> rpc.Takeover:
         return spool.receive(Path(folder), wire_codec.decoded(messages.Transfer, fields).files, durable=False)
 
-    rpc.serve(connection, {"transfer": receive})
+    serve_requests.serve(connection, {"transfer": receive})
 
 
 @contextlib.contextmanager

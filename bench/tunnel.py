@@ -99,7 +99,7 @@ async def hold(role: str, session: str) -> None:
 
 def serve(address: str, port: int, folder: str) -> None:
     """Receive one transfer, as `migrator serve` would."""
-    from migrator.transfer import messages, rpc, spool, wire_codec
+    from migrator.transfer import messages, rpc, serve_requests, spool, wire_codec
     from migrator.transfer.stream import FileStream
 
     with socket.create_server((address, port), family=socket.AF_INET6, reuse_port=False) as server:
@@ -114,7 +114,7 @@ def serve(address: str, port: int, folder: str) -> None:
             files = wire_codec.decoded(messages.Transfer, fields).files
             return spool.receive(Path(folder), files, durable=not folder.startswith("/dev/shm"))  # noqa: S108
 
-        rpc.serve(connection, {"transfer": receive})
+        serve_requests.serve(connection, {"transfer": receive})
 
 
 def send(address: str, port: int) -> None:

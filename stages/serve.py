@@ -32,7 +32,8 @@ from migrator.remote.answering import Handlers, Receivers, Service
 from migrator.transfer import messages, spool
 from migrator.transfer.live_import import Behind
 from migrator.transfer.messages import Transfer
-from migrator.transfer.rpc import Connection, Fields, Handler, Takeover, serve
+from migrator.transfer.rpc import Connection, Fields, Handler, Takeover
+from migrator.transfer.serve_requests import serve
 from migrator.transfer.stream import FileStream
 from migrator.transfer.wire_codec import Answer, Request, decoded
 from stages.steps import arguments

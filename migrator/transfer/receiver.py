@@ -9,7 +9,6 @@ along all that was written while the one before it ran.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import queue
@@ -17,7 +16,6 @@ import struct
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import zstandard
 
@@ -27,6 +25,7 @@ from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.data import NoSpace, SegmentDamaged, WriteFailed
 from migrator.errors.documented import DocumentedError
 from migrator.transfer import segments
+from migrator.transfer.arriving_file import Incoming, Watcher, Written
 from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, Kind
 from migrator.transfer.messages import Arrived, File, FileBegins, Received
 from migrator.transfer.room_bounds import MARGIN, Bounds
@@ -45,40 +44,6 @@ _UNSYNCED = 32  # what waits to be synced: as many small files may be open, and 
 _SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and leaves the large buffers alone
 
 
-class Watcher(Protocol):
-    """Is told what of a file is there to be read, while the rest still arrives."""
-
-    taken: int  # bytes of it that have been read, and have taken their room
-
-    def begin(self, kept: Sequence[Segment]) -> None:
-        """It begins, or goes on behind segments that were there already."""
-
-    def add(self, segment: Segment) -> None: ...
-
-    def end(self, *, complete: bool) -> None:
-        """Nothing more comes. Called also where nothing has begun."""
-
-
-@dataclasses.dataclass
-class _Incoming:
-    """A file that is being received."""
-
-    name: str
-    data_fd: int
-    index_fd: int
-    segments: list[Segment]
-    length: int  # raw bytes written
-
-
-@dataclasses.dataclass(frozen=True)
-class _Written:
-    """Something that is written and waits to be synced and acknowledged."""
-
-    file: _Incoming
-    line: bytes  # for the index
-    segment: Segment | None  # None: that was the last one
-
-
 class Receiver:
     """One transfer into an open directory. `held` is what the directory has of each announced file already."""
 
@@ -92,13 +57,13 @@ class Receiver:
         self._watcher = watcher
         self._bounds = bounds or Bounds(MARGIN if durable else 0)
         self._frames: queue.Queue[Frame | None] = queue.Queue(_QUEUE)
-        self._written: queue.Queue[_Written | None] = queue.Queue(_UNSYNCED)
+        self._written: queue.Queue[Written | None] = queue.Queue(_UNSYNCED)
         self._buffers: queue.Queue[bytearray] = queue.Queue()
         self._spare_buffers = _QUEUE + 2
         self._failing = threading.Lock()
         self._error: DocumentedError | None = None
-        self._file: _Incoming | None = None  # the one that segments are for
-        self._open: list[_Incoming] = []  # that one and those before it that are not yet on disk
+        self._file: Incoming | None = None  # the one that segments are for
+        self._open: list[Incoming] = []  # that one and those before it that are not yet on disk
         self._done: dict[str, End] = {}
         self._acknowledged = 0
 
@@ -195,16 +160,16 @@ class Receiver:
                                self._imported())
             self._append(file, data)
             file.segments.append(segment)
-            self._written.put(_Written(file, segments.line(segment), segment))
+            self._written.put(Written(file, segments.line(segment), segment))
             return
         end = segments.whole(file.segments)
         if len(frame.body) != FILE_END.size or FILE_END.unpack(frame.body) != (end.length, end.digest):
             raise SegmentDamaged(segment=len(file.segments), file=file.name)
         self._done[file.name] = end
         self._file = None
-        self._written.put(_Written(file, segments.last_line(end), None))
+        self._written.put(Written(file, segments.last_line(end), None))
 
-    def _begin(self, said: FileBegins) -> _Incoming:
+    def _begin(self, said: FileBegins) -> Incoming:
         """Open the next file, cut back to the segments of it that the sender found to be its own."""
         number, keep = said.file, said.keep
         if self._file or number != len(self._done):
@@ -227,7 +192,7 @@ class Receiver:
         except BaseException:
             os.close(index_fd)
             raise
-        file = _Incoming(name, data_fd, index_fd, kept, length)
+        file = Incoming(name, data_fd, index_fd, kept, length)
         self._open.append(file)
         os.ftruncate(data_fd, length)
         os.lseek(index_fd, 0, os.SEEK_END)
@@ -235,7 +200,7 @@ class Receiver:
             self._watcher.begin(kept)
         return file
 
-    def _decode(self, frame: Frame, file: _Incoming, zstd: zstandard.ZstdDecompressor) -> tuple[Segment, Bytes]:
+    def _decode(self, frame: Frame, file: Incoming, zstd: zstandard.ZstdDecompressor) -> tuple[Segment, Bytes]:
         """The raw bytes of a SEGMENT, checked; raises SegmentDamaged."""
         if len(frame.body) < SEGMENT_HEAD.size or frame.flags & ~COMPRESSED:
             raise ProtocolError(reason="it sent an invalid segment")
@@ -256,7 +221,7 @@ class Receiver:
             raise damaged
         return Segment(length, digest), data
 
-    def _append(self, file: _Incoming, data: Bytes) -> None:
+    def _append(self, file: Incoming, data: Bytes) -> None:
         rest = memoryview(data)
         while rest:
             written = os.pwrite(file.data_fd, rest, file.length)
@@ -268,7 +233,7 @@ class Receiver:
     def _commit_written(self, connection: Connection) -> None:
         ended = False
         while not ended:
-            batch: list[_Written] = []
+            batch: list[Written] = []
             found = self._written.get()
             while found is not None:
                 batch.append(found)
@@ -283,7 +248,7 @@ class Receiver:
                     with contextlib.suppress(ConnectionLost):
                         connection.send(Kind.ACK, ACK.pack(self._acknowledged))
 
-    def _commit(self, batch: list[_Written]) -> None:
+    def _commit(self, batch: list[Written]) -> None:
         lines: dict[int, bytes] = {}  # for each index file
         files = {written.file.index_fd: written.file for written in batch}
         for written in batch:
@@ -303,7 +268,7 @@ class Receiver:
                 self._watcher.add(written.segment)
         self._acknowledged += len(batch)
 
-    def _close(self, file: _Incoming) -> None:
+    def _close(self, file: Incoming) -> None:
         self._open.remove(file)
         os.close(file.data_fd)
         os.close(file.index_fd)

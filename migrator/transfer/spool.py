@@ -22,9 +22,10 @@ from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.data import NoSpace, SegmentDamaged
 from migrator.errors.this_host import Busy
 from migrator.transfer import segments
+from migrator.transfer.arriving_file import Watcher
 from migrator.transfer.frames import SEGMENT_MAX
 from migrator.transfer.messages import FILES_MAX, File, Held, Received
-from migrator.transfer.receiver import Receiver, Watcher
+from migrator.transfer.receiver import Receiver
 from migrator.transfer.room_bounds import MARGIN, Bounds
 from migrator.transfer.rpc import Connection, Takeover
 from migrator.transfer.segments import INDEX_SUFFIX, Index, Segment

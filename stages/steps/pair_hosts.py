@@ -211,7 +211,8 @@ def add(options: Add) -> Result:
 
 def answer_exchange() -> None:
     """The other end of `add`, on stdin and stdout. Whoever may log in as root here may pair this host."""
-    from migrator.transfer.rpc import Connection, Handler, serve
+    from migrator.transfer.rpc import Connection, Handler
+    from migrator.transfer.serve_requests import serve
     from migrator.transfer.stream import FileStream
 
     arguments.require_root("peer exchange")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from msgspec import UNSET
 
 from migrator.base import log
-from migrator.copies import bases, origins
+from migrator.copies import bases, make_room, origins
 from migrator.errors.containers import DiskAway
 from migrator.host import btrfs
 from migrator.record import lxc_disk, next_commands
@@ -73,12 +73,12 @@ def check(service: Service, layout: Layout, asked: Begin, origin: str) -> None:
     free = room_bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
     usable = (asked.held if asked.usable is UNSET else asked.usable)[:bases.HELD_MAX]  # older ones start from any
     if set(bases_for(service, layout, origin)) & set(usable):
-        bases.check_space(service.journal, layout, free, usable, what=what, caller=service.grant.caller)
+        make_room.check_space(service.journal, layout, free, usable, what=what, caller=service.grant.caller)
         return
     missing = max(0, asked.disk_bytes - spool.size_of(layout.spool))
     imported_too = missing if asked.one_shot else asked.disk_bytes  # it is imported while it arrives, or later
     needed = free + missing + imported_too
-    bases.check_space(service.journal, layout, needed, usable, what=what, caller=service.grant.caller)
+    make_room.check_space(service.journal, layout, needed, usable, what=what, caller=service.grant.caller)
 
 
 def regain(layout: Layout, number: int, leave: int) -> None:

@@ -18,7 +18,8 @@ import msgspec
 from migrator.errors import MigratorError
 from migrator.transfer import frames
 from migrator.transfer.messages import File, Transfer
-from migrator.transfer.rpc import Connection, Handler, serve
+from migrator.transfer.rpc import Connection, Handler
+from migrator.transfer.serve_requests import serve
 from migrator.transfer.stream import Bytes, FileStream
 from migrator.transfer.wire_codec import decoded, encoded
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.copies import bases
+from migrator.copies import make_room
 from migrator.errors.containers import InvalidName
 from migrator.record import grant
 from migrator.record.journal import Journal
@@ -31,7 +31,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any,
     it would not drop for that.
     """
     asked: list[Any] = []
-    monkeypatch.setattr(bases, "check_space", lambda _, __, needed, there, **___: asked.append((needed, there)))
+    monkeypatch.setattr(make_room, "check_space", lambda _, __, needed, there, **___: asked.append((needed, there)))
     monkeypatch.setattr(room_bounds, "reserve", lambda _: 0)
     folder = Layout(tmp_path, "web", ID).folder
     monkeypatch.setattr(Layout, "bases", lambda _: [

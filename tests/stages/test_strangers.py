@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from migrator.config import container_config
-from migrator.copies import bases
+from migrator.copies import make_room
 from migrator.copies.origins import Whose, whose
 from migrator.errors import UsageError
 from migrator.errors.containers import ContainerExists, OutOfOrder
@@ -171,7 +171,7 @@ def test_nobody_is_kept_off_a_container_for_it(there: Destination) -> None:
 
 def test_one_that_is_just_beginning_does_not(there: Destination, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has been looked for, and is not recorded yet, when the source gives it up over another connection."""
-    honest = bases.check_space
+    honest = make_room.check_space
 
     def check_space(*args: Any, **fields: Any) -> None:
         with contextlib.ExitStack() as stack, Journal(there.journal.path) as journal:
@@ -179,7 +179,7 @@ def test_one_that_is_just_beginning_does_not(there: Destination, monkeypatch: py
             assert abandon.abandon(Service(journal, stack), asked).known is False
         honest(*args, **fields)
 
-    monkeypatch.setattr(bases, "check_space", check_space)
+    monkeypatch.setattr(make_room, "check_space", check_space)
     with pytest.raises(UsageError, match="has ended"):
         there.ask("begin")
     assert there.state is State.ABANDONED

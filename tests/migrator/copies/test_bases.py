@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.copies import bases
+from migrator.copies import bases, make_room
 from migrator.errors.data import NoSpace, NotBtrfs
 from migrator.host import btrfs, subvolume_uuids
 from migrator.host.btrfs import Subvolume
@@ -238,8 +238,8 @@ def test_room_is_made_of_what_the_caller_may_drop(pool: Pool, monkeypatch: pytes
 
     monkeypatch.setattr("migrator.transfer.spool.check_space", check_space)
     here = Layout(pool.path, "web", "00000005")
-    bases.check_space(pool.journal, here, 13 if caller == "ssh" else 11, ["web/00000004.1"], what="the disk",
-                      caller=caller)
+    make_room.check_space(pool.journal, here, 13 if caller == "ssh" else 11, ["web/00000004.1"], what="the disk",
+                          caller=caller)
     assert pool.left == left
 
 
@@ -254,7 +254,7 @@ def test_what_a_migration_under_way_starts_from_stays(pool: Pool, monkeypatch: p
     monkeypatch.setattr("migrator.host.btrfs.total_bytes", lambda _: 1)
     monkeypatch.setattr("migrator.transfer.spool.check_space", check_space)
     with pytest.raises(NoSpace):
-        bases.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
+        make_room.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
     assert pool.left == {"db/00000001.1"}
 
 
@@ -265,7 +265,7 @@ def test_nothing_is_dropped_in_vain(pool: Pool, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("migrator.host.btrfs.total_bytes", lambda _: 10)
     here = Layout(pool.path, "web", "00000004")
     with pytest.raises(NoSpace):
-        bases.check_space(pool.journal, here, 1 << 60, [], what="the disk")
+        make_room.check_space(pool.journal, here, 1 << 60, [], what="the disk")
     assert pool.left == {"db/00000001.1", "web/00000002.1"}
 
 
@@ -291,10 +291,10 @@ def test_the_oldest_goes_first_where_room_is_short(pool: Pool, monkeypatch: pyte
     here = Layout(pool.path, "web", "00000004")
     if left is None:
         with pytest.raises(NoSpace):
-            bases.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
+            make_room.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
         left = {"web/00000001.1", "db/00000002.1", "web/00000003.1"}
     else:
-        bases.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
+        make_room.check_space(pool.journal, here, needed, ["web/00000003.1"], what="the disk")
     assert pool.left == left
 
 
@@ -305,7 +305,7 @@ def test_what_somebody_works_on_is_left_alone(pool: Pool, monkeypatch: pytest.Mo
     pool.given_up("00000002", 1, name="db")
     monkeypatch.setattr("migrator.transfer.spool.check_space", check_space)
     with locked("db", lxcpath=pool.path), pytest.raises(NoSpace):
-        bases.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
+        make_room.check_space(pool.journal, Layout(pool.path, "web", "00000004"), 1, [], what="the disk")
     assert pool.left == {"db/00000002.1"}
 
 

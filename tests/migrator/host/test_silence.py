@@ -18,7 +18,8 @@ import pytest
 from migrator.errors.connection import ConnectionLost
 from migrator.transfer import frames
 from migrator.transfer.frames import Kind
-from migrator.transfer.rpc import Connection, serve, sign_of_life
+from migrator.transfer.rpc import Connection, sign_of_life
+from migrator.transfer.serve_requests import serve
 from migrator.transfer.stream import Bytes, FileStream
 from tests.migrator.threads import until_waits
 from tests.migrator.wire import TIMEOUT, call, connected, frame, greeting, stream_pair
