@@ -26,8 +26,7 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import Owner, Role, State
 from migrator.record.transactions import HURRY, is_busy
-from stages import rollback
-from stages.steps import arguments
+from stages.steps import arguments, roll_back
 from stages.steps.options import EndOptions
 
 NAME = "abort"
@@ -65,7 +64,7 @@ def run(options: EndOptions) -> Result:
             if migration.role is Role.DESTINATION and migration.owner is Owner.DESTINATION:
                 raise _elsewhere(migration)
             try:
-                done = rollback.run(options)
+                done = roll_back.run(options)
             except Busy:  # somebody was quicker; perhaps another abort
                 if time.monotonic() > end:
                     raise

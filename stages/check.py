@@ -11,41 +11,28 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import shlex
-import time
-from collections.abc import Collection, Iterable
-from pathlib import Path
 
 from msgspec import to_builtins
 
-from migrator.base import log
 from migrator.base.result import Result
-from migrator.config import consent, container_config
-from migrator.copies import after_crash, origins
+from migrator.config import consent
+from migrator.copies import origins
 from migrator.errors import EXIT_OK, EXIT_WARNINGS
 from migrator.errors.jobs import Blocked
 from migrator.host import lxc
 from migrator.preflight import findings
-from migrator.preflight import survey as preflight
-from migrator.preflight.checks import network_checks, place_checks
-from migrator.preflight.checks.case import Case, PlanOptions
-from migrator.preflight.facts import arp, container_facts, host_facts
-from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.facts import host_facts
 from migrator.preflight.facts.facts_message import AskFacts, HostAnswer
-from migrator.preflight.facts.host_facts import HostFacts, Query
-from migrator.preflight.findings import Finding, Severity, Verdict
-from migrator.record import container_lock, migration_paths, next_commands
+from migrator.preflight.facts.host_facts import Query
+from migrator.preflight.findings import Verdict
+from migrator.record import migration_paths
 from migrator.record.grant import FACTS_MAX
-from migrator.record.journal import DEFAULT_PATH, Journal, Migration
-from migrator.record.states import FROZEN, Role, State
 from migrator.remote.answering import Handlers, Service
 from migrator.remote.other_host import connected
 from migrator.transfer import bandwidth, plan
 from migrator.transfer.messages import Measure
-from migrator.transfer.rpc import Connection
-from migrator.transfer.wire_codec import decoded
-from stages.steps import arguments
-from stages.steps.options import MoveRequest, TargetOptions
+from stages.steps import arguments, examine, move_arguments
+from stages.steps.options import MoveRequest
 
 PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
 
@@ -65,23 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
     parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination")
     arguments.add_map_bridge(parser)
-    add_no_memory(parser)
-    add_ignore(parser)
-
-
-def add_no_memory(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-memory", action="store_true", default=False,
-                        help="for what cannot be dumped: stop the container here, and start it there from its disk")
-
-
-def add_stop_timeout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--stop-timeout", metavar="SECONDS", type=arguments.positive, default=plan.STOP_TIMEOUT,
-                        help="with --no-memory: kill what has not ended after SECONDS (default: 60)")
-
-
-def add_ignore(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ignore", metavar="CODE", action="append", default=[],
-                        help="continue despite the finding CODE of `migrator check` (can be repeated)")
+    move_arguments.add_no_memory(parser)
+    move_arguments.add_ignore(parser)
 
 
 def options(args: argparse.Namespace) -> CheckOptions:
@@ -99,8 +71,8 @@ def run(options: CheckOptions) -> Result:
     container = lxc.Container(name, lxcpath)
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(connected(request.connect, request.destination)) if request.destination else None
-        looked = look(request.target, container, there, full=True, memory=memory)
-    moves = moving(name, lxcpath)  # last: nobody is kept from freezing it meanwhile, and records that before
+        looked = examine.look(request.target, container, there, full=True, memory=memory)
+    moves = examine.moving(name, lxcpath)  # last: nobody is kept from freezing it meanwhile, and records that before
     found = [moves] if moves else findings.apply_ignored(looked.findings, ignored)
     verdict = findings.verdict(found)
     status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
@@ -108,179 +80,18 @@ def run(options: CheckOptions) -> Result:
              Verdict.BLOCKED: f"{name} cannot move as it is."}
     instead = looked.instead(ignored) if verdict is Verdict.BLOCKED and not moves else None
     if instead:
-        words[verdict] += f" {_instead(request)}"
+        words[verdict] += f" {examine.typed_instead(request)}"
     return Result(
         {"name": name, "destination": request.destination or None, "verdict": verdict, "memory": memory,
-         "without_memory": {"verdict": instead, "command": _command(request), "price": plan.price(name)}
+         "without_memory": {"verdict": instead, "command": examine.command(request), "price": plan.price(name)}
          if instead else None,
          "findings": findings.to_json(found),
          "facts": to_builtins({"source": looked.source, "container": looked.container,
                                "destination": looked.destination})},
-        shown(found, words[verdict]),
+        examine.shown(found, words[verdict]),
         status,
         paint=findings.painted,
     )
-
-
-def moving(name: str, lxcpath: Path) -> Finding | None:
-    """Of a container that is past the point where it would simply run here: how it stands, and how that goes on.
-
-    Its bare state would have it thawed or started, and its name on the destination removed, where it may run by now.
-    """
-    with Journal(DEFAULT_PATH) as journal:
-        migration = journal.latest(name, lxcpath)
-        if migration is None:
-            return None
-        came = migration.role is Role.DESTINATION
-        if not migration.ended and (came or migration.state in FROZEN):
-            way = f"here from {migration.peer}" if came else f"to {next_commands.moved_to(migration)}"
-            said = f"{name} is being moved {way} (migration {migration.id}, {migration.state})."
-            next_ = (next_commands.command("wait", migration) if container_lock.of(name, lxcpath)
-                     else after_crash.next_command(migration))
-            return place_checks.UNDER_WAY.found(
-                f"{said} {after_crash.note(migration)}".rstrip(),
-                f"Next: {next_} -- see also: {next_commands.command('status', migration)}")
-        if migration.state is State.FINISHED and not came and _is_fenced(migration):
-            host = next_commands.other_host(migration)
-            gone = f"{name} has moved to {next_commands.moved_to(migration)} (migration {migration.id})"
-            return place_checks.MOVED_AWAY.found(
-                f"{gone}, and its copy here is fenced.",
-                f"To move it back, run on {host}: {next_commands.back(migration)}")
-    return None
-
-
-def _is_fenced(migration: Migration) -> bool:
-    """Whether it is still that copy: who has taken its fence out has a container like any other."""
-    with contextlib.suppress(OSError):
-        text = container_config.text_of(migration.lxcpath / migration.name / "config")
-        return container_config.fence_of(text) == migration.id
-    return False
-
-
-def shown(found: Iterable[Finding], sentence: str) -> str:
-    """For people: the findings and what they mean; with -q errors and warnings alone, so nothing where all is well."""
-    if log.level == log.Level.QUIET:
-        return findings.render(finding for finding in found if finding.severity is not Severity.INFO)
-    return "\n".join(part for part in (findings.render(found), sentence) if part)
-
-
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """Both hosts and the container at one moment, and what was found about them."""
-
-    source: HostFacts
-    destination: HostFacts | None
-    container: ContainerFacts
-    options: PlanOptions
-    findings: list[Finding]
-
-    @property
-    def disk_bytes(self) -> int:
-        return max(0, self.container.rootfs.used)
-
-    def instead(self, ignored: Collection[str]) -> Verdict | None:
-        """What the verdict would be with --no-memory; None where that is asked for already, or would not do either."""
-        if not self.options.memory:
-            return None
-        options = dataclasses.replace(self.options, memory=False)
-        found = preflight.find(self.source, self.destination, self.container, options)
-        verdict = findings.verdict(found, ignored)
-        return None if verdict is Verdict.BLOCKED else verdict
-
-
-def _instead(request: MoveRequest) -> str:
-    return f"It can without its memory: {_command(request)} -- {plan.price(request.container.name)}"
-
-
-def _command(request: MoveRequest) -> str:
-    return _typed("migrate", request, "--no-memory")
-
-
-def _typed(verb: str, request: MoveRequest, *more: str) -> str:
-    """A command for this container, and no other of that name."""
-    container = request.container
-    path = ["-P", container.given_lxcpath] if container.given_lxcpath else []
-    return shlex.join(["migrator", verb, container.name, *path, "-d", request.destination or "HOST", *more])
-
-
-def look(target: TargetOptions, container: lxc.Container, there: Connection | None, *, full: bool,
-         known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
-    """Gather the facts on both hosts, at the same time, and draw the findings from them.
-
-    `full` also counts the root file system's bytes, which takes a while on a large one, and asks on the container's
-    bridge for the other host.
-    """
-    facts = container_facts.gather(container, full=full)
-    asked = 0
-    if there:
-        query = preflight.query(facts, target.lxcpath or "")
-        begun = time.time()
-        asked = there.send_request(_question(target, container, query))
-    here = host_facts.gather(Query(str(container.lxcpath)))
-    destination, offset = None, None
-    options = PlanOptions(
-        tunnel=_tunnel_warnings(there),
-        disk_needed=0 if known_copy else None,  # part of it is there: prepare_data.begin counts what is not
-        bridges=bridges if bridges is not None else dict(target.bridges), memory=memory,
-        name=target.new_name,
-    )
-    if there:
-        reply = decoded(HostAnswer, there.answer(asked))
-        # By the name that it has greeted with, which was looked at.
-        destination = dataclasses.replace(reply.facts, name=there.peer_host)
-        # The other clock was read somewhere between `begun` and now.
-        offset = _offset(begun, destination.time, time.time())
-        options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or reply.fenced_copy)
-        if full:
-            questions = network_checks.to_ask(Case(here, destination, facts, options))
-            answers = {key: who for key, each in questions.items() if (who := arp.who_has(*each)) is not None}
-            options = dataclasses.replace(options, answers=answers)
-    found = preflight.find(here, destination, facts, options)
-    return Look(here, destination, facts, options, found)
-
-
-def _question(target: TargetOptions, container: lxc.Container, query: Query) -> AskFacts:
-    """With what the destination must know to tell an earlier copy of this container from another container."""
-    with Journal(DEFAULT_PATH) as journal:
-        return AskFacts(query=query, lxcpath=target.lxcpath, name=target.new_name or container.name,
-                        source_name=container.name,
-                        origin=origins.origin(journal, container.name, container.lxcpath))
-
-
-def _tunnel_warnings(there: Connection | None) -> tuple[str, ...]:
-    """What this host's WireGuard should better be, where the destination is a paired peer."""
-    if there is None or there.tunnel is None:
-        return ()
-    from tunnel import wireguard
-
-    return tuple(wireguard.warnings(wireguard.backend()))
-
-
-def _offset(begun: float, there: float, ended: float) -> float:
-    """Seconds that the other clock is surely ahead (negative: behind); 0 while it lies within the round trip."""
-    if begun <= there <= ended:
-        return 0.0
-    return there - ended if there > ended else there - begun
-
-
-def before_stage(request: MoveRequest, ignore: Collection[str], container: lxc.Container, there: Connection, *,
-                 full: bool = False, known_copy: bool = False, bridges: dict[str, str] | None = None,
-                 memory: bool = True) -> Look:
-    """The preflight of a stage: say the warnings, and raise Blocked for what --ignore does not name."""
-    ignored = findings.check_ignored(ignore)
-    looked = look(request.target, container, there, full=full, known_copy=known_copy, bridges=bridges, memory=memory)
-    found = findings.apply_ignored(looked.findings, ignored)
-    for finding in found:
-        if finding.severity is Severity.WARNING:
-            log.verbose(f"{finding.code}: {finding.message}")
-    errors = [finding for finding in found if finding.severity is Severity.ERROR]
-    if errors:
-        text = "; ".join(f"{finding.code}: {finding.message}" for finding in errors)
-        instead = looked.instead(ignored)
-        raise Blocked(name=container.name, destination=there.peer_host, findings=text,
-                      check=_typed(NAME, request),
-                      instead=_instead(request) if instead else "")
-    return looked
 
 
 # --- on the destination ---------------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ from pathlib import Path
 from migrator.base import log, names, printable
 from migrator.base.figures import size
 from migrator.base.result import Result
-from migrator.config import container_config, fences
-from migrator.copies import bases, origins
+from migrator.config import container_config
+from migrator.copies import bases
 from migrator.errors.containers import AlreadyMigrating, ContainerNotFound
 from migrator.errors.this_host import Busy
 from migrator.host import btrfs, lxc, network
@@ -31,9 +31,9 @@ from migrator.record import next_commands
 from migrator.record.image_folders import RUNTIME, former_images, remove_images
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import FOLDER, WORK, Layout, locked
-from migrator.record.states import Role, State
+from migrator.record.states import Role
 from migrator.transfer import received_snapshot
-from stages.steps import arguments, left_running
+from stages.steps import arguments, left_running, moved_copy
 from stages.steps.cleaner import Cleaner, records
 
 NAME = "cleanup"
@@ -110,7 +110,7 @@ def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> Non
 def _tells(migration: Migration) -> bool:
     """Whether it is this record alone that tells whose the fenced copy in its place is, so that it can be removed."""
     container = migration.lxcpath / migration.name
-    return (container_config.fence_of(_config(container)) == migration.id
+    return (container_config.fence_of(moved_copy.config_text(container)) == migration.id
             and not container_config.is_superseded(container))
 
 
@@ -118,7 +118,8 @@ def _ended(journal: Journal, layout: Layout) -> list[Migration]:
     """All of this container's migrations; raises AlreadyMigrating, and ContainerNotFound where it has left nothing."""
     found = [each for each in journal.all(layout.name) if names.same_path(each.lxcpath, layout.lxcpath)]
     if not found and not layout.folder.is_dir() and not layout.work.is_dir() and not (
-            container_config.fence_of(_config(layout.container))):  # a record can be forgotten, and a journal be lost
+            # a record can be forgotten, and a journal be lost
+            container_config.fence_of(moved_copy.config_text(layout.container))):
         raise ContainerNotFound(name=layout.name, lxcpath=layout.lxcpath)
     for each in found:
         if not each.ended:
@@ -133,8 +134,8 @@ def clean_forgotten(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
     found = _ended(journal, layout)
     _clean_name(cleaner, journal, layout)
     for id_ in set(network.silenced()) & {each.id for each in found}:
-        _remove_table(cleaner, journal, id_)
-    if _is_copy(cleaner, journal, layout):
+        moved_copy.remove_table(cleaner, journal, id_)
+    if moved_copy.is_copy(cleaner, journal, layout):
         cleaner.kept.append(str(layout.container))
 
 
@@ -152,85 +153,13 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
         if left != list(last):
             each.note("last-copy-dropped", last_copy=left)
     if not keep_copy:
-        _remove_copy(cleaner, journal, layout)
+        moved_copy.remove_copy(cleaner, journal, layout)
     for folder in (layout.work, layout.folder):
         _clean_folder(cleaner, journal, folder, set(), copies=not keep_copy)
     for id_ in set(network.silenced()) & {each.id for each in found}:
-        _remove_table(cleaner, journal, id_)
+        moved_copy.remove_table(cleaner, journal, id_)
     if not cleaner.dry_run:
         layout.tidy()
-
-
-def clean_moved(cleaner: Cleaner, migration: Migration) -> None:
-    """What a container that has moved away has left here: its snapshots, and the copy that has this move's fence.
-
-    Nothing of another one that had its name, nor what was put aside: that may be the only copy there is of it, and goes
-    with its name alone.
-    """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    cleaner.removed += map(str, bases.prune(migration, keep=0))
-    if origins.whose(layout).may_go:
-        _remove_copy(cleaner, migration.journal, layout)
-    if migration.id in network.silenced():
-        _remove_table(cleaner, migration.journal, migration.id)
-
-
-def _remove_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
-    if not _is_copy(cleaner, journal, layout):
-        return
-    container = lxc.Container(layout.name, layout.lxcpath)
-    rootfs = container.rootfs
-    destroy = ["lxc-destroy", "-P", str(layout.lxcpath), "-n", layout.name]
-    if container.state == "STOPPED" and not cleaner.leaves(layout.name, rootfs) and not cleaner.leaves_copy(
-            journal, layout.container, layout.container / "config", rootfs, destroy):
-        if btrfs.is_subvolume(rootfs):
-            cleaner.remove(rootfs, btrfs.delete)
-        cleaner.remove_folder(layout.container)
-
-
-def _is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
-    """Whether what stands there is a copy that the container has left, or that has given way, by its fence's record.
-
-    Or is back of an attempt that was given up. Where nobody knows that any more, the fence itself must say so. One that
-    stayed on what moved here is taken away.
-    """
-    config, text = layout.container / "config", _config(layout.container)
-    fence = container_config.fence_of(text)
-    if not fence:
-        return False
-    if not (recorded := records(journal, fence)):
-        copy = container_config.is_superseded(layout.container)
-    else:
-        named = {each.role: each for each in recorded if each.name == layout.name and each.state is State.FINISHED}
-        came = named.get(Role.DESTINATION)
-        if came and not came.arrived.given_way and Role.SOURCE not in named:
-            if not cleaner.dry_run:
-                container_config.unfence(layout.container, fence)
-            return False
-        copy = bool(named) or any(_was_put_back(each, layout) for each in recorded)
-    if copy and not fences.refuses(layout.container, text):
-        log.warning(f"{layout.container} stays: what is left of its fence does not prevent a start, so it may be in "
-                    f"use. If it is, also remove the rest of the fence from {config}; if it is no longer needed: "
-                    f"{shlex.join(['lxc-destroy', '-P', str(layout.lxcpath), '-n', layout.name])}")
-        return False
-    if not copy:
-        log.warning(f"{layout.container} stays: nothing shows that its container lives elsewhere. See: migrator"
-                    f" status {layout.name}")
-    return copy
-
-
-def _config(container: Path) -> str:
-    config = container / "config"
-    return config.read_text(errors="replace") if config.is_file() else ""
-
-
-def _was_put_back(migration: Migration, layout: Layout) -> bool:
-    """Whether all that stands there is of this attempt, which was given up here: a power cut can undo a removal."""
-    given_up = migration.role is Role.DESTINATION and migration.state is State.ABANDONED
-    if not given_up or migration.name != layout.name or not names.same_path(migration.lxcpath, layout.lxcpath):
-        return False
-    return not container_config.rootfs_elsewhere(layout.container / "config", layout.rootfs) and (
-        origins.has_its_own(migration) or not os.path.lexists(layout.rootfs))
 
 
 def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
@@ -242,7 +171,7 @@ def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
         if re.fullmatch(r"[0-9a-f]{8}", path.name):
             _when_ended(journal, path.name, lambda path=path: cleaner.remove(path, remove_images))  # type: ignore[misc]
     for id_ in network.silenced():
-        _when_ended(journal, id_, lambda id_=id_: _remove_table(cleaner, journal, id_))  # type: ignore[misc]
+        _when_ended(journal, id_, lambda id_=id_: moved_copy.remove_table(cleaner, journal, id_))  # type: ignore[misc]
     root = lxcpath / FOLDER
     found = {path.name.removesuffix(WORK) for path in root.iterdir()} if root.is_dir() else set()
     found |= {each.name for each in journal.all() if each.ended and each.copy.kept}
@@ -306,15 +235,6 @@ def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
                 remove()
     except Busy as error:
         log.warning(f"The leftovers of migration {id_} stay: {error}")
-
-
-def _remove_table(cleaner: Cleaner, journal: Journal, id_: str) -> None:
-    """What kept a frozen container silent; of a migration that nobody knows only where that container is gone."""
-    if not records(journal, id_) and (interfaces := network.still_silenced(id_)):
-        log.warning(f"{', '.join(interfaces)} neither receives nor sends anything, for migration {id_}, which this "
-                    f"host does not know. To end that: {shlex.join(network.hear_command(id_))}")
-        return
-    cleaner.take_back(f"nft table netdev {network.table(id_)}", lambda: network.hear(id_))
 
 
 def _keeps_base(migration: Migration) -> bool:

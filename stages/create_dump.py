@@ -17,32 +17,24 @@ import argparse
 import contextlib
 import dataclasses
 
-from migrator.base import log
 from migrator.base.result import Result
-from migrator.config import container_config
-from migrator.copies import bases, leave, older_journal, standing
+from migrator.copies import older_journal, standing
 from migrator.criu import criu_dump
 from migrator.errors import UsageError
-from migrator.errors.containers import ContainerChanged, ContainerNotRunning, NoMigration, OutOfOrder
+from migrator.errors.containers import NoMigration
 from migrator.errors.data import NoSpace
-from migrator.host import btrfs, lxc
-from migrator.record import container_lock, image_folders, next_commands
-from migrator.record.decisions import Verdict, decide
+from migrator.host import lxc
+from migrator.record import container_lock, image_folders
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.migration_paths import Layout, locked
-from migrator.record.states import Event, Role, State
+from migrator.record.states import Role, State
 from migrator.remote.answering import Place, Receivers, Service
-from migrator.remote.other_host import connected, require_stable_path
+from migrator.remote.other_host import connected
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.messages import ImagesTransfer, IncrementTransfer
-from migrator.transfer.rpc import Connection
-from stages import check
-from stages.steps import arguments, ask_state, offer, restore_over, room, take, thaw_again
-from stages.steps.dump import Dump
+from stages.steps import arguments, freeze_and_offer, move_arguments, offer, restore_over, room, take
 from stages.steps.handover import INCREMENT
 from stages.steps.options import MAX_DOWNTIME, MoveRequest, StandstillOptions
-from stages.steps.reconnect import Link
-from stages.steps.stop import Stop
 
 NAME = "create-dump"
 HELP = "freeze the container and send its memory (on the source)"
@@ -60,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_destination(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
                         help="thaw and give up if dump and transfer take longer (default: %(default)g)")
-    check.add_stop_timeout(parser)
-    check.add_ignore(parser)
+    move_arguments.add_stop_timeout(parser)
+    move_arguments.add_ignore(parser)
     arguments.add_dry_run(parser)
 
 
@@ -87,93 +79,17 @@ def run(options: CreateDumpOptions) -> Result:
         if not dry_run:
             older_journal.bring_up(migration)
         if migration.state is State.DUMPING and not dry_run:
-            heal(migration)
+            freeze_and_offer.heal(migration)
         if migration.state is State.PREPARED:
-            _require_running(container)
+            freeze_and_offer.require_running(container)
         if not dry_run:
             standing.restore_silence(migration)
         with offer.undecided(migration):
             there = stack.enter_context(connected(request.connect, request.destination))
         try:
-            return carry_out(request, options.standstill, migration, container, there, dry_run=dry_run)
+            return freeze_and_offer.carry_out(request, options.standstill, migration, container, there, dry_run=dry_run)
         finally:  # what has come of it is told, whatever comes while connection and journal are closed
             told.enter_context(container_lock.held_back(raised=False))
-
-
-def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
-              there: Connection, *, link: Link | None = None, dry_run: bool = False) -> Result:
-    """The stage over a connection that is there; `heal` has been called before where it was killed.
-
-    In a move in one go `link` can make new connections.
-    """
-    name = migration.name
-    with offer.undecided(migration):
-        state_there = ask_state.state(there, migration)
-    decision = decide(NAME, migration.state, state_there)
-    next_ = next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
-    if not dry_run:
-        with offer.undecided(migration):
-            offer.settle(migration, state_there)
-    if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
-    if migration.state is State.OFFERED and not dry_run:
-        with offer.undecided(migration):
-            standing.require(migration, NAME, next_commands.anew(migration) if link else "")
-            migration.note("leave", leave=leave.given(migration.handover.leave, leave.BY_HAND))
-        offer.make(migration, there)
-        next_ = next_commands.next_command(migration)
-    if offer.settled(migration, state_there) is State.DUMPED:
-        return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
-                      f"{name} has already been dumped and handed over. Next: {next_}")
-    bases.refuse_another(migration, NAME)
-    looked = check.before_stage(request, standstill.ignore, container, there, known_copy=True,
-                                bridges=migration.begun.bridges, memory=migration.memory)
-    bases.refuse_another_disk(migration, NAME)
-    _refuse_changed(migration, container)
-    if migration.state is not State.DUMPING:  # --dry-run of what an earlier one has left frozen
-        _require_running(container)
-    dump = handover(standstill, migration, container, there, looked, link)
-    if dry_run:
-        return dump.described()
-    require_stable_path(there)
-    return dump.run()
-
-
-def handover(standstill: StandstillOptions, migration: Migration, container: lxc.Container, there: Connection,
-             looked: check.Look, link: Link | None = None) -> Dump | Stop:
-    """The way in which this container is handed over: with its memory or without."""
-    return (Dump(standstill, migration, container, there, looked, link) if migration.memory
-            else Stop(standstill, migration, container, there, link))
-
-
-def heal(migration: Migration) -> None:
-    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew.
-
-    A first Ctrl-C waits until it runs: one that is told to end, to be started again, would stay stopped.
-    """
-    log.warning(f"An earlier create-dump of {migration.name} was killed; the container is first thawed or "
-                "started again")
-    with container_lock.held_back():
-        left = offer.drop_here(migration, runs=thaw_again.thaw_source(migration))  # nobody may take it up for days
-        container_config.unfence(migration.lxcpath / migration.name, migration.id)
-        migration.move(Event.THAW, **left)
-
-
-def _require_running(container: lxc.Container) -> None:
-    """What stands still by now was frozen by somebody else, and is not given back by a move."""
-    if (state := container.state) != "RUNNING":
-        raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=state)
-
-
-def _refuse_changed(migration: Migration, container: lxc.Container) -> None:
-    config = container_config.read(container.config_file, container.name)
-    if config.digest != migration.data.config_digest:
-        next_ = next_commands.command("prepare-data", migration)
-        raise ContainerChanged(name=container.name, reason="its configuration is different", next=next_)
-    base = Layout(container.lxcpath, container.name, migration.id).snapshot(len(migration.data.rounds))
-    if not btrfs.is_subvolume(base):
-        next_ = next_commands.command("rollback", migration)
-        raise ContainerChanged(name=container.name, reason=f"the snapshot {base} is gone", next=next_)
 
 
 # --- on the destination ---------------------------------------------------------------------------------------

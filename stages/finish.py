@@ -8,31 +8,19 @@ end, so that none of its connections is reset. Its root file system is kept unti
 from __future__ import annotations
 
 import argparse
-import contextlib
-from pathlib import Path
 
-from migrator.base import log
-from migrator.base.result import Result, of_dry_run
-from migrator.config import container_config
-from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing, written_since
-from migrator.errors import MigratorError, UsageError
+from migrator.base.result import Result
+from migrator.copies import older_journal, standing
 from migrator.errors.containers import NoMigration, OutOfOrder
-from migrator.errors.convert import FIELD_MAX
-from migrator.errors.memory import CopyNotEnded
-from migrator.host import lxc, network
 from migrator.record import next_commands
-from migrator.record.decisions import Decision, Verdict, decide
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
-from migrator.record.migration_paths import Layout, locked
-from migrator.record.states import Event, Owner, Role, State
+from migrator.record.migration_paths import locked
+from migrator.record.states import Role, State
 from migrator.remote.other_host import connected
-from migrator.transfer.messages import Finish, Running
-from migrator.transfer.rpc import Connection
-from stages.steps import arguments, ask_source, ask_state, confirmed, finish_here, force, offer, unrecorded
+from stages.steps import arguments, ask_source, end_copy, finish_here, force
 from stages.steps.options import EndOptions
 
 NAME = "finish"
-ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
 HELP = "stop and fence the copy that was left behind (on the source)"
 
 
@@ -75,119 +63,7 @@ def run(options: EndOptions) -> Result:
             older_journal.bring_up(migration)
             standing.restore_silence(migration)
         with connected(options.connect, options.destination or migration.peer) as there:
-            return carry_out(migration, there, force=options.force, dry_run=options.dry_run)
-
-
-def carry_out(migration: Migration, there: Connection, *, force: str | None = None, dry_run: bool = False) -> Result:
-    """The stage over a connection that is there."""
-    name = migration.name
-    state_there = ask_state.state(there, migration)
-    if not dry_run:
-        older_journal.bring_up(migration, state_there)
-    decision = decide(NAME, offer.settled(migration, state_there), state_there)
-    if not dry_run:
-        offer.settle(migration, state_there)
-    refused = decision.verdict is Verdict.REFUSE
-    older = state_there in unrecorded.OLDER and migration.owner is not Owner.SOURCE  # else nothing was handed over
-    if refused and (dry_run or not older):
-        raise _refused(migration, decision)
-    if dry_run:
-        return described(migration)
-    try:
-        known = confirmed.require(migration, there.peer_host, state_there, force,
-                                  lambda: there.call_within(ANSWER_LIMIT, Running(id=migration.id)))
-    except (NoMigration, UsageError) as error:
-        if refused:
-            raise _refused(migration, decision) from error
-        raise
-    standing.refuse_autostart(migration, NAME)  # first: what that has started, and has ended, is seen then
-    standing.refuse_end(migration, NAME)
-    if migration.state is State.OFFERED:
-        migration.move(Event.TAKEN)  # the answer that would have said so was lost
-    migration.move(Event.FINISH)
-    stop_and_fence(migration)
-    stopped = there.call_within(ANSWER_LIMIT, Finish(id=migration.id)).stopped[:FIELD_MAX] if known else ""
-    bases.prune(migration)
-    migration.move(Event.FINISHED, **_last_change(migration))
-    if stopped:
-        log.warning(f"{name} has moved to {next_commands.moved_to(migration)}, but does not run there. "
-                    f"{there.peer_host} says: {stopped}")
-    return Result({"migration": migration.id, "name": name, "stage": NAME, "already": False, "stopped_there": stopped},
-                  f"{name} has moved to {next_commands.moved_to(migration)}."
-                  f" Its root file system is kept here until: {next_commands.command('cleanup', migration)}")
-
-
-def _refused(migration: Migration, decision: Decision) -> OutOfOrder:
-    return OutOfOrder(stage=NAME, missing=decision.missing, next=next_commands.command(decision.next_stage, migration))
-
-
-def stop_and_fence(migration: Migration) -> None:
-    """Fence first, then take the network away, then end the processes; safe to repeat.
-
-    Raises CopyNotEnded.
-    """
-    folder = migration.lxcpath / migration.name
-    with migration.step("fence"):
-        if not (folder / "config").is_file():
-            log.warning(f"{folder} no longer has a configuration: there is nothing to fence")
-        elif origins.is_source(migration):
-            container_config.fence(folder, container_config.text_of(folder / "config"), migration.id,
-                                   standing.message(migration))
-        else:
-            log.warning(f"{folder} is now another container: it is left alone")
-    with migration.step("stop"):
-        _end_copy(migration)
-    if migration.still.ports:
-        network.hear(migration.id)
-    Layout(migration.lxcpath, migration.name, migration.id).drop_images()
-
-
-def _end_copy(migration: Migration) -> None:
-    """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
-    cgroup = Path(migration.still.cgroup)
-    if after_crash.memory_is_here(migration):  # without its memory it has been stopped before
-        if remains.is_shown(migration, origins.source_uuids(migration)):
-            _unplug(migration)
-            ending.kill(migration)
-        else:
-            log.warning(f"Nothing shows that what lives in {cgroup} is the halted copy of {migration.name}: it is left "
-                        f"alone. If it is, end it with: echo 1 >{cgroup}/cgroup.kill")
-    if remains.are_here(migration):
-        raise CopyNotEnded(name=migration.name, place=cgroup, next=next_commands.command(NAME, migration),
-                           pids=",".join(map(str, lxc.processes(cgroup))))
-
-
-def _unplug(migration: Migration) -> None:
-    """Take the veths of the copy that is frozen here away. By their names alone they could be another container's."""
-    if not migration.still.ports:
-        return
-    try:
-        found = network.ports(migration.still.first[0])
-        if after_crash.memory_is_here(migration):  # else its process may be another one by now
-            network.remove(found)
-    except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
-        log.verbose(f"The network of {migration.name} is left in place until it ends: {error}")
-
-
-def _last_change(migration: Migration) -> dict[str, int]:
-    """What tells later whether anybody has written to the copy since. LXC's hooks at its end may have, until now."""
-    with contextlib.suppress(MigratorError, OSError):  # it may be removed at any moment, and then tells nothing
-        if origins.is_there(migration) and (
-                found := written_since.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
-            return {"changed": found}
-    return {}
-
-
-def described(migration: Migration) -> Result:
-    """For --dry-run."""
-    here = next_commands.this_host()
-    if not migration.memory or not migration.still.cgroup:  # of an older journal
-        return of_dry_run([])
-    return of_dry_run([
-        *((here, ["ip", "link", "delete", port.outside]) for port in migration.still.ports),
-        (here, ["tee", f"{migration.still.cgroup}/cgroup.kill"]),
-        *([(here, network.hear_command(migration.id))] if migration.still.ports else []),
-    ])
+            return end_copy.carry_out(migration, there, force=options.force, dry_run=options.dry_run)
 
 
 # --- on the destination ---------------------------------------------------------------------------------------

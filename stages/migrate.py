@@ -20,8 +20,7 @@ from migrator.base.result import Result
 from migrator.copies import older_journal, standing
 from migrator.host import lxc
 from migrator.record.journal import DEFAULT_PATH, Journal
-from stages import check, prepare_data
-from stages.steps import arguments, dry_run
+from stages.steps import arguments, dry_run, move_arguments, send_disk
 from stages.steps.drive import Drive, locked_for
 from stages.steps.options import MoveOptions, MoveRequest
 
@@ -39,47 +38,10 @@ class MigrateOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser)
-    prepare_data.add_place(parser)
+    move_arguments.add_place(parser)
     arguments.add_map_bridge(parser)
-    add_options(parser)
+    move_arguments.add_options(parser)
     arguments.add_dry_run(parser)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Those of MoveOptions, and --no-memory, which is recorded on both hosts."""
-    check.add_no_memory(parser)
-    check.add_stop_timeout(parser)
-    parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MoveOptions.max_downtime,
-                        help="thaw here and give up if the container is frozen for longer (default: 120)")
-    parser.add_argument("--max-rounds", metavar="N", type=rounds, default=MoveOptions.max_rounds,
-                        help="send the disk at most this many times before the freeze (default: 5)")
-    parser.add_argument("--bwlimit", metavar="RATE", type=prepare_data.rate,
-                        help="send at most RATE bytes a second (k, M, G) while the container runs")
-    parser.add_argument("--reconnect", metavar="SECONDS", type=seconds, default=MoveOptions.reconnect,
-                        help="if the connection is lost, keep trying for SECONDS from the last progress; 0: give up at "
-                        "once (default: 300)")
-    check.add_ignore(parser)
-    copy = parser.add_mutually_exclusive_group()
-    copy.add_argument("--keep-source", dest="undefine_source", action="store_false", default=False,
-                      help="keep the stopped, fenced copy here (the default)")
-    copy.add_argument("--undefine-source", dest="undefine_source", action="store_true",
-                      help="remove the copy here once the container runs there")
-
-
-def seconds(text: str) -> float:
-    """A number of seconds, for argparse."""
-    value = float(text)
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
-
-
-def rounds(text: str) -> int:
-    """A number of rounds, for argparse."""
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError("must be from 1 to 100")
-    return value
 
 
 def options(args: argparse.Namespace) -> MigrateOptions:
@@ -94,7 +56,7 @@ def run(options: MigrateOptions) -> Result:
     name, lxcpath = request.container.name, request.container.lxcpath
     container = lxc.Container(name, lxcpath)
     with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
-        migration = prepare_data.unfinished(journal, name, lxcpath, request.destination)
+        migration = send_disk.unfinished(journal, name, lxcpath, request.destination)
         if options.dry_run:
             return dry_run.run(request, options.move, journal, container, migration)
         if migration:

@@ -16,8 +16,7 @@ from types import MappingProxyType
 
 from migrator.base import no_core_dump
 from migrator.base.result import Result
-from stages import migrate
-from stages.steps import arguments, ask_source, heal
+from stages.steps import arguments, ask_source, heal, move_arguments
 from stages.steps.options import MOVE_OPTIONS
 
 NAME = "resume"
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every unfinished migration of this host")
     parser.add_argument("--at-boot", action="store_true",
                         help="with --all: only bring each container to where it may run")
-    migrate.add_options(parser)
+    move_arguments.add_options(parser)
     parser.set_defaults(**dict.fromkeys(MOVE_OPTIONS))
 
 

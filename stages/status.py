@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
-from typing import Any
 
 from migrator.base import printable
 from migrator.base.figures import duration, size, table
@@ -16,8 +15,7 @@ from migrator.errors.containers import NoMigration
 from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
-from migrator.record.migration_paths import Layout
-from stages.steps import arguments
+from stages.steps import arguments, migration_status
 
 NAME = "status"
 HELP = "show the migrations of this host"
@@ -49,7 +47,7 @@ def run(options: StatusOptions) -> Result:
         if name and not found:
             raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
         workers = {m.id: None if m.ended else container_lock.of(m.name, m.lxcpath) for m in found}
-        described = [describe(m, events=options.events, worker=workers[m.id]) for m in found]
+        described = [migration_status.describe(m, events=options.events, worker=workers[m.id]) for m in found]
         kept = [(m, path) for m in known if m.ended for path in bases.paths(m)]
         text = _text(found, workers, events=options.events) or "No migration is in progress."
         if not name:
@@ -61,87 +59,18 @@ def run(options: StatusOptions) -> Result:
              "peer": next_commands.other_host(m)} for m, path in kept]}, text)
 
 
-def describe(migration: Migration, *, events: bool, worker: Holder | None) -> dict[str, Any]:
-    """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes. `worker` works on it now."""
-    data: dict[str, Any] = {
-        "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
-        "peer": next_commands.other_host(migration), "state": migration.state,
-        "peer_name": migration.other_name, "owner": migration.owner, "memory": migration.memory,
-        "created": migration.created, "updated": migration.updated,
-        "bytes": sizes(migration), "next": after_crash.next_command(migration), "note": after_crash.note(migration),
-        "working": worker.to_json() | {"step": step_under_way(migration)} if worker else None,
-    }
-    times = {"frozen_at": migration.still.frozen_at, "stopped_at": migration.still.stopped_at,
-             "restored_at": migration.arrived.restored_at}
-    data |= {key: at for key, at in times.items() if at is not None}
-    if events:
-        data["events"] = [{"time": e.time, "step": e.step, "phase": e.phase, **e.detail} for e in migration.events()]
-    return data
-
-
-def sizes(migration: Migration) -> dict[str, int]:
-    """What was sent, as far as this host knows, and what lies in its spool: bytes."""
-    rounds = migration.data.rounds
-    found = {
-        "full": sum(each.bytes or 0 for each in rounds if each.full),
-        "increment": sum(each.bytes or 0 for each in rounds if not each.full),
-        "memory": 0,
-        "spool": 0,
-    }
-    figures = migration.handover.figures
-    found["increment"] += figures.increment
-    found["memory"] = figures.memory
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    for folder in (layout.spool, layout.images()):
-        if folder and folder.is_dir():
-            found["spool"] += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    return found
-
-
-def step_under_way(migration: Migration) -> str | None:
-    """The step that has begun last and not ended."""
-    begun: list[str] = []
-    for event in migration.events():
-        if event.phase == "begin":
-            begun.append(event.step)
-        elif event.step in begun:
-            begun.remove(event.step)
-    return begun[-1] if begun else None
-
-
-def line(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
-    """Where a migration stands, in a line: `web 0badc0de: preparing (migrate, process 12, send, 5.0 MiB of 9.1 MiB)`.
-
-    Without `volatile` it is the same as long as state, step and process are.
-    """
-    return f"{migration.name} {migration.id}: {migration.state} ({now(migration, worker, volatile=volatile)})"
-
-
-def now(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
-    """Who works on a migration, at what, and how far that is."""
-    if worker is None:
-        return "no command is working on it"
-    words = [worker.command, f"process {worker.pid}"]
-    if step := step_under_way(migration):
-        words.append(step)
-    if volatile and worker.progress:
-        total = worker.progress["total"]
-        words.append(size(worker.progress["bytes"]) + (f" of about {size(total)}" if total else ""))
-    return ", ".join(words)
-
-
 def _text(found: list[Migration], workers: dict[str, Holder | None], *, events: bool) -> str:
     if not found:
         return ""
     rows = []
     for migration in found:
         worker = workers[migration.id]
-        data = describe(migration, events=False, worker=worker)
+        data = migration_status.describe(migration, events=False, worker=worker)
         arrow = "to" if migration.role == "source" else "from"
         rows.append([
             migration.name, migration.id, f"{arrow} {next_commands.moved_to(migration)}", migration.state,
             migration.owner, duration(time.time() - migration.created), size(sum(data["bytes"].values())),
-            now(migration, worker) if worker else "-", data["next"] or "-",
+            migration_status.now(migration, worker) if worker else "-", data["next"] or "-",
         ])
     text = table(["NAME", "ID", "MOVES", "STATE", "OWNER", "AGE", "SIZE", "NOW", "NEXT"], rows)
     for migration in found:

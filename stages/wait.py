@@ -21,8 +21,7 @@ from migrator.record import container_lock, next_commands
 from migrator.record.container_lock import Holder
 from migrator.record.journal import DEFAULT_PATH, Journal, Migration
 from migrator.record.states import Role, State
-from stages import status
-from stages.steps import arguments
+from stages.steps import arguments, migration_status
 from stages.steps.options import NamedContainer
 
 NAME = "wait"
@@ -73,7 +72,7 @@ def run(options: WaitOptions) -> Result:
                 seen = now
             elif now - seen > (GRACE[current.role] if current else 0):
                 raise _nobody(name, current)
-            if current and (line := status.line(current, worker, volatile=False)) != told:
+            if current and (line := migration_status.line(current, worker, volatile=False)) != told:
                 told = line
                 _tell(current, worker, line)
             if now > end:
@@ -96,7 +95,7 @@ def _comes_after(worker: Holder, migration: Migration) -> bool:
 
 def _tell(migration: Migration, worker: Holder | None, line: str) -> None:
     if log.level >= log.Level.NORMAL:
-        log.say("state", line, **status.describe(migration, events=False, worker=worker))
+        log.say("state", line, **migration_status.describe(migration, events=False, worker=worker))
 
 
 def _outcome(migration: Migration) -> Result:

@@ -81,6 +81,20 @@ def test_no_import_circle() -> None:
     assert not circle
 
 
+VERBS = {module for module in MODULES if re.match(r"stages\.\w+$", module)} - {"stages.steps"}
+
+
+def test_a_command_is_no_part_of_another() -> None:
+    """What two of them do is a step, or a module below; the list of commands alone knows the commands."""
+    assert {module: those & VERBS for module, those in IMPORTS.items() if those & VERBS} == {}
+
+
+def test_no_module_is_long() -> None:
+    """What has more lines has more than one subject."""
+    lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    assert {module: count for module, count in lines.items() if count > 350} == {}
+
+
 def test_no_name_twice() -> None:
     """A command's module is called as the command; no other is called as another one, or as a folder."""
     names = collections.Counter(module.rpartition(".")[2] for module in MODULES

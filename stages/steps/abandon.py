@@ -87,8 +87,7 @@ def _never_begin(service: Service, asked: Abandon) -> Migration:
 
 def _abandon(migration: Migration, held: Sequence[str], *, here: bool = False, gone: bool = False) -> None:
     """`held` are the snapshots that the source has; `here` where it does not know of it yet; `gone` as in `tell`."""
-    from stages import import_data
-    from stages.steps import finish_here, gave_way, settling, stopped_here
+    from stages.steps import finish_here, gave_way, put_away, settling, stopped_here
 
     if migration.arrived.given_way:  # it had run here, and the source was to go on without it
         gave_way.refuse_back(migration)
@@ -121,7 +120,7 @@ def _abandon(migration: Migration, held: Sequence[str], *, here: bool = False, g
             if base:
                 with contextlib.suppress(MigratorError, OSError):  # in use, say: that is no reason to keep more
                     bases.supersede(migration)
-            import_data.drop_attempt(migration, layout)
+            put_away.drop_attempt(migration, layout)
             migration.move(Event.ABANDONED)
         except (MigratorError, OSError) as error:
             log.warning(f"{migration.name} will not run here, but something of it is left for now: {error}")

@@ -45,8 +45,17 @@ from migrator.transfer import bandwidth, plan
 from migrator.transfer.messages import Import, Restore
 from migrator.transfer.plan import Plan, Round
 from migrator.transfer.rpc import Connection
-from stages import check, cleanup, create_dump, finish, prepare_data
-from stages.steps import ask_state, give_back, offer, same_host
+from stages.steps import (
+    ask_state,
+    end_copy,
+    examine,
+    freeze_and_offer,
+    give_back,
+    moved_copy,
+    offer,
+    same_host,
+    send_disk,
+)
 from stages.steps.cleaner import Cleaner
 from stages.steps.options import MoveOptions, MoveRequest
 from stages.steps.reconnect import Link, cause_of, say
@@ -128,9 +137,9 @@ class Drive:
 
     def _ahead(self) -> None:
         if self.migration and self.migration.state is State.DUMPING:
-            create_dump.heal(self.migration)
+            freeze_and_offer.heal(self.migration)
         if self.migration:
-            prepare_data.choose(self.request, self.migration)
+            send_disk.choose(self.request, self.migration)
         while stage := self._next(there := self._link.connect()):  # a stage may have made another
             container_lock.check_interrupted()  # should the exception have been lost in somebody else's code
             # An offer that was lost is made again as it was: the container is frozen.
@@ -167,9 +176,9 @@ class Drive:
             raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
                                       state=self.container.state)
         bridges = self.migration.begun.bridges if self.migration else None
-        memory = prepare_data.with_memory(self.request, self.migration)
-        looked = check.before_stage(self.request, self.move.ignore, self.container, there, full=True,
-                                    bridges=bridges, memory=memory, known_copy=self.migration is not None)
+        memory = send_disk.with_memory(self.request, self.migration)
+        looked = examine.before_stage(self.request, self.move.ignore, self.container, there, full=True,
+                                      bridges=bridges, memory=memory, known_copy=self.migration is not None)
         found = Plan(self.container.name, there.peer_host, looked.disk_bytes,
                      looked.container.memory if memory else None, self.move.max_rounds,
                      self.move.max_downtime, self._rounds(), self.move.stop_timeout, bandwidth.measure(there))
@@ -178,8 +187,8 @@ class Drive:
 
     def _prepare(self, there: Connection) -> None:
         disk_bytes = self.plan.disk_bytes if self.plan else 0
-        done = prepare_data.carry_out(self.request, self.journal, self.migration, self.container, there, disk_bytes,
-                                      bwlimit=self.move.bwlimit, move=self.move)
+        done = send_disk.carry_out(self.request, self.journal, self.migration, self.container, there, disk_bytes,
+                                   bwlimit=self.move.bwlimit, move=self.move)
         self.migration = self._recorded()
         if self.plan:
             self.plan = dataclasses.replace(self.plan, rounds=self._rounds())
@@ -202,7 +211,7 @@ class Drive:
     def _dump(self, there: Connection) -> None:
         if self.plan and self._of.state is State.PREPARED:
             say("freeze" if self._of.memory else "stop", self.plan.prediction, **self.plan.to_json())
-        done = create_dump.carry_out(self.request, self.move, self._of, self.container, there, link=self._link)
+        done = freeze_and_offer.carry_out(self.request, self.move, self._of, self.container, there, link=self._link)
         self.dumped = done.data
         self._runs_there(done.data.get("running_for"))
 
@@ -225,7 +234,7 @@ class Drive:
             self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
 
     def _finish(self, there: Connection) -> None:
-        self.stopped_there = finish.carry_out(self._of, there).data["stopped_there"]
+        self.stopped_there = end_copy.carry_out(self._of, there).data["stopped_there"]
 
     def _roll_back(self, there: Connection) -> None:
         self.ended = give_back.roll_back(self._of, lambda: give_back.tell(self._of, there))
@@ -328,5 +337,5 @@ class Drive:
 
     def _undefine(self) -> list[str]:
         cleaner = Cleaner(dry_run=False)
-        cleanup.clean_moved(cleaner, self._of)
+        moved_copy.clean_moved(cleaner, self._of)
         return cleaner.removed

@@ -27,8 +27,16 @@ from migrator.remote.other_host import connected
 from migrator.transfer import bandwidth
 from migrator.transfer.plan import Plan
 from migrator.transfer.rpc import Connection
-from stages import check, create_dump, finish, import_data, prepare_data, restore_dump, rollback
-from stages.steps import ask_state
+from stages.steps import (
+    ask_state,
+    end_copy,
+    examine,
+    freeze_and_offer,
+    give_back,
+    import_round,
+    restore_here,
+    send_disk,
+)
 from stages.steps.options import MoveOptions, MoveRequest
 
 
@@ -36,17 +44,17 @@ def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lx
         migration: Migration | None) -> Result:
     """The plan, and every command from the stage on that comes next."""
     with connected(request.connect, request.destination) as there:
-        first = step(migration.state, ask_state.state(there, migration)) if migration else prepare_data.NAME
-        if migration and first == rollback.NAME:
-            return rollback.described(migration)
-        if first not in (prepare_data.NAME, import_data.NAME, create_dump.NAME):
+        first = step(migration.state, ask_state.state(there, migration)) if migration else send_disk.STAGE
+        if migration and first == "rollback":
+            return give_back.described(migration)
+        if first not in (send_disk.STAGE, import_round.STAGE, freeze_and_offer.STAGE):
             return _described(request, move, migration, container, there, None, first)
         if container.state != "RUNNING" and not (migration and migration.state in FROZEN):
             raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=container.state)
-        memory = prepare_data.with_memory(request, migration)
-        looked = check.before_stage(request, move.ignore, container, there, full=True,
-                                    known_copy=migration is not None,
-                                    bridges=migration.begun.bridges if migration else None, memory=memory)
+        memory = send_disk.with_memory(request, migration)
+        looked = examine.before_stage(request, move.ignore, container, there, full=True,
+                                      known_copy=migration is not None,
+                                      bridges=migration.begun.bridges if migration else None, memory=memory)
         plan = Plan(container.name, there.peer_host, looked.disk_bytes, looked.container.memory if memory else None,
                     move.max_rounds, move.max_downtime, stop_timeout=move.stop_timeout,
                     measured=bandwidth.measure(there))
@@ -55,12 +63,12 @@ def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lx
 
 
 def _described(request: MoveRequest, move: MoveOptions, migration: Migration | None, container: lxc.Container,
-               there: Connection, looked: check.Look | None, first: str) -> Result:
+               there: Connection, looked: examine.Look | None, first: str) -> Result:
     """`looked` is what the preflight saw, where the dump is still to come."""
     with _made_up(request, migration, container, there) as (journal, source, destination):
 
         def prepare() -> Result:
-            said = prepare_data.carry_out(request, journal, source, container, there, 0, dry_run=True)
+            said = send_disk.carry_out(request, journal, source, container, there, 0, dry_run=True)
             for each in (source, destination):
                 each.note("round", rounds=[*each.data.rounds, DiskRound()])
             return said
@@ -68,23 +76,23 @@ def _described(request: MoveRequest, move: MoveOptions, migration: Migration | N
         def dump() -> Result:
             if looked is None:
                 return Result({"dry_run": []})
-            handover = create_dump.handover(move, source, container, there, looked)
+            handover = freeze_and_offer.handover(move, source, container, there, looked)
             source.note("frozen", **handover.record())
             return handover.described()
 
         stages: dict[str, Callable[[], Result]] = {
-            prepare_data.NAME: prepare,
-            import_data.NAME: lambda: import_data.described(destination),
-            create_dump.NAME: dump,
-            restore_dump.NAME: lambda: restore_dump.described(destination),
-            finish.NAME: lambda: finish.described(source),
+            send_disk.STAGE: prepare,
+            import_round.STAGE: lambda: import_round.described(destination),
+            freeze_and_offer.STAGE: dump,
+            restore_here.STAGE: lambda: restore_here.described(destination),
+            end_copy.STAGE: lambda: end_copy.described(source),
         }
         left = list(stages)[list(stages).index(first):]
         found: list[dict[str, Any]] = []
         text = []
         for stage in left:
             text.append(f"# {stage}")
-            on_destination = stage in (import_data.NAME, restore_dump.NAME)
+            on_destination = stage in (import_round.STAGE, restore_here.STAGE)
             for command in stages[stage]().data["dry_run"]:
                 host = there.peer_host if on_destination else command["host"]
                 found.append({"stage": stage, "host": host, "argv": command["argv"]})
@@ -98,10 +106,10 @@ def _made_up(request: MoveRequest, migration: Migration | None, container: lxc.C
     """A journal for as long as the block runs, with the migration as it would be on the source and the destination."""
     name = origins.name_there(request.target.new_name, migration, container.name)
     given: dict[str, Any] = migration.given() if migration else {
-        "destination_lxcpath": prepare_data.lxcpath_there(there, request.target.lxcpath),
+        "destination_lxcpath": send_disk.lxcpath_there(there, request.target.lxcpath),
         "bridges": dict(request.target.bridges), "rounds": [], "other_name": name,
     }
-    given["memory"] = prepare_data.with_memory(request, migration)
+    given["memory"] = send_disk.with_memory(request, migration)
     given["rounds"] = [each for each in migration.data.rounds if each.bytes is not None] if migration else []
     id_ = migration.id if migration else names.new_migration_id()
     with tempfile.TemporaryDirectory(prefix="migrator-") as folder, Journal(Path(folder, "journal.db")) as journal:

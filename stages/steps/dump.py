@@ -30,8 +30,7 @@ from migrator.transfer.live_file import POLL, Growing
 from migrator.transfer.messages import ImagesTransfer
 from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
-from stages import check
-from stages.steps import offer
+from stages.steps import examine, offer
 from stages.steps.handover import Handover
 from stages.steps.options import StandstillOptions
 from stages.steps.reconnect import Link
@@ -41,7 +40,7 @@ class Dump(Handover):
     """Freeze, dump, send; the source is thawed when anything fails before the token was offered."""
 
     def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
-                 there: Connection, looked: check.Look, link: Link | None = None) -> None:
+                 there: Connection, looked: examine.Look, link: Link | None = None) -> None:
         super().__init__(standstill, migration, container, there, link)
         self.facts = looked.container
         self.nftables_lock = all(host and criu_dump.NFTABLES_LOCK in host.criu.features

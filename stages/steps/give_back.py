@@ -10,16 +10,16 @@ import os
 from collections.abc import Callable
 
 from migrator.base import log, printable
-from migrator.base.result import Result
+from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
-from migrator.copies import after_crash, bases, origins, resume_rules
+from migrator.copies import after_crash, bases, no_memory, origins, resume_rules
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import AlreadyRuns, NotKnownThere, RunsUnrecorded
 from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import StartFailed
 from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, outcome
 from migrator.errors.this_host import CommandTimeout, JournalBroken
-from migrator.host import btrfs
+from migrator.host import btrfs, network
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
@@ -30,7 +30,7 @@ from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
 from migrator.transfer.messages import Abandon
 from migrator.transfer.rpc import Connection
-from stages.steps import thaw_again
+from stages.steps import abandon, thaw_again
 
 ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
 
@@ -204,3 +204,15 @@ def drop_attempt(migration: Migration, kept: list[str]) -> None:
             btrfs.delete(path)
     layout.drop_spool()
     layout.tidy()
+
+
+def described(migration: Migration) -> Result:
+    """For --dry-run."""
+    commands: list[tuple[str, list[str]]] = []
+    if not migration.memory and migration.still.stopping:
+        commands.append((this_host(), no_memory.start_command(migration.name, migration.lxcpath, None)))
+    elif migration.memory and migration.still.cgroup and thaw_again.may_be_frozen(migration):
+        if migration.still.ports:
+            commands.append((this_host(), network.hear_command(migration.id)))
+        commands.append((this_host(), ["tee", f"{migration.still.cgroup}/cgroup.freeze"]))
+    return of_dry_run([*commands, *abandon.deletions(migration, bases.acknowledged(migration)[-1:])])

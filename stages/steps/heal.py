@@ -30,14 +30,15 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Owner, Role, State
 from migrator.remote.destination import ConnectOptions
 from migrator.remote.other_host import connected
-from stages import create_dump, restore_dump
 from stages.steps import (
     abandon,
     ask_source,
     ask_state,
     finish_here,
     force,
+    freeze_and_offer,
     give_back,
+    restore_here,
     settling,
     stopped_here,
     two_copies,
@@ -132,7 +133,7 @@ def _on_source(options: ResumeOptions, journal: Journal, migration: Migration, *
     if at_boot and migration.state in DATA_FLOWS:
         return _waits(migration, " What has been sent is kept.")
     if at_boot and migration.state is State.DUMPING:
-        create_dump.heal(migration)
+        freeze_and_offer.heal(migration)
         return _waits(migration)
     standing.restore_silence(migration)
     if migration.state in (State.OFFERED, State.DUMPED) and not _can_go_on(request, migration):
@@ -191,7 +192,7 @@ def _on_destination(asking: Asking, migration: Migration) -> Result:
     images = after_crash.can_be_restored(migration)
     if migration.state in resume_rules.MAY_RESTORE and images:
         end = ask_source.leave_for(asking, migration, asking.max_downtime)
-        return restore_dump.carry_out(migration, asking.max_downtime, end) if end else ask_source.give_up(migration)
+        return restore_here.carry_out(migration, asking.max_downtime, end) if end else ask_source.give_up(migration)
     if resume_rules.on_destination(migration.state, None, images=images) == "rollback":
         log.warning(f"{migration.name} cannot be restored here (what had arrived is gone): this host gives it up")
         return abandon.give_up_here(migration)

@@ -22,8 +22,8 @@ from migrator.remote.answering import Handlers, Service
 from migrator.transfer import messages
 from migrator.transfer.messages import Restored
 from migrator.transfer.rpc import Takeover
-from stages.restore_dump import NAME, Restore, take_offered
-from stages.steps import settling
+from stages.steps import restore_here, settling
+from stages.steps.restore_here import Restore, take_offered
 
 
 def restore_for_source(service: Service, asked: messages.Restore, leave: Callable[[], float]) -> Restored:
@@ -38,9 +38,9 @@ def restore_for_source(service: Service, asked: messages.Restore, leave: Callabl
     settling.refuse_stopped(migration)
     if settling.stands_fenced(migration):
         settling.go_on(migration, leave())
-    decision = decide(NAME, migration.state)
+    decision = decide(restore_here.STAGE, migration.state)
     if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing,
+        raise OutOfOrder(stage=restore_here.STAGE, missing=decision.missing,
                          next=next_commands.command(decision.next_stage, migration))
     if decision.verdict is Verdict.GO:
         service.refuse_more(migration)

@@ -25,8 +25,8 @@ from migrator.record import lxc_disk, next_commands
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages.import_data import give_back_rootfs, put_aside
 from stages.steps import consented, left_running, renamed
+from stages.steps.put_away import give_back_rootfs, put_aside
 
 SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
 

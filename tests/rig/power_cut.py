@@ -23,8 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer import received_snapshot, spool
-from stages import import_data, restore_dump
-from stages.steps import abandon
+from stages.steps import abandon, import_round, restore_here
 from stages.steps.handover import INCREMENT
 
 ID = "0badc0de"
@@ -103,7 +102,7 @@ class Hosts:
     def round(self) -> None:
         made = self.snapshot(1, "disk-1")
         self.migration.move(Event.RECEIVED, rounds=[{"uuid": made.uuid}])
-        import_data.import_round(self.migration, self.here)
+        import_round.import_round(self.migration, self.here)
 
     def handed_over(self) -> None:
         made = self.snapshot(2, INCREMENT)
@@ -112,7 +111,7 @@ class Hosts:
 
     def restore(self) -> None:
         self.here.container.mkdir()
-        restore_dump.Restore(self.migration, 600.0, leave=lambda: 0.0)._apply(None)
+        restore_here.Restore(self.migration, 600.0, leave=lambda: 0.0)._apply(None)
 
 
 def cut(*_: object, **__: object) -> str:
@@ -121,7 +120,7 @@ def cut(*_: object, **__: object) -> str:
 
 def at_import(hosts: Hosts) -> None:
     """Right behind the receive of a round, before its sync."""
-    instead.setattr(import_data, "define", cut)
+    instead.setattr(import_round, "define", cut)
     hosts.round()
 
 
@@ -136,7 +135,7 @@ def at_handover(hosts: Hosts) -> None:
 def before_rootfs(hosts: Hosts) -> None:
     hosts.round()
     hosts.handed_over()
-    instead.setattr(restore_dump, "put_rootfs_aside", cut)
+    instead.setattr(restore_here, "put_rootfs_aside", cut)
     hosts.restore()
 
 
@@ -159,7 +158,7 @@ CASES: dict[str, Callable[[Hosts], None]] = {
 
 def main(folder: Path, case: str) -> None:
     container_lock.LOCKS = folder / "locks"
-    for module, name in ((import_data, "define"), (restore_dump, "put_rootfs_aside"), (lxc, "Container")):
+    for module, name in ((import_round, "define"), (restore_here, "put_rootfs_aside"), (lxc, "Container")):
         instead.setattr(module, name, lambda *_: "")  # nothing here has to do with LXC
     hosts = Hosts(folder)
     instead.setattr(spool, "verified", hosts.verified)

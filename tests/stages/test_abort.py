@@ -16,8 +16,8 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal
 from migrator.record.states import Event, Role
 from migrator.record.transactions import is_busy
-from stages import abort, rollback
-from stages.steps import arguments
+from stages import abort
+from stages.steps import arguments, roll_back
 from stages.steps.options import EndOptions, NamedContainer
 
 # On a full disk the journal is had alone for the time of an access, in which it is stopped here. Called as a command
@@ -49,13 +49,13 @@ def test_one_that_was_stopped_in_the_journal_goes_on_first(tmp_path: Path, monke
                                    event=Event.SEND, rounds=[])
     rolled_back: list[str] = []
 
-    def roll_back(_: EndOptions) -> Result:
+    def rolls_back(_: EndOptions) -> Result:
         rolled_back.append(migration.id)
         return Result({}, "")
 
     monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(rollback, "run", roll_back)
+    monkeypatch.setattr(roll_back, "run", rolls_back)
     monkeypatch.setattr(abort, "DEFAULT_PATH", path)
     patience = 0.05 if command == container_lock.SERVE else 600.0
     monkeypatch.setattr(abort, "Journal", lambda path, seconds=patience: Journal(path, seconds))

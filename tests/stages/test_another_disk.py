@@ -18,8 +18,8 @@ from migrator.host import btrfs
 from migrator.record.journal import KEPT, Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
-from stages import cleanup, import_data
-from stages.steps import finish_here
+from stages import cleanup
+from stages.steps import finish_here, moved_copy, put_away
 from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -94,7 +94,7 @@ def test_cleanup_keeps_it_and_its_configuration(journal: Journal, tmp_path: Path
         if way == "cleanup NAME":
             cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
         else:
-            cleanup.clean_moved(cleaner, went)
+            moved_copy.clean_moved(cleaner, went)
         assert (cleaner.left == [str(here.rootfs)]) is stays and (cleaner.removed == []) is stays
         assert ("lxc-destroy" in capfd.readouterr().err) is stays
     assert (here.rootfs / "written").exists() is stays and (here.container / "config").is_file() is stays
@@ -148,7 +148,7 @@ def test_so_does_that_of_what_lies_aside(journal: Journal, tmp_path: Path, other
     here = stands(tmp_path, message=standing.message(went))
     came = begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, id=LATER, origin=ID)
     back = Layout(tmp_path, "web", LATER)
-    import_data.keep_old(back)
+    put_away.keep_old(back)
     here.rootfs.rename(back.old / "rootfs")
     journal.forget(went)
     finish_here.end_here(came)

@@ -21,8 +21,7 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
 from migrator.transfer.wire_codec import Request
-from stages import finish, prepare_data
-from stages.steps import ask_source, ask_state, drive, force, give_back, heal
+from stages.steps import ask_source, ask_state, drive, end_copy, force, give_back, heal, send_disk
 from stages.steps.ask_source import Asking
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
@@ -205,11 +204,11 @@ def test_a_copy_that_nobody_asks_for_any_more_is_ended_with_the_id(
         source.move(Event.FINISH)
     lost(hosts)
     ended: list[str] = []
-    monkeypatch.setattr(finish, "stop_and_fence", lambda _: ended.append("fenced"))
+    monkeypatch.setattr(end_copy, "stop_and_fence", lambda _: ended.append("fenced"))
     monkeypatch.setattr(bases, "prune", lambda _: None)
 
     def typed(given: str | None) -> object:
-        return finish.carry_out(source, hosts["hostb"], force=given).data  # type: ignore[arg-type]
+        return end_copy.carry_out(source, hosts["hostb"], force=given).data  # type: ignore[arg-type]
 
     with pytest.raises(OutOfOrder):
         typed(None)
@@ -389,7 +388,7 @@ def test_another_host_takes_up_nothing(pool: Path, hosts: Hosts, answered: bool)
         ticket, driver = migration.ticket, resumed(pool, journal, migration, "root@hostb")
         there: Any = hosts["hostb"]
         for step in (lambda: driver._next(there),
-                     lambda: prepare_data.carry_out(driver.request, journal, migration, driver.container, there, 1)):
+                     lambda: send_disk.carry_out(driver.request, journal, migration, driver.container, there, 1)):
             with pytest.raises(AlreadyMigrating, match="to root@hostc") as refused:
                 step()
             assert "migrator resume web" in refused.value.hint

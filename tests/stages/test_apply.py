@@ -18,7 +18,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer import received_snapshot, spool
-from stages import import_data, restore_dump
+from stages.steps import import_round, restore_here
 
 ID = "0badc0de"
 LIMIT = 60.0  # seconds: ends what hangs, and promises nothing
@@ -33,7 +33,7 @@ def migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migra
         monkeypatch.setattr(lxc, "Container", lambda *_: None)
         monkeypatch.setattr(spool, "verify", lambda *_: None)
         monkeypatch.setattr(restore, "prepare", lambda *_: None)
-        monkeypatch.setattr(restore_dump, "receive", lambda *_: None)
+        monkeypatch.setattr(restore_here, "receive", lambda *_: None)
         yield found
 
 
@@ -44,8 +44,8 @@ def hanging() -> Iterator[threading.Event]:
     event.set()
 
 
-def stage(migration: Migration, limit: float) -> restore_dump.Restore:
-    return restore_dump.Restore(migration, limit, leave=lambda: math.inf)
+def stage(migration: Migration, limit: float) -> restore_here.Restore:
+    return restore_here.Restore(migration, limit, leave=lambda: math.inf)
 
 
 @pytest.mark.parametrize("what", [(spool, "verify"), (restore, "prepare")])
@@ -67,7 +67,7 @@ def test_the_disk_is_received_in_the_time_that_is_left(migration: Migration, mon
         limits.append(left())
         raise EOFError
 
-    monkeypatch.setattr(restore_dump, "receive", receive)
+    monkeypatch.setattr(restore_here, "receive", receive)
     with pytest.raises(EOFError):
         stage(migration, 3600.0)._apply(tmp_path)
     assert 0 < limits[0] <= 3600.0
@@ -90,6 +90,6 @@ def test_the_limit_reaches_btrfs_and_the_import_behind(migration: Migration, mon
     monkeypatch.setattr(received_snapshot, "receive", receive)
     monkeypatch.setattr(btrfs, "delete", lambda _: None)
     with pytest.raises(EOFError):
-        import_data.receive(migration, Layout(tmp_path, "web", ID), tmp_path / "increment", 1, "x",
-                            Behind(), lambda: 7.0)  # type: ignore[arg-type]
+        import_round.receive(migration, Layout(tmp_path, "web", ID), tmp_path / "increment", 1, "x",
+                             Behind(), lambda: 7.0)  # type: ignore[arg-type]
     assert told == [7.0, 7.0]

@@ -24,8 +24,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
-from stages import finish
-from stages.steps import ask_source, ask_state, finish_here, heal, settling
+from stages.steps import ask_source, ask_state, end_copy, finish_here, heal, settling
 from stages.steps.ask_source import Asking
 from stages.steps.options import StandstillOptions
 from stages.steps.stop import Stop
@@ -171,5 +170,5 @@ def test_a_finish_looks_last_for_what_was_started(here: Migration, monkeypatch: 
     monkeypatch.setattr(ask_state, "state", lambda *_: State.RESTORED)
     there = SimpleNamespace(call_within=by_op(lambda *_, **__: {}), peer_host="hostb")
     with pytest.raises(OutOfOrder):
-        finish.carry_out(here, cast("Connection", there))
+        end_copy.carry_out(here, cast("Connection", there))
     assert looks == ["for an autostart", "for what was started"] and here.state is State.DUMPED

@@ -21,7 +21,7 @@ from migrator.remote.tunnelled import Opened
 from migrator.transfer.messages import Begun
 from migrator.transfer.rpc import Connection
 from migrator.transfer.wire_codec import Request
-from stages import prepare_data
+from stages.steps import send_disk
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 from tests.stages.asks import begins
@@ -54,7 +54,7 @@ def begin(journal: Journal, there: Destination, pool: Path, tunnel: Any = None) 
     asks = begins(pool, source_name="web", source_lxcpath=str(pool), origin=ID)
     reached: Any = There(there)
     reached.tunnel = tunnel
-    return prepare_data._begin(REQUEST, None, journal, None, reached, asks)
+    return send_disk._begin(REQUEST, None, journal, None, reached, asks)
 
 
 def broken_settle(*_: object) -> None:
@@ -149,9 +149,9 @@ def test_a_destination_answers_a_path_where_one_is_asked_for(answer: object) -> 
     """It is written into commands that this host names, where its lines would pass for this host's own."""
     honest = cast("Connection", SimpleNamespace(call=by_op(lambda _, lxcpath: {"lxcpath": lxcpath})))
     liar = cast("Connection", SimpleNamespace(call=by_op(lambda *_, **__: {"lxcpath": answer})))
-    assert prepare_data.lxcpath_there(honest, "/srv/a b") == "/srv/a b"
+    assert send_disk.lxcpath_there(honest, "/srv/a b") == "/srv/a b"
     with pytest.raises(InvalidName if isinstance(answer, str) else ProtocolError):
-        prepare_data.lxcpath_there(liar, "/pool")
+        send_disk.lxcpath_there(liar, "/pool")
 
 
 @pytest.mark.parametrize("called", ["peer:hostb'\n" + LINES, "-oProxyCommand=x", "root@hostb\x1b[2J", "", "peer:"])

@@ -19,8 +19,8 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.messages import DiskTransfer, DumpBegin
 from migrator.transfer.wire_codec import decoded
-from stages import create_dump, prepare_data
-from stages.steps import take
+from stages import create_dump
+from stages.steps import take, take_disk
 from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 
 # ruff: noqa: F811 -- fixtures
@@ -93,12 +93,12 @@ def test_nothing_is_made_where_the_disk_is_not(there: Destination, disk: Disk, h
         if op == "begin":
             there.ask("begin")
         else:
-            prepare_data.receive_disk(there.service, DiskTransfer(id=ID, round=1))
+            take_disk.receive_disk(there.service, DiskTransfer(id=ID, round=1))
     only_rollback(away.value)
     assert disk.spools() == ["disk"] and known(there).state is before
     disk.change()
     there.ask("begin")
-    assert prepare_data.receive_disk(there.service, DiskTransfer(id=ID, round=1)).folder == there.layout.spool
+    assert take_disk.receive_disk(there.service, DiskTransfer(id=ID, round=1)).folder == there.layout.spool
 
 
 def test_nor_for_a_dump(there: Destination, disk: Disk) -> None:

@@ -33,6 +33,7 @@ from migrator.record.container_lock import Holder
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages import check
+from stages.steps import examine
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.made_up import CONTAINER, DESTINATION, ROOT, SOURCE, change
 from tests.stages.test_heal import dumping, journal, owned  # noqa: F401 -- a fixture
@@ -47,19 +48,19 @@ FOUND = [Finding("a", Severity.ERROR, "One.", "Cure it."), Finding("b", Severity
 ])
 def test_quiet_says_errors_and_warnings_alone(monkeypatch: pytest.MonkeyPatch, level: Level, lines: list[str]) -> None:
     monkeypatch.setattr(log, "level", level)
-    assert check.shown(FOUND, "It is so.").splitlines() == lines
+    assert examine.shown(FOUND, "It is so.").splitlines() == lines
 
 
 def test_quiet_says_nothing_where_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "level", Level.QUIET)
-    assert check.shown(FOUND[2:], "It is ready.") == ""
+    assert examine.shown(FOUND[2:], "It is ready.") == ""
 
 
 def test_without_its_memory_is_no_way_where_a_disk_would_stay_behind() -> None:
     options = PlanOptions()
     for disk, advised in (("", Verdict.READY), ("/dev/vg0/webdata", None)):
         facts = change(CONTAINER, {"mounts": (ROOT, Mount("/srv", "ext4", "unsupported", disk=disk))})
-        look = check.Look(SOURCE, DESTINATION, facts, options, preflight.find(SOURCE, DESTINATION, facts, options))
+        look = examine.Look(SOURCE, DESTINATION, facts, options, preflight.find(SOURCE, DESTINATION, facts, options))
         assert verdict(look.findings) is Verdict.BLOCKED
         assert look.instead([]) is advised
         assert look.instead(["disk-stays-behind"]) in (Verdict.READY, Verdict.WARNINGS)
@@ -82,7 +83,7 @@ class There:
 @pytest.fixture
 def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
     """`migrator check web` on this host, where it is in that state."""
-    monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(examine, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(check, "connected", lambda *_: contextlib.nullcontext(There()))
     monkeypatch.setattr(network_checks, "to_ask", lambda *_: {})
     monkeypatch.setattr(host_facts, "gather", lambda _: SOURCE)
@@ -174,16 +175,16 @@ def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callab
 def test_how_it_comes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch, peer: str, given: bool,
                            detail: dict[str, Any], cure: str) -> None:
     """By the name, and to the place, that it has here; the other host may call this one something else."""
-    monkeypatch.setattr(check, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(examine, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(next_commands, "this_host", lambda: "hosta")
-    monkeypatch.setattr(check, "_is_fenced", lambda _: True)
+    monkeypatch.setattr(examine, "_is_fenced", lambda _: True)
     migration = dumping(journal)
     migration.peer = peer
     migration.note("given", lxcpath_given=given, **detail)
     for event in (*ON_THE_WAY, Event.FINISHED):
         migration.move(event)
     monkeypatch.setattr(Journal, "latest", lambda *_: migration)
-    found = check.moving("web", migration.lxcpath)
+    found = examine.moving("web", migration.lxcpath)
     assert found and found.cure == cure.format(here=migration.lxcpath)
     words = shlex.split(found.cure.partition("migrator ")[2].partition("   (")[0])
     assert cli.make_parser().parse_args(words).command == "migrate"
@@ -202,4 +203,4 @@ def test_what_runs_here_is_looked_at(journal: Journal, typed: Callable[..., Resu
 ])
 def test_the_other_way_is_this_containers(given: str | None, command: str) -> None:
     """And no other one's that is called so in the usual LXC path: it would be stopped, and moved."""
-    assert f": {command} -- " in check._instead(MoveRequest(NamedContainer("web", given), "root@hostb"))
+    assert f": {command} -- " in examine.typed_instead(MoveRequest(NamedContainer("web", given), "root@hostb"))

@@ -16,8 +16,8 @@ from migrator.errors import MigratorError
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Role
-from stages import cleanup, import_data
-from stages.steps import finish_here
+from stages import cleanup
+from stages.steps import finish_here, moved_copy, put_away
 from stages.steps.cleaner import Cleaner
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
@@ -58,7 +58,7 @@ def test_cleanup_leaves_what_they_lie_on(journal: Journal, tmp_path: Path, text:
         if way == "cleanup NAME":
             cleanup.clean_container(cleaner, journal, "web", tmp_path, keep_copy=False)
         else:
-            cleanup.clean_moved(cleaner, went)
+            moved_copy.clean_moved(cleaner, went)
         assert (cleaner.removed == []) is some
     assert (f"clones depend on it, see {note}" in " ".join(capfd.readouterr().err.split())) is some
     assert (here.rootfs / "written").exists() is some
@@ -86,15 +86,15 @@ def test_nor_where_they_were_made_since(journal: Journal, tmp_path: Path, state:
                                         some: bool) -> None:
     here = stands(tmp_path)
     comes = Layout(tmp_path, "web", LATER)
-    import_data.keep_old(comes)
+    put_away.keep_old(comes)
     container_config.fence(here.container, CONFIG, LATER, "no")
     counted(here, text)
     if not some:
-        import_data.put_rootfs_aside(comes)
+        put_away.put_rootfs_aside(comes)
         assert (comes.old / "rootfs" / "written").exists()
         return
     with pytest.raises(MigratorError) as raised:
-        import_data.put_rootfs_aside(comes)
+        put_away.put_rootfs_aside(comes)
     assert raised.value.code() == "has-clones" and (here.rootfs / "written").exists()
 
 

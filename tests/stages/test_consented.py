@@ -26,8 +26,7 @@ from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer import messages
 from migrator.transfer.messages import Restored
-from stages import import_data, restore_dump
-from stages.steps import consented, force, restore_over
+from stages.steps import consented, force, import_round, restore_here, restore_over
 from tests.stages.test_allowed import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
 from tests.stages.test_withdrawn import (  # noqa: F401 -- fixtures
     CALLERS,
@@ -56,7 +55,7 @@ def of_before(migration: Migration) -> Migration:
 def test_what_an_older_version_has_defined_is_looked_at(here: Here, peers: Peers, config: str) -> None:
     here.begun(peer("hosta", *WITH), config=config, includes={"/nowhere/mine.conf": "lxc.tty.max = 1\n"})
     arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
-    import_data.import_round(arriving(here), here.layout)
+    import_round.import_round(arriving(here), here.layout)
     of_before(arriving(here))
     peers.allow("hosta", WITHOUT)
     with pytest.raises(ConsentNeeded, match=r"start-host|mine\.conf"):
@@ -103,7 +102,7 @@ def taken_here(here: Here, granted: Grant, over: bool) -> None:
             restore_over.restore_for_source(Service(here.journal, stack, granted), asked,
                                             lambda: boot_clock.now() + 100)
     else:
-        restore_dump.carry_out(arriving(here), 1.0, boot_clock.now() + 100)
+        restore_here.carry_out(arriving(here), 1.0, boot_clock.now() + 100)
 
 
 @pytest.mark.parametrize(("caller", "over"), [
@@ -114,7 +113,7 @@ def test_an_offer_that_had_come_is_not_taken_up(here: Here, caller: Callable[...
     """A crash kept this host from recording that it takes the token: it does not take it by itself any more, either."""
     monkeypatch.setattr(lxc, "Container", lambda *_: None)
     monkeypatch.setattr(lxc_disk, "require", lambda _: None)
-    monkeypatch.setattr(restore_dump.Restore, "run", lambda *_, **__: pytest.fail("it is restored"))
+    monkeypatch.setattr(restore_here.Restore, "run", lambda *_, **__: pytest.fail("it is restored"))
     imported(here, caller(*WITH))
     here.caller(caller(*WITH))("dump-begin")
     dumped(here)
@@ -137,9 +136,9 @@ def test_an_offer_is_taken_up_once_the_consent_is_given_again(here: Here, peers:
     arriving(here).move(Event.DUMP_RECEIVED, image_files=["core-1.img"], dad={})
     peers.allow("hosta", WITHOUT)
     with pytest.raises(SourceStillFrozen):
-        restore_dump.take_offered(arriving(here))
+        restore_here.take_offered(arriving(here))
     peers.allow("hosta", WITH)
-    restore_dump.take_offered(arriving(here))
+    restore_here.take_offered(arriving(here))
     assert arriving(here).state is State.OWNED
 
 
@@ -154,9 +153,9 @@ def test_what_is_forced_is_taken_up_without_it(here: Here, peers: Peers, capsys:
     assert str(refused.value).endswith(force.RISK.strip()), "nothing of the kind where it is still allowed"
     peers.remove("hosta")
     with pytest.raises(SourceStillFrozen):
-        restore_dump.take_offered(arriving(here))
+        restore_here.take_offered(arriving(here))
     with pytest.raises(ForceRefused, match=r"needs consent: .*hook\.start-host"):  # said before the id is typed
         force.let_run(arriving(here), "", lambda: pytest.fail("nobody is to be asked"))
-    restore_dump.take_offered(arriving(here), forced=True)
+    restore_here.take_offered(arriving(here), forced=True)
     assert arriving(here).state is State.OWNED
     assert "hook.start-host" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, State
 from stages import create_dump
+from stages.steps import freeze_and_offer
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.snapshots import There, recorded, refuses
 from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
@@ -73,7 +74,7 @@ def test_what_was_handed_over_is_said_in_spite_of_ctrl_c(migration: Migration, t
         return made.run()
 
     monkeypatch.setattr(standing, "require", lambda *_: None)
-    monkeypatch.setattr(create_dump, "carry_out", carry_out)
+    monkeypatch.setattr(freeze_and_offer, "carry_out", carry_out)
     monkeypatch.setattr(create_dump, "connected", over(press if "connection" in when else lambda: None))
     assert typed().text == "frozen; hostb owns it now"
     assert recorded(migration).state is State.DUMPED and recorded(migration).owner is Owner.DESTINATION

@@ -17,8 +17,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import keep_config
-from stages import import_data
-from stages.steps import finish_here
+from stages.steps import finish_here, import_round, put_away
 from tests.stages.asks import begins
 
 ID = "0badc0de"
@@ -40,7 +39,7 @@ def define(migration: Migration, text: str, includes: dict[str, str]) -> lxc_set
     layout.make_folder()
     layout.spool.mkdir(exist_ok=True)
     keep_config(layout, begins(config=text, includes=includes))
-    import_data.define(migration, layout)
+    import_round.define(migration, layout)
     found = lxc_settings.read(layout.container / "config")
     assert not found.faults
     return found
@@ -81,7 +80,7 @@ def test_an_earlier_stay_keeps_its_copies(arriving: Migration) -> None:
 
     assert define(arriving, "lxc.include = /nowhere/x.conf\n", {"/nowhere/x.conf": "lxc.tty.max = 2\n"}).ttys == 2
     assert copies(arriving) == ["00000001/00-x.conf", f"{ID}/00-x.conf"]
-    import_data.give_back_old(layout)
+    put_away.give_back_old(layout)
     assert lxc_settings.read(layout.container / "config").ttys == 7
     assert copies(arriving) == ["00000001/00-x.conf"]
 
@@ -101,7 +100,7 @@ def test_what_others_have_put_into_its_folder_stays(arriving: Migration, monkeyp
     (layout.container / "data").mkdir()
     (layout.container / "data" / "live").write_text("somebody's")
     monkeypatch.setattr(include_copies, "used_by_others", lambda _: pytest.fail("the source is frozen meanwhile"))
-    import_data.give_back_old(layout)
+    put_away.give_back_old(layout)
     assert [path.name for path in layout.container.iterdir()] == ["data"] and not layout.beside.exists()
     assert (layout.container / "data" / "live").read_text() == "somebody's"
     assert str(layout.container / "data") in capfd.readouterr().err.replace("\n", "")

@@ -26,7 +26,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer import messages
 from migrator.transfer.messages import AskState, Done, DumpBegin, Finish, Running
-from stages import import_data, prepare_data, restore_dump
+from stages import restore_dump
 from stages.steps import (
     abandon,
     arguments,
@@ -35,10 +35,12 @@ from stages.steps import (
     force,
     give_back,
     heal,
+    put_away,
     restore_over,
     settling,
     stopped_here,
     take,
+    take_disk,
 )
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
@@ -237,7 +239,7 @@ def test_what_has_arrived_is_not_given_up_for_it(make: Callable[..., There], mon
     there = make()
     monkeypatch.setattr(ask_source, "leave_for", lambda *_, **__: 1e9)
     there.umount()
-    assert prepare_data.state(there.service, AskState(id=ID)).images is True
+    assert take_disk.state(there.service, AskState(id=ID)).images is True
     for asked in (ASKED["at boot"], restore_asked):
         with pytest.raises(DiskAway):
             asked(there)
@@ -279,7 +281,7 @@ def test_it_goes_while_that_is_removed(make: Callable[..., There], monkeypatch: 
     monkeypatch.setattr(btrfs, "delete", lambda path: shutil.rmtree(path, ignore_errors=True))
     there = make()
     with monkeypatch.context() as killed:
-        place, name = {"images": (Layout, "drop_images"), "old": (import_data, "give_back_old"),
+        place, name = {"images": (Layout, "drop_images"), "old": (put_away, "give_back_old"),
                        "snapshots": (Layout, "own_snapshots"), "spool": (Layout, "drop_spool"),
                        "end": (Layout, "tidy")}[killed_at]
         killed.setattr(place, name, lambda *_: pytest.fail("killed"))

@@ -15,8 +15,7 @@ from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
-from stages import import_data
-from stages.steps import earlier_stay
+from stages.steps import earlier_stay, put_away
 from tests.stages.test_define import ID, arriving, define
 
 __all__ = ["arriving"]
@@ -73,15 +72,15 @@ def test_what_has_come_into_its_place_meanwhile(arriving: Migration, monkeypatch
     monkeypatch.setattr(lxc, "lives_in", lambda name, of: (name, of) == ("web", rootfs) and "at work" in what)
     if what == "the copy's":
         define(arriving, "lxc.uts.name = web\n", {})
-        import_data.put_rootfs_aside(here)
+        put_away.put_rootfs_aside(here)
         assert btrfs.is_subvolume(here.old / "rootfs") and not here.rootfs.exists()
         return
     with pytest.raises(ContainerExists):
         define(arriving, "lxc.uts.name = web\n", {})
     with pytest.raises(ContainerExists):
-        import_data.put_rootfs_aside(here)
+        put_away.put_rootfs_aside(here)
     assert btrfs.is_subvolume(rootfs) and not (here.old / "rootfs").exists()
-    import_data.give_back_old(here)
+    put_away.give_back_old(here)
     assert btrfs.is_subvolume(rootfs)
     assert container_config.fence_of((here.container / "config").read_text()) == EARLIER
 

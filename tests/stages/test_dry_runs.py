@@ -15,7 +15,8 @@ from migrator.copies import bases
 from migrator.errors.containers import OutOfOrder
 from migrator.record.journal import Journal
 from migrator.record.states import Role, State
-from stages import check, create_dump, finish
+from stages import create_dump, finish
+from stages.steps import end_copy, examine, freeze_and_offer
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from tests.migrator.wire import by_op
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
@@ -43,8 +44,8 @@ def shown(journal: Journal, stage: Any, state: State) -> Result:
     there: Any = There(state)
     container: Any = None
     try:
-        found = (create_dump.carry_out(REQUEST, StandstillOptions(), migration, container, there, dry_run=True)
-                 if stage is create_dump else finish.carry_out(migration, there, dry_run=True))
+        found = (freeze_and_offer.carry_out(REQUEST, StandstillOptions(), migration, container, there, dry_run=True)
+                 if stage is create_dump else end_copy.carry_out(migration, there, dry_run=True))
     finally:
         now = journal.by_id(migration.id, Role.SOURCE)
         assert now and now.state is State.OFFERED and len(now.events()) == before
@@ -60,16 +61,16 @@ def test_a_dump_that_was_taken(journal: Journal, state: State) -> None:
 
 def test_a_dump_that_was_killed_is_still_frozen(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody is told to thaw it: the stage itself does so first."""
-    for module, name in ((bases, "refuse_another"), (bases, "refuse_another_disk"), (check, "before_stage"),
-                         (create_dump, "_refuse_changed")):
+    for module, name in ((bases, "refuse_another"), (bases, "refuse_another_disk"), (examine, "before_stage"),
+                         (freeze_and_offer, "_refuse_changed")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     would = Result({"dry_run": []}, "")
-    monkeypatch.setattr(create_dump, "handover", lambda *_: SimpleNamespace(described=lambda: would))
+    monkeypatch.setattr(freeze_and_offer, "handover", lambda *_: SimpleNamespace(described=lambda: would))
     migration = dumping(journal)
     migration.note("bridges", bridges={})
     container: Any = SimpleNamespace(name="web", lxcpath=migration.lxcpath, state="FROZEN")
     there: Any = There(State.IMPORTED)
-    assert create_dump.carry_out(REQUEST, StandstillOptions(), migration, container, there, dry_run=True) is would
+    assert freeze_and_offer.carry_out(REQUEST, StandstillOptions(), migration, container, there, dry_run=True) is would
 
 
 def test_what_runs_there(journal: Journal) -> None:

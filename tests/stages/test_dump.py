@@ -32,8 +32,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer import spool
 from migrator.transfer.rpc import Connection
-from stages import check
-from stages.steps import dump, offer, thaw_again
+from stages.steps import dump, examine, offer, thaw_again
 from stages.steps.options import StandstillOptions
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_offer import There
@@ -111,7 +110,7 @@ def another_start() -> Iterator[subprocess.Popen[bytes]]:
 def dump_of(migration: Migration, guest: Guest) -> dump.Dump:
     facts = SimpleNamespace(memory=0)
     host = SimpleNamespace(criu=SimpleNamespace(features=()))
-    looked = cast("check.Look", SimpleNamespace(container=facts, source=host, destination=host))
+    looked = cast("examine.Look", SimpleNamespace(container=facts, source=host, destination=host))
     there = cast("Connection", There({}))
     return dump.Dump(StandstillOptions(), migration, cast("lxc.Container", guest), there, looked)
 

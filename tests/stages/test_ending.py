@@ -17,7 +17,7 @@ from migrator.host import lxc, network
 from migrator.record import container_lock
 from migrator.record.journal import Journal
 from migrator.record.states import Event
-from stages import finish
+from stages.steps import end_copy
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init  # noqa: F401 -- fixtures
 
@@ -75,7 +75,7 @@ def test_finish_leaves_a_strangers_container_alone(journal: Journal, cgroup: Pat
         ends(cgroup, monkeypatch)
     else:  # the copy has ended
         (cgroup / "cgroup.procs").write_text("1\n")
-    finish.stop_and_fence(migration)
+    end_copy.stop_and_fence(migration)
     assert ran == [] and (cgroup / "cgroup.kill").exists() is beside
 
 
@@ -93,7 +93,7 @@ def test_lxc_ends_what_it_still_knows(journal: Journal, cgroup: Path, init: subp
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH)
     known("FROZEN", init.pid)
     with pytest.raises(CopyNotEnded):  # these files end nothing
-        finish.stop_and_fence(migration)
+        end_copy.stop_and_fence(migration)
     assert [each[:5] for each in ran] == [KILLS]
 
 
@@ -107,10 +107,10 @@ def test_what_an_older_version_has_recorded_by_its_id_alone(
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, init=None, boot=None)
     ends(cgroup, monkeypatch)
     if ends_it:
-        finish.stop_and_fence(migration)
+        end_copy.stop_and_fence(migration)
     else:
         with pytest.raises(CopyNotEnded, match=str(init.pid)):
-            finish.stop_and_fence(migration)
+            end_copy.stop_and_fence(migration)
         assert f"end it with: echo 1 >{cgroup}/cgroup.kill" in capsys.readouterr().err
     assert (cgroup / "cgroup.kill").exists() is ends_it and ran == []
 
@@ -122,7 +122,7 @@ def test_a_monitor_that_takes_its_time_to_clean_up_is_left_to_it(journal: Journa
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH)
     known("STOPPING", 0)
     ends(cgroup, monkeypatch)
-    finish.stop_and_fence(migration)
+    end_copy.stop_and_fence(migration)
     assert ran == []
 
 

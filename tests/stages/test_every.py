@@ -24,8 +24,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from migrator.transfer.messages import MigrationState, SourceState
 from migrator.transfer.wire_codec import decoded
-from stages import restore_dump
-from stages.steps import ask_source, ask_state, heal, settling
+from stages.steps import ask_source, ask_state, heal, restore_here, settling
 from stages.steps.ask_source import QUICKLY
 from tests.migrator.wire import by_op
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
@@ -337,7 +336,7 @@ def test_a_configuration_on_a_disk_that_is_not_mounted_yet(journal: Journal, mon
     config = migration.lxcpath / "web" / "config"
     config.unlink()
     config.symlink_to("/nonexistent/web.config")
-    monkeypatch.setattr(restore_dump, "carry_out", lambda *_, **__: pytest.fail("it runs"))
+    monkeypatch.setattr(restore_here, "carry_out", lambda *_, **__: pytest.fail("it runs"))
     with pytest.raises(MigratorError, match=r"web/config cannot be read: No such file"):
         heal._on_destination(QUICKLY, migration)
 

@@ -16,7 +16,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer import received_snapshot, room_bounds, spool
-from stages import import_data
+from stages.steps import import_round
 from tests.stages.test_restored_again import arrives
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
@@ -44,7 +44,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
     monkeypatch.setenv("PATH", str(program.parent), prepend=":")
     monkeypatch.setattr(btrfs, "info", lambda _: SimpleNamespace(received_uuid=UUID, uuid="made"))
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
-    monkeypatch.setattr(import_data, "define", lambda *_: "")
+    monkeypatch.setattr(import_round, "define", lambda *_: "")
 
     def failing(text: str) -> None:
         program.write_text(f"#!/bin/sh\ncat >/dev/null\n[ -z '{text}' ] || {{ echo '{text}' >&2; exit 1; }}\n")
@@ -54,7 +54,7 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 
 def imported(migration: Migration) -> None:
-    import_data.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))
+    import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))
 
 
 def stream(migration: Migration) -> Path:
@@ -84,7 +84,7 @@ def test_others_have_some_left(migration: Migration, says: Callable[[str], None]
     monkeypatch.setattr(received_snapshot, "receive", lambda *_, leave, **__: left.append(leave))
     if stands_still:
         layout = Layout(migration.lxcpath, migration.name, migration.id)
-        import_data.receive(migration, layout, stream(migration), 1, UUID)
+        import_round.receive(migration, layout, stream(migration), 1, UUID)
     else:
         imported(migration)
     assert left == [0 if stands_still else room_bounds.MARGIN]

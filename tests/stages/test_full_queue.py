@@ -18,8 +18,7 @@ from migrator.host import lxc, monitor_socket
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import restore_dump
-from stages.steps import give_back, left_running, renamed, settling, thaw_again
+from stages.steps import give_back, left_running, renamed, restore_here, settling, thaw_again
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.test_heal import owned as owned_by
 
@@ -86,14 +85,14 @@ def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pyte
     monkeypatch.setattr(lxc, "runs_in", lambda *_: lives)
     monkeypatch.setattr("migrator.criu.ran_mark.was", lambda _: True)
     monkeypatch.setattr("migrator.criu.ran_mark.drop", lambda _: done.append("mark dropped"))
-    monkeypatch.setattr(restore_dump, "put_aside", lambda *_: done.append("put aside"))
+    monkeypatch.setattr(restore_here, "put_aside", lambda *_: done.append("put aside"))
 
     def settle(migration: Migration) -> None:
         done.append("settled")
         migration.state = State.RESTORED
 
     monkeypatch.setattr(settling, "settle", settle)
-    stage = restore_dump.Restore.__new__(restore_dump.Restore)
+    stage = restore_here.Restore.__new__(restore_here.Restore)
     stage.migration, stage.container = owned, container(owned)
     stage.layout = Layout(owned.lxcpath, owned.name, owned.id)
     if lives:

@@ -22,8 +22,7 @@ from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import create_dump
-from stages.steps import give_back, heal, thaw_again
+from stages.steps import freeze_and_offer, give_back, heal, thaw_again
 from stages.steps.drive import Drive
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
@@ -155,7 +154,7 @@ def test_what_a_killed_dump_has_left_runs_first(journal: Journal, acts: list[str
     if broken:
         monkeypatch.setattr("migrator.config.container_config.unfence", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError if broken else Interrupted):
-        create_dump.heal(migration)
+        freeze_and_offer.heal(migration)
     assert acts[:2] == ["begins to thaw, dumping", "thawed"]
     assert migration.state is (State.DUMPING if broken else State.PREPARED)
 

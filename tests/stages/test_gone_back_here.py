@@ -31,8 +31,7 @@ from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
-from stages import finish
-from stages.steps import ask_source, give_back
+from stages.steps import ask_source, end_copy, give_back
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
@@ -118,11 +117,11 @@ def test_it_is_not_ended(migration: Migration, init: subprocess.Popen[bytes], kn
     known.pid = init.pid
     there = There(State.RESTORED)
     with pytest.raises(OutOfOrder, match="started it here too") as raised:
-        finish.carry_out(migration, cast("Connection", there))
+        end_copy.carry_out(migration, cast("Connection", there))
     assert raised.value.hint.startswith(f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish")
     assert "finish" not in there.asked and init.poll() is None
     known.pid = 0
-    finish.carry_out(migration, cast("Connection", there))
+    end_copy.carry_out(migration, cast("Connection", there))
     assert str(migration.state) == "finished" and fence(migration) == migration.id
     went = migration.journal.by_id(migration.id, migration.role)
     assert went and origins.is_another_disk(went.journal, config(migration), migration.lxcpath / "web" / "rootfs")

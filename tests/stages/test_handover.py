@@ -20,8 +20,7 @@ from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
-from stages import check, create_dump
-from stages.steps import thaw_again
+from stages.steps import examine, freeze_and_offer, thaw_again
 from stages.steps.handover import Handover
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from stages.steps.reconnect import Link
@@ -165,17 +164,18 @@ def test_what_somebody_has_brought_to_a_stand_since_the_preflight_is_not_handed_
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = migration.name, migration.lxcpath
     monkeypatch.setattr(lxc.Container, "state", state)
-    monkeypatch.setattr(create_dump, "_refuse_changed", lambda *_: None)
-    monkeypatch.setattr(create_dump, "require_stable_path", lambda _: None)
-    monkeypatch.setattr(create_dump, "handover", lambda *_: Begun())
-    monkeypatch.setattr(check, "before_stage", lambda *_, **__: done.append("preflight"))
+    monkeypatch.setattr(freeze_and_offer, "_refuse_changed", lambda *_: None)
+    monkeypatch.setattr(freeze_and_offer, "require_stable_path", lambda _: None)
+    monkeypatch.setattr(freeze_and_offer, "handover", lambda *_: Begun())
+    monkeypatch.setattr(examine, "before_stage", lambda *_, **__: done.append("preflight"))
     migration.note("begun", bridges={})
     there = There({"state": State.IMPORTED, "ticket": ""})
     request = MoveRequest(NamedContainer("web"), "root@hostb")
     link = Link(request.connect, request.destination, 0.0) if driver else None
 
     def carry_out() -> None:
-        create_dump.carry_out(request, StandstillOptions(), migration, container, cast("Connection", there), link=link)
+        freeze_and_offer.carry_out(request, StandstillOptions(), migration, container, cast("Connection", there),
+                                   link=link)
 
     if state == "RUNNING":
         carry_out()

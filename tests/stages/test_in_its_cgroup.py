@@ -14,8 +14,7 @@ from migrator.copies import no_memory, remains
 from migrator.host import btrfs
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event
-from stages import finish
-from stages.steps import thaw_again
+from stages.steps import end_copy, thaw_again
 from tests import btrfs_roots
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
@@ -75,7 +74,7 @@ def test_finish_has_nothing_to_end_there(journal: Journal, cgroup: Path, started
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     disks(monkeypatch, {7: OTHER})
     (cgroup / "cgroup.procs").write_text("7\n")
-    finish._end_copy(gone(journal, cgroup, Event.OFFER, Event.TAKEN, Event.FINISH))
+    end_copy._end_copy(gone(journal, cgroup, Event.OFFER, Event.TAKEN, Event.FINISH))
     assert not (cgroup / "cgroup.kill").exists()
 
 

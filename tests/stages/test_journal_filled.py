@@ -77,10 +77,11 @@ def test_what_is_asked_for_again_is_recorded_once(there: Destination) -> None:
 
 
 def transfer(there: Destination, kind: str) -> Any:
-    from stages import create_dump, prepare_data
+    from stages import create_dump
+    from stages.steps import take_disk
 
     asked = messages.transfer({"id": ID, "kind": kind, "attempt": 1, "uuid": "x" * 99, "round": 1, "bytes": 10})
-    return (create_dump.RECEIVERS | prepare_data.RECEIVERS)[type(asked)](there.service, asked)
+    return (create_dump.RECEIVERS | take_disk.RECEIVERS)[type(asked)](there.service, asked)
 
 
 def test_the_same_state_again_is_recorded_once(here: Here) -> None:

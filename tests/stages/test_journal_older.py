@@ -20,8 +20,7 @@ from migrator.host import btrfs, lxc
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import finish
-from stages.steps import abandon, finish_here, force, give_back, left_running, offer, unrecorded
+from stages.steps import abandon, end_copy, finish_here, force, give_back, left_running, offer, unrecorded
 from tests import btrfs_roots
 from tests.migrator.wire import by_op
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
@@ -158,14 +157,14 @@ def runs_there(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found = [PID]
     monkeypatch.setattr(left_running, "in_own", lambda _: found)
     monkeypatch.setattr(finish_here, "_make_ours", lambda *_: None)
-    monkeypatch.setattr(finish, "stop_and_fence", lambda _: None)
+    monkeypatch.setattr(end_copy, "stop_and_fence", lambda _: None)
     monkeypatch.setattr(bases, "prune", lambda *_, **__: [])
     return found
 
 
 def typed(source: Migration, hosts: Hosts, given: str | None = None) -> None:
     """`migrator finish`, on the source."""
-    finish.carry_out(source, hosts["hostb"], force=given)  # type: ignore[arg-type]
+    end_copy.carry_out(source, hosts["hostb"], force=given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("older", "taken"), [

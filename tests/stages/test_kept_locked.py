@@ -101,7 +101,7 @@ def test_nor_is_it_kept_where_something_is_left_of_it_for_now(here: Here, ask: C
         raise OSError("resists")
 
     ask("begin")
-    monkeypatch.setattr("stages.import_data.drop_attempt", resists)
+    monkeypatch.setattr("stages.steps.put_away.drop_attempt", resists)
     assert ask("abandon", held=[])["state"] == State.ABANDONING
     assert not kept_off(here)
 

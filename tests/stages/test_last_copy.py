@@ -18,8 +18,7 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import check, create_dump, prepare_data
-from stages.steps import ask_state, drive, give_back, offer, thaw_again
+from stages.steps import ask_state, drive, examine, freeze_and_offer, give_back, offer, send_disk, thaw_again
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.snapshots import fence, layout_of
 from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
@@ -40,7 +39,7 @@ def test_what_a_killed_dump_has_left_stays_for_rollback(journal: Journal, starte
     migration = begun(journal, *DUMPED[:2], **way, rounds=[{}])
     if name_taken:
         put(migration, ANOTHER)
-    create_dump.heal(migration)
+    freeze_and_offer.heal(migration)
     assert started == [] and migration.state is State.PREPARED and dropped == [ID]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
     give_back.roll_back(migration, lambda: "")
@@ -52,7 +51,7 @@ def test_what_a_killed_dump_has_left_stays_for_rollback(journal: Journal, starte
 def test_of_one_that_is_there_nothing_of_that_stays(journal: Journal, started: list[str], way: dict[str, Any]) -> None:
     migration = begun(journal, *DUMPED[:2], **way, rounds=[{}])
     put(migration, ITS_OWN)
-    create_dump.heal(migration)
+    freeze_and_offer.heal(migration)
     assert started == [""] and [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1"]
     give_back.roll_back(migration, lambda: "")
     assert layout_of(migration).own_snapshots() == []
@@ -73,22 +72,22 @@ def test_another_one_of_that_name_is_not_gone_on_with(journal: Journal, started:
     """By any of the stages: each would remove the last copy, as what a round has left."""
     migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
     put(migration, ANOTHER)
-    create_dump.heal(migration)
+    freeze_and_offer.heal(migration)
     container = lxc.Container("web", migration.lxcpath)
     monkeypatch.setattr(ask_state, "state", lambda *_: State.IMPORTED)
-    monkeypatch.setattr(check, "before_stage", lambda *_, **__: pytest.fail("it goes on"))
+    monkeypatch.setattr(examine, "before_stage", lambda *_, **__: pytest.fail("it goes on"))
     request = MoveRequest(NamedContainer("web"), "root@hostb")
     with pytest.raises(OutOfOrder, match="is another one") as refused:
-        prepare_data.carry_out(request, journal, migration, container, There(), 0)  # type: ignore[arg-type]
+        send_disk.carry_out(request, journal, migration, container, There(), 0)  # type: ignore[arg-type]
     assert "migrator rollback web" in refused.value.hint
     with pytest.raises(OutOfOrder, match="is another one"):
-        create_dump.carry_out(request, StandstillOptions(), migration, container, There())  # type: ignore[arg-type]
+        freeze_and_offer.carry_out(request, StandstillOptions(), migration, container, There())  # type: ignore[arg-type]
     assert [path.name for path in layout_of(migration).own_snapshots()] == [f"{ID}.1", f"{ID}.2"]
 
 
 def test_no_rollback_forgets_it_while_its_disk_is_away(journal: Journal, started: list[str]) -> None:
     migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
-    create_dump.heal(migration)
+    freeze_and_offer.heal(migration)
     folder = layout_of(migration).folder
     folder.rename(folder.with_name("unmounted"))
     with pytest.raises(DiskAway) as away:
@@ -114,7 +113,7 @@ def away_while_it_is_told(migration: Migration) -> Path:
 
 def test_nor_one_that_it_is_away_from_while_the_other_host_is_asked(journal: Journal, started: list[str]) -> None:
     migration = begun(journal, *DUMPED[:2], memory=False, stopping=True, rounds=[{}])
-    create_dump.heal(migration)
+    freeze_and_offer.heal(migration)
     folder = away_while_it_is_told(migration)
     assert str(migration.state) == "rolling-back" and migration.copy.last_copy == []
     folder.with_name("unmounted").rename(folder)
@@ -212,7 +211,7 @@ def test_its_dump_is_given_up(journal: Journal, lives: list[str], capsys: pytest
 
 def test_a_dump_of_it_was_killed(journal: Journal, lives: list[str]) -> None:
     migration = begun(journal, *DUMPED[:2], rounds=[{}])
-    create_dump.heal(migration)
+    freeze_and_offer.heal(migration)
     assert left_of(migration) == [f"{ID}.1", f"{ID}.2"]
     put(migration, ANOTHER)
     with pytest.raises(OutOfOrder, match="is another one"):

@@ -21,8 +21,7 @@ from migrator.host import empty_cgroups, lxc, network
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages import restore_dump
-from stages.steps import abandon, ask_source, consented, finish_here, force, heal, settling
+from stages.steps import abandon, ask_source, consented, finish_here, force, heal, restore_here, settling
 from stages.steps.ask_source import Asking
 from tests.stages.test_settling import ID, restoring
 
@@ -186,7 +185,7 @@ def test_a_new_restore_takes_what_has_run_for_none_of_its_own(
     monkeypatch.setattr(lxc, "runs_in", lambda name, rootfs: runs and rootfs == layout.rootfs)
     mark = ran_mark.mark(layout.spool)
     ran_mark.record(str(mark))
-    stage = restore_dump.Restore.__new__(restore_dump.Restore)
+    stage = restore_here.Restore.__new__(restore_here.Restore)
     stage.migration, stage.layout, stage.container = restoring, layout, cast("lxc.Container", container)
     if runs:
         with pytest.raises(AlreadyRuns):

@@ -22,7 +22,7 @@ from migrator.transfer import room_bounds
 from migrator.transfer.frames import CONTROL_MAX
 from migrator.transfer.messages import DiskTransfer
 from migrator.transfer.rpc import Takeover
-from stages import import_data, prepare_data
+from stages.steps import import_round, take_disk
 from tests.stages.test_allowed import HOOK, HOSTA, ID, Here, here, peer
 from tunnel.identity import private_files
 from tunnel.identity.peers import Peers
@@ -110,7 +110,7 @@ def defined(here: Here, granted: grant.Grant, text: str, *, now: str | None = No
             json.dumps({"text": now, "includes": includes or {}, "bridges": {}}))
     migration = here.journal.by_id(ID, Role.DESTINATION)
     assert migration
-    import_data.define(migration, here.layout)
+    import_round.define(migration, here.layout)
     return (here.layout.container / "config").read_text()
 
 
@@ -130,7 +130,7 @@ def test_consent_that_is_given_later_holds_from_the_next_begin_on(here: Here) ->
     here.begun(grant.of_only("receive,hooks"), config=HOOK)
     migration = here.journal.by_id(ID, Role.DESTINATION)
     assert migration
-    import_data.define(migration, here.layout)
+    import_round.define(migration, here.layout)
     assert "hook.start-host" in (here.layout.container / "config").read_text()
 
 
@@ -164,7 +164,7 @@ def test_no_more_of_a_disk_arrives_than_its_sender_announced(here: Here, granted
     for said, believed in most.items():
         here.begun(granted, disk_bytes=said)
         with contextlib.ExitStack() as locks:
-            place = prepare_data.receive_disk(Service(here.journal, locks, granted), DiskTransfer(id=ID, round=1))
+            place = take_disk.receive_disk(Service(here.journal, locks, granted), DiskTransfer(id=ID, round=1))
         assert place.bounds == (room_bounds.of_disk(here.pool, believed) if bound else room_bounds.OF_DISK)
 
 

@@ -18,8 +18,7 @@ from migrator.errors.containers import ContainerChanged, OutOfOrder
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
-from stages import check, create_dump, prepare_data
-from stages.steps import ask_state, drive, same_host
+from stages.steps import ask_state, drive, examine, freeze_and_offer, same_host, send_disk
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.snapshots import layout_of
 from tests.stages.test_gone_here import ANOTHER, ID, ITS_OWN, begun, host, put, subvolume
@@ -46,9 +45,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ask_state, "state", lambda *_: State.IMPORTED)
     monkeypatch.setattr(ask_state, "ask", lambda *_: {"state": State.IMPORTED, "ticket": ""})
-    monkeypatch.setattr(check, "before_stage", lambda *_, **__: done.append("preflight"))
+    monkeypatch.setattr(examine, "before_stage", lambda *_, **__: done.append("preflight"))
     monkeypatch.setattr(same_host, "require", goes_on)
-    monkeypatch.setattr(create_dump, "_require_running", goes_on)
+    monkeypatch.setattr(freeze_and_offer, "require_running", goes_on)
     return done
 
 
@@ -58,12 +57,12 @@ def prepared(journal: Journal, **detail: object) -> Migration:
 
 def another_round(journal: Journal, migration: Migration) -> None:
     container: Any = lxc.Container("web", migration.lxcpath)
-    prepare_data.carry_out(REQUEST, journal, migration, container, There(), 0)  # type: ignore[arg-type]
+    send_disk.carry_out(REQUEST, journal, migration, container, There(), 0)  # type: ignore[arg-type]
 
 
 def dump(migration: Migration) -> None:
     container: Any = lxc.Container("web", migration.lxcpath)
-    create_dump.carry_out(REQUEST, StandstillOptions(), migration, container, There())  # type: ignore[arg-type]
+    freeze_and_offer.carry_out(REQUEST, StandstillOptions(), migration, container, There())  # type: ignore[arg-type]
 
 
 def as_it_was(monkeypatch: pytest.MonkeyPatch, digest: str = "as it was") -> None:

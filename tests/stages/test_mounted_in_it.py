@@ -15,8 +15,8 @@ from migrator.copies import origins
 from migrator.errors.data import SnapshotFailed
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
-from stages import cleanup, import_data
-from stages.steps import earlier_stay
+from stages import cleanup
+from stages.steps import earlier_stay, moved_copy, put_away
 from stages.steps.cleaner import Cleaner
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_nested import Util, moved, subvolume, util  # noqa: F401 -- fixtures
@@ -39,7 +39,7 @@ def test_cleanup_leaves_the_copy(journal: Journal, moved: Layout, util: Util, mo
         if way == "cleanup NAME":
             cleanup.clean_container(cleaner, journal, "web", moved.lxcpath, keep_copy=False)
         else:
-            cleanup.clean_moved(cleaner, journal.all("web")[0])
+            moved_copy.clean_moved(cleaner, journal.all("web")[0])
         assert cleaner.left == [str(moved.rootfs / "mnt")] and str(moved.rootfs) not in cleaner.removed
     assert util.deleted == [] and moved.rootfs.is_dir() and (moved.container / "config").is_file()
     assert f"something is mounted in it: {moved.rootfs / 'mnt'}" in " ".join(capfd.readouterr().err.split())
@@ -74,8 +74,8 @@ def test_what_a_rollback_removes_stays_in_its_place(moved: Layout, mounted: list
     assert origins.whose(here) is origins.Whose.OURS
     mounted.append(here.rootfs / "mnt")
     with pytest.raises(SnapshotFailed):
-        import_data._remove(here)
+        put_away._remove(here)
     assert here.rootfs.is_dir() and (here.container / "config").is_file() and not here.beside.exists()
     mounted.clear()
-    import_data._remove(here)
+    put_away._remove(here)
     assert util.deleted == [here.beside / "rootfs"] and not here.container.exists()

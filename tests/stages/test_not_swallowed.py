@@ -23,8 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote import ssh, ssh_config
 from migrator.remote.destination import ConnectOptions, parse
-from stages import prepare_data
-from stages.steps import drive, give_back, offer, thaw_again
+from stages.steps import drive, give_back, offer, send_disk, thaw_again
 from stages.steps.reconnect import Link
 from tests.stages.test_given_back import acts, driven, handlers, press  # noqa: F401 -- fixtures
 from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
@@ -57,7 +56,7 @@ def told_frozen(folder: Path) -> None:
     lambda _folder, _: remains.init_of(cast("lxc.Container", Container())),
     lambda _folder, _: remains.record(cast("lxc.Container", Container())),
     lambda folder, _: told_frozen(folder),
-    lambda _folder, migration: prepare_data._settle_bases(migration, []),
+    lambda _folder, migration: send_disk.settle_bases(migration, []),
 ], ids=["which start it is", "its cgroup", "LXC is told", "bases are dropped"])
 def test_on_the_way_to_the_offer(journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                  act: Callable[[Path, Migration], object]) -> None:

@@ -19,8 +19,8 @@ from migrator.host import btrfs, subvolume_uuids
 from migrator.record.journal import KEPT, Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
-from stages import cleanup, import_data, prepare_data
-from stages.steps import finish_here
+from stages import cleanup
+from stages.steps import finish_here, put_away, send_disk
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 from tests.stages.test_put_aside import (
@@ -246,7 +246,7 @@ class Hosts:
             for event in CAME:
                 came.move(event)
             if there.container.exists():
-                import_data.keep_old(there)
+                put_away.keep_old(there)
                 there.rootfs.rename(there.old / "rootfs")
             there.container.mkdir(exist_ok=True)
             (there.container / "config").write_text("lxc.uts.name = web\n")
@@ -410,5 +410,5 @@ def test_the_source_says_by_which_way_it_has_come(owned: Migration, disk: Disk, 
     container: Any = SimpleNamespace(name="web", lxcpath=layout.lxcpath, config_file=layout.container / "config",
                                      rootfs=layout.rootfs, mapped_root=0)
     with pytest.raises(NotAllowed):
-        prepare_data.carry_out(request, owned.journal, None, container, There(), 0)  # type: ignore[arg-type]
+        send_disk.carry_out(request, owned.journal, None, container, There(), 0)  # type: ignore[arg-type]
     assert (told["origin"], told["moves"]) == ((EARLIER, [EARLIER, owned.id]) if moved else (told["id"], []))

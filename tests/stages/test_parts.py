@@ -17,7 +17,8 @@ from migrator.copies import bases
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
-from stages import check, cleanup, prepare_data
+from stages import cleanup
+from stages.steps import examine, move_arguments
 from stages.steps.cleaner import Cleaner
 
 
@@ -43,18 +44,18 @@ def test_a_command_reads_no_other_commands_module() -> None:
     (100.0, 100.5, 101.0, 0.0), (100.0, 100.0, 101.0, 0.0), (100.0, 111.0, 101.0, 10.0), (100.0, 90.0, 101.0, -10.0),
 ])
 def test_a_clock_is_wrong_only_beyond_the_round_trip(begun: float, there: float, ended: float, offset: float) -> None:
-    assert check._offset(begun, there, ended) == offset
+    assert examine._offset(begun, there, ended) == offset
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", 1), ("10k", 10240), ("1.5M", 1572864), ("2g", 2 << 30)])
 def test_rates(text: str, value: int) -> None:
-    assert prepare_data.rate(text) == value
+    assert move_arguments.rate(text) == value
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "k", "", "1T", "nan", "inf", "1e99"])
 def test_bad_rates(text: str) -> None:
     with pytest.raises((ValueError, argparse.ArgumentTypeError)):
-        prepare_data.rate(text)
+        move_arguments.rate(text)
 
 
 class Bases(NamedTuple):

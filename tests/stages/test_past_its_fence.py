@@ -18,8 +18,7 @@ from migrator.host.btrfs import Subvolume
 from migrator.record import image_folders
 from migrator.record.journal import Migration
 from migrator.record.states import State
-from stages import import_data, restore_dump
-from stages.steps import left_running, settling
+from stages.steps import left_running, put_away, restore_here, settling
 from tests import btrfs_roots
 from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
 from tests.stages.test_settling import ID, mark, restoring
@@ -95,13 +94,13 @@ def test_who_tries_once_more_is_not_told_that_it_runs(restoring: Migration, cont
     mark(restoring)
     settling.settle(restoring)
     mark(restoring)
-    restore_dump.Restore(restoring, 60.0, leave=lambda: 0.0)._keep_what_ran()
+    restore_here.Restore(restoring, 60.0, leave=lambda: 0.0)._keep_what_ran()
     assert str(restoring.state) == "owned" and not ran_mark.was(ran_mark.mark(layout_of(restoring).spool))
     monkeypatch.setattr(lxc, "lives_in", lambda name, rootfs: rootfs == place)
     layout_of(restoring).old.mkdir()
     (layout_of(restoring).old / "config").write_text("lxc.uts.name = web\n")
     with pytest.raises(ContainerExists):
-        import_data.put_rootfs_aside(layout_of(restoring))
+        put_away.put_rootfs_aside(layout_of(restoring))
     assert btrfs.is_subvolume(place)
 
 

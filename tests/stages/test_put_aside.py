@@ -23,8 +23,8 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import cleanup, import_data, restore_dump
-from stages.steps import abandon, finish_here
+from stages import cleanup
+from stages.steps import abandon, finish_here, put_away, restore_here
 from stages.steps.cleaner import Cleaner
 
 ID, EARLIER = "0badc0de", "aaaaaaaa"
@@ -76,7 +76,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr(restore, "clear", lambda _: None)
     monkeypatch.setattr(network, "announce", lambda _: SimpleNamespace(join=lambda: None))
     monkeypatch.setattr(network, "bring_back_dad", lambda *_: None)
-    monkeypatch.setattr(restore_dump.Restore, "_start", lambda _: 4711)
+    monkeypatch.setattr(restore_here.Restore, "_start", lambda _: 4711)
     return Disk(monkeypatch)
 
 
@@ -100,7 +100,7 @@ def owned(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Iterat
             received.append(disk.make(layout.snapshot(1), f"increment{len(received)}"))
             return received[-1]
 
-        monkeypatch.setattr(restore_dump, "receive", receive)
+        monkeypatch.setattr(restore_here, "receive", receive)
         yield made
 
 
@@ -109,7 +109,7 @@ def layout_of(migration: Migration) -> Layout:
 
 
 def attempt(migration: Migration) -> None:
-    restore_dump.Restore(migration, 1000.0, leave=lambda: boot_clock.now() + 1000).run()
+    restore_here.Restore(migration, 1000.0, leave=lambda: boot_clock.now() + 1000).run()
 
 
 def found(migration: Migration, name: str) -> list[str]:
@@ -126,7 +126,7 @@ def stayed(migration: Migration, disk: Disk) -> None:
         went.move(event)
     disk.make(layout.rootfs, "earlier")
     container_config.fence(layout.container, CONFIG, EARLIER, "it has left")
-    import_data.keep_old(layout)
+    put_away.keep_old(layout)
     container_config.fence(layout.container, CONFIG, ID, "it arrives")
 
 
@@ -142,7 +142,7 @@ def test_that_of_an_earlier_stay_gives_way(owned: Migration, disk: Disk) -> None
 @pytest.mark.parametrize("came", ["before", "while it was received"])
 def test_a_strangers_stays(owned: Migration, disk: Disk, monkeypatch: pytest.MonkeyPatch, came: str) -> None:
     """Somebody's backup, put where the container is to be, or a container made there meanwhile."""
-    layout, receive = layout_of(owned), vars(restore_dump)["receive"]
+    layout, receive = layout_of(owned), vars(restore_here)["receive"]
 
     def meanwhile(*of: object) -> Subvolume:
         container_config.write_file(layout.container / "config", f"{CONFIG}# a stranger's\n")
@@ -152,7 +152,7 @@ def test_a_strangers_stays(owned: Migration, disk: Disk, monkeypatch: pytest.Mon
     if came == "before":
         disk.make(layout.rootfs, "precious")
     else:
-        monkeypatch.setattr(restore_dump, "receive", meanwhile)
+        monkeypatch.setattr(restore_here, "receive", meanwhile)
     with pytest.raises(SourceStillStopped) as failed:
         attempt(owned)
     assert isinstance(failed.value.cause, ContainerExists) and owned.state is State.OWNED
@@ -185,7 +185,7 @@ def test_what_a_failed_restore_could_not_remove_is_known_by_the_next(owned: Migr
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as failing:
-        failing.setattr(restore_dump.Restore, "_start", fails)
+        failing.setattr(restore_here.Restore, "_start", fails)
         disk.full = 1
         with pytest.raises(SourceStillStopped):
             attempt(owned)

@@ -23,8 +23,7 @@ from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
-from stages import finish
-from stages.steps import ask_source
+from stages.steps import ask_source, end_copy
 from tests.stages.test_autostart import AGAIN, Boot, boot  # noqa: F401 -- a fixture
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
@@ -89,18 +88,18 @@ def test_what_it_passes_over_as_it_is_frozen_is_not_ended(
         monkeypatch: pytest.MonkeyPatch, one_shot: bool) -> None:
     """It runs on its destination, and would be started here as soon as it has ended."""
     ended: list[str] = []
-    monkeypatch.setattr(finish, "stop_and_fence", lambda each: ended.append(each.name))
+    monkeypatch.setattr(end_copy, "stop_and_fence", lambda each: ended.append(each.name))
     monkeypatch.setattr(bases, "prune", lambda _: None)
     migration, there = handed_over(journal, cgroup, init.pid, fence=False, one_shot=one_shot), There(State.RESTORED)
     known.pid, boot.under_way = init.pid, True
     migration.move(Event.TAKEN)
     for _ in range(2):
         with pytest.raises(OutOfOrder, match="lxc-autostart") as raised:
-            finish.carry_out(migration, cast("Connection", there))
+            end_copy.carry_out(migration, cast("Connection", there))
     assert raised.value.hint == f"Next: once that has ended: migrator {'resume' if one_shot else 'finish'} web"
     assert ended == [] and str(migration.state) == "dumped" and "finish" not in there.asked
     boot.under_way = False
-    finish.carry_out(migration, cast("Connection", there))
+    end_copy.carry_out(migration, cast("Connection", there))
     assert ended == ["web"] and migration.state is State.FINISHED
 
 

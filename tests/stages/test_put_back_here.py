@@ -34,8 +34,8 @@ from migrator.record import image_folders
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
-from stages import create_dump, finish, migrate, rollback
-from stages.steps import drive, give_back, heal
+from stages import create_dump, finish, migrate
+from stages.steps import drive, give_back, heal, roll_back
 from stages.steps.options import EndOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 
@@ -90,7 +90,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     monkeypatch.setattr(no_memory, "start", lambda container, *_, **__: done.append(container.name))
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    for module in (rollback, finish, heal, create_dump, migrate):
+    for module in (roll_back, finish, heal, create_dump, migrate):
         monkeypatch.setattr(module, "DEFAULT_PATH", tmp_path / "journal.db")
         if hasattr(module, "locked"):
             monkeypatch.setattr(module, "locked",
@@ -161,7 +161,7 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
         memory: bool) -> None:
     """Whatever the journal has: from `finishing` on nothing leads back. Whether or not its destination answers."""
     migration = older(state, State.FINISHED, memory=memory)
-    for module in (rollback, create_dump, heal, finish):
+    for module in (give_back, create_dump, heal, finish):
         if hasattr(module, "connected"):
             monkeypatch.setattr(module, "connected", silent)
     monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.migration.state))
@@ -176,7 +176,7 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
             create_dump.run(create_dump.CreateDumpOptions(MoveRequest(named(migration), "hostb")))
     else:
         with pytest.raises(AlreadyRuns, match="hostb") as error:
-            rollback.run(EndOptions(named(migration), force=ID if "force" in how else None))
+            roll_back.run(EndOptions(named(migration), force=ID if "force" in how else None))
         assert "migrator finish web" in error.value.hint
     assert not started and fence(migration) == ID and recorded(migration).state is State.FINISHING
 
@@ -188,9 +188,9 @@ def test_silence_counts_where_it_may_run_there(older: Callable[..., Migration], 
     migration = older(state, State.DUMPED)
     monkeypatch.setattr(give_back, "connected", silent)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(EndOptions(named(migration)))
+        roll_back.run(EndOptions(named(migration)))
     with pytest.raises(ForceRefused):
-        rollback.run(EndOptions(named(migration), force=""))
+        roll_back.run(EndOptions(named(migration), force=""))
     assert fence(migration) == ID and not started
     found = recorded(migration)
     assert found.state is State.OFFERED and found.owner is Owner.UNKNOWN
@@ -255,7 +255,7 @@ def test_what_is_killed_while_it_is_recorded_goes_on(older: Callable[..., Migrat
     assert recorded(migration).state is State.DUMPING
     monkeypatch.setattr(give_back, "connected", silent)
     with pytest.raises(SourceStateUnknown):
-        rollback.run(EndOptions(named(migration)))
+        roll_back.run(EndOptions(named(migration)))
     found = recorded(migration)
     assert found.state is State.OFFERED and fence(migration) == ID and not started
     found.move(Event.REFUSED)
@@ -321,7 +321,7 @@ def test_what_was_killed_in_dumping_is_given_back(older: Callable[..., Migration
     migration = older(State.DUMPING, State.DUMPING)
     monkeypatch.setattr(give_back, "connected", silent)
     if how == "rollback":
-        rollback.run(EndOptions(named(migration)))
+        roll_back.run(EndOptions(named(migration)))
     else:
         resumed(migration, at_boot=True)
     assert started == ["web"] and fence(migration) == ""

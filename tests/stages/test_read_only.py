@@ -24,8 +24,8 @@ from migrator.record import container_lock, transactions
 from migrator.record.detail import Still
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
-from stages import abort, create_dump, rollback
-from stages.steps import arguments, give_back, offer
+from stages import abort
+from stages.steps import arguments, freeze_and_offer, give_back, offer, roll_back
 from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
@@ -112,7 +112,7 @@ def test_what_a_killed_dump_has_left_runs_first(journal: Journal, done: list[str
     """The begin of `resume` and of `create-dump`."""
     migration = frozen(journal, dumping)
     with pytest.raises(JournalBroken, match="readonly"):
-        create_dump.heal(migration)
+        freeze_and_offer.heal(migration)
     assert done == ["thawed"] and of(journal) is State.DUMPING
 
 
@@ -126,7 +126,7 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
         read_only(made)
         return made
 
-    for module in (abort, rollback):
+    for module in (abort, roll_back):
         monkeypatch.setattr(module, "Journal", opened)
     monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)

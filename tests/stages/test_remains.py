@@ -26,8 +26,7 @@ from migrator.host import cgroups, lxc, network
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import finish
-from stages.steps import thaw_again
+from stages.steps import end_copy, thaw_again
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
 
@@ -192,11 +191,11 @@ def test_finish_ends_what_is_left(journal: Journal, cgroup: Path, init: subproce
     port = {"inside": "eth0", "outside": "v", "bridge": "br"}
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, ports=[port])
     with pytest.raises(CopyNotEnded, match=str(init.pid)):  # these files end nothing
-        finish.stop_and_fence(migration)
+        end_copy.stop_and_fence(migration)
     assert (cgroup / "cgroup.kill").read_text() == "1" and heard == [] and migration.state is State.FINISHING
     (cgroup / "cgroup.events").write_text("populated 0\nfrozen 0\n")
     (cgroup / "cgroup.procs").write_text("")
-    finish.stop_and_fence(migration)
+    end_copy.stop_and_fence(migration)
     assert heard == ["0badc0de"]
 
 
@@ -220,7 +219,7 @@ def test_only_its_own_veths_are_taken_away(journal: Journal, cgroup: Path, init:
     monkeypatch.setattr(network, "remove", removed.extend)
     migration = frozen(journal, cgroup, init.pid, Event.OFFER, Event.TAKEN, Event.FINISH, ports=[port.to_json()])
     with contextlib.suppress(CopyNotEnded):
-        finish._end_copy(migration)
+        end_copy._end_copy(migration)
     assert asked == [init.pid] and removed == ([port] if what == "it has them" else [])
     assert (cgroup / "cgroup.kill").exists()
 

@@ -30,8 +30,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Done, Running
-from stages import restore_dump
-from stages.steps import abandon, ask_source, finish_here, force, heal, settling
+from stages.steps import abandon, ask_source, finish_here, force, heal, restore_here, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
@@ -159,10 +158,10 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
     def snapshot(_source: Path, target: Path, **_: object) -> None:
         target.mkdir()
 
-    monkeypatch.setattr(restore_dump, "receive", receive)
+    monkeypatch.setattr(restore_here, "receive", receive)
     monkeypatch.setattr(btrfs, "snapshot", snapshot)
     with pytest.raises(SourceStillStopped):
-        restore_dump.Restore(restoring, 100.0, leave=lambda: boot_clock.now() + 100).run()
+        restore_here.Restore(restoring, 100.0, leave=lambda: boot_clock.now() + 100).run()
     assert str(restoring.state) == "owned"
     abandon._abandon(restoring, [])
     assert str(restoring.state) == "abandoned"

@@ -20,7 +20,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer import segments, spool
 from migrator.transfer.segments import Segment
-from stages import restore_dump
+from stages.steps import restore_here
 from tests.migrator.criu.test_cgroup_image import image, prop
 
 ID = "0badc0de"
@@ -46,7 +46,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[restore_dump.Restore]:
+def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[restore_here.Restore]:
     layout = Layout(tmp_path, "web", ID)
     layout.spool.mkdir(parents=True)
     layout.container.mkdir()
@@ -54,9 +54,9 @@ def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(lxc, "Container", lambda name, lxcpath: SimpleNamespace(
         name=name, folder=lxcpath / name, config_file=lxcpath / name / "config", state="RUNNING", init_pid=1,
         cgroup=images))
-    monkeypatch.setattr(restore_dump, "receive", lambda *_: SimpleNamespace(path=tmp_path, uuid="last"))
-    monkeypatch.setattr(restore_dump, "give_back_rootfs", lambda _: None)
-    monkeypatch.setattr(restore_dump, "put_rootfs_aside", lambda _: None)
+    monkeypatch.setattr(restore_here, "receive", lambda *_: SimpleNamespace(path=tmp_path, uuid="last"))
+    monkeypatch.setattr(restore_here, "give_back_rootfs", lambda _: None)
+    monkeypatch.setattr(restore_here, "put_rootfs_aside", lambda _: None)
     monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: SimpleNamespace(uuid="made"))
     monkeypatch.setattr(lxc, "thaw", lambda *_: None)
     monkeypatch.setattr(lxc, "processes", lambda _: [1])
@@ -64,10 +64,10 @@ def stage(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         migration = journal.create(
             id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta", event=Event.RECEIVE, rounds=[],
             memory=True, increment_uuid="x", image_files=[path.name for path in criu_dump.image_files(images)])
-        yield restore_dump.Restore(migration, 3600.0, leave=lambda: math.inf)
+        yield restore_here.Restore(migration, 3600.0, leave=lambda: math.inf)
 
 
-def restored(stage: restore_dump.Restore, images: Path) -> None:
+def restored(stage: restore_here.Restore, images: Path) -> None:
     prepared = stage._apply(images)
     assert prepared
     stage._restore(images, prepared)
@@ -75,7 +75,7 @@ def restored(stage: restore_dump.Restore, images: Path) -> None:
 
 @pytest.mark.parametrize("failure", [CommandFailed(command="lxc-checkpoint", exit_status=1, output="no bridge"),
                                      KeyboardInterrupt()], ids=["failed", "interrupted"])
-def test_what_has_arrived_can_be_restored_again(stage: restore_dump.Restore, images: Path, failure: BaseException,
+def test_what_has_arrived_can_be_restored_again(stage: restore_here.Restore, images: Path, failure: BaseException,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """CRIU is given another image of the cgroups than the one that the source's digest is of."""
     given: list[bytes] = []
@@ -93,7 +93,7 @@ def test_what_has_arrived_can_be_restored_again(stage: restore_dump.Restore, ima
     assert given == [image()] * 3
 
 
-def test_damage_is_still_found(stage: restore_dump.Restore, images: Path) -> None:
+def test_damage_is_still_found(stage: restore_here.Restore, images: Path) -> None:
     """Also of the image that was put aside."""
     cgroup_image.leave_controllers(images)
     (images / cgroup_image.ARRIVED).write_bytes(image(CONTROLLERS)[:-1] + b"x")
@@ -101,7 +101,7 @@ def test_damage_is_still_found(stage: restore_dump.Restore, images: Path) -> Non
         stage._apply(images)
 
 
-def test_an_image_that_makes_no_sense(stage: restore_dump.Restore, images: Path) -> None:
+def test_an_image_that_makes_no_sense(stage: restore_here.Restore, images: Path) -> None:
     arrives(images / cgroup_image.IMAGE, image(CONTROLLERS)[:11])
     with pytest.raises(RestoreFailed, match="damaged"):
         restored(stage, images)

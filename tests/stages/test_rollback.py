@@ -22,7 +22,6 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
-from stages import rollback
 from stages.steps import force, give_back, thaw_again
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
@@ -327,5 +326,5 @@ def test_who_has_frozen_it(journal: Journal, monkeypatch: pytest.MonkeyPatch, st
     migration.state = state
     migration.learn(**detail)
     assert thaw_again.thaw_source(migration) is ours and thawed == (["web"] if ours else [])
-    shown = [each["argv"] for each in rollback.described(migration).data["dry_run"]]
+    shown = [each["argv"] for each in give_back.described(migration).data["dry_run"]]
     assert (["tee", "/nowhere/cgroup.freeze"] in shown) is ours

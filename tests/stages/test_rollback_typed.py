@@ -25,8 +25,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
-from stages import import_data, rollback
-from stages.steps import force, give_back, heal
+from stages import rollback
+from stages.steps import force, give_back, heal, put_away, roll_back
 from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
@@ -47,9 +47,9 @@ from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F40
 def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
           tmp_path: Path) -> Callable[..., Result]:
     """`migrator rollback web` on this host; nobody can be reached."""
-    monkeypatch.setattr(rollback, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(roll_back, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(give_back, "connected", refuses(CUT))
-    monkeypatch.setattr(rollback, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
+    monkeypatch.setattr(roll_back, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> Result:
@@ -232,7 +232,7 @@ def test_forced_it_is_passed_on(journal: Journal, typed: Callable[..., Result], 
 def test_typed_on_the_destination(journal: Journal, typed: Callable[..., Result],
                                   monkeypatch: pytest.MonkeyPatch) -> None:
     migration = owned(journal)
-    monkeypatch.setattr(import_data, "drop_attempt", lambda *_: None)
+    monkeypatch.setattr(put_away, "drop_attempt", lambda *_: None)
     assert "dry_run" in typed(dry_run=True).data
     assert recorded(migration).state is State.OWNED
     given = typed()

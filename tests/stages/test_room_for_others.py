@@ -21,8 +21,8 @@ from migrator.transfer.frames import SEGMENT_MAX
 from migrator.transfer.messages import DiskTransfer
 from migrator.transfer.segments import INDEX_SUFFIX, Segment, digest_of, line
 from migrator.transfer.sender import SourceFile, send_files
-from stages import import_data, serve
-from stages.steps import room
+from stages import serve
+from stages.steps import import_round, room
 from tests.migrator.wire import connected
 from tests.stages.test_allowed import ID, UUID, Here, here
 
@@ -158,5 +158,5 @@ def test_before_it_is_imported_from_the_spool(cut: Cut, monkeypatch: pytest.Monk
         migration.move(Event.IMPORT)
     monkeypatch.setattr(received_snapshot, "receive", receive)
     with pytest.raises(EOFError):
-        import_data.receive(migration, cut.here.layout, cut.here.layout.spool / "disk-1", 1, UUID)
+        import_round.receive(migration, cut.here.layout, cut.here.layout.spool / "disk-1", 1, UUID)
     assert told == [stands_still] and cut.waited == (not stands_still)

@@ -26,8 +26,7 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import create_dump
-from stages.steps import give_back, offer, thaw_again
+from stages.steps import freeze_and_offer, give_back, offer, thaw_again
 from tests.migrator.wire import by_op
 from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
 
@@ -128,7 +127,7 @@ def test_the_next_start_completes_it(journal: Journal, left: Layout, work: Calla
     migration = journal.by_id("0badc0de", Role.SOURCE)
     assert migration
     if migration.state is State.DUMPING:
-        create_dump.heal(migration)
+        freeze_and_offer.heal(migration)
         assert str(migration.state) == "prepared" and left.images() is None and not left.snapshot(1).exists()
         assert not container_config.fence_of((left.container / "config").read_text())
     if not migration.ended:

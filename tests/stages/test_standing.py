@@ -26,8 +26,7 @@ from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
 from migrator.transfer.wire_codec import Request
-from stages import create_dump, finish
-from stages.steps import ask_source, drive, offer
+from stages.steps import ask_source, drive, end_copy, freeze_and_offer, offer
 from stages.steps.dump import Dump
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from stages.steps.reconnect import Link
@@ -109,8 +108,8 @@ REQUEST = MoveRequest(NamedContainer("web"), "root@hostb")
 
 def offers_again(migration: Migration, there: There, *, one_shot: bool = False) -> None:
     link = Link(REQUEST.connect, REQUEST.destination, 0.0) if one_shot else None
-    create_dump.carry_out(REQUEST, StandstillOptions(), migration, lxc.Container(migration.name, migration.lxcpath),
-                          cast("Connection", there), link=link)
+    freeze_and_offer.carry_out(REQUEST, StandstillOptions(), migration,
+                               lxc.Container(migration.name, migration.lxcpath), cast("Connection", there), link=link)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -292,7 +291,7 @@ def test_no_end_is_recorded_where_a_second_one_runs(
     known.pid = init.pid
     there = There(State.RESTORED)
     with pytest.raises(OutOfOrder, match="started it here too") as raised:
-        finish.carry_out(migration, cast("Connection", there))
+        end_copy.carry_out(migration, cast("Connection", there))
     assert there.asked == ["state", "running"] and migration.state is state
     assert raised.value.hint == f"Next: lxc-stop -P {migration.lxcpath} -n web -- and then: migrator finish web"
     hook = (config(migration).parent / container_config.FENCE_HOOK).read_text()
@@ -312,15 +311,15 @@ def test_what_somebody_has_thawed_is_not_ended(journal: Journal, cgroup: Path, i
         (cgroup / "cgroup.freeze").write_text("0")
         (cgroup / "cgroup.events").write_text("populated 1\nfrozen 0\n")
     ended: list[str] = []
-    monkeypatch.setattr(finish, "stop_and_fence", lambda each: ended.append(each.name))
+    monkeypatch.setattr(end_copy, "stop_and_fence", lambda each: ended.append(each.name))
     monkeypatch.setattr(bases, "prune", lambda _: None)
     there = There(State.RESTORED)
     if not thawed:
-        finish.carry_out(migration, cast("Connection", there))
+        end_copy.carry_out(migration, cast("Connection", there))
         assert ended == ["web"]
         return
     with pytest.raises(OutOfOrder, match="someone has thawed it here") as raised:
-        finish.carry_out(migration, cast("Connection", there))
+        end_copy.carry_out(migration, cast("Connection", there))
     assert ended == [] and migration.state is State.DUMPED
     end = f"lxc-stop -P {migration.lxcpath} -n web" if lxc_knows == "it" else f"kill -9 {init.pid}"
     assert raised.value.hint == f"Next: {end} -- and then: migrator finish web"

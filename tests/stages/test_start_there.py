@@ -25,7 +25,7 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
-from stages import restore_dump
+from stages.steps import restore_here
 
 ID = "0badc0de"
 
@@ -79,7 +79,7 @@ def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: p
     if said is not None:
         (tmp_path / "start.log").write_text(said)
     monkeypatch.setattr(no_memory, "start", started(cause, tmp_path / "start.log"))
-    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage = restore_here.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(StartFailed):
         stage._start()
     assert ran_mark.was(ran_mark.mark(stage.layout.spool)) is may_have_run
@@ -87,7 +87,7 @@ def test_what_lxc_did_not_start_has_not_run(migration: Migration, monkeypatch: p
 
 def test_what_comes_too_late_is_not_started(migration: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(no_memory, "start", lambda *_, **__: pytest.fail("it is started"))
-    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage = restore_here.Restore(migration, 60.0, leave=lambda: math.inf)
     stage.end = 0.0
     with pytest.raises(WordOver):
         stage._start()
@@ -104,7 +104,7 @@ def test_what_is_kept_busy_until_the_word_is_over_refuses_itself(migration: Migr
         raise StartFailed(name="web", reason="it says no", log="/log")
 
     monkeypatch.setattr(no_memory, "start", start)
-    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage = restore_here.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(StartFailed):
         stage._start()
     assert given[0].partition("lxc.ephemeral")[0] == (migration.lxcpath / "web" / "config").read_text()
@@ -126,7 +126,7 @@ def test_nothing_is_made_between_the_look_at_the_clock_and_the_start(migration: 
     monkeypatch.setattr(no_memory, "log_of", slow)
     monkeypatch.setattr(no_memory, "run", lambda *_, **__: pytest.fail("it is started"))
     monkeypatch.setattr(no_memory, "end", lambda *_: None)
-    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage = restore_here.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(WordOver):
         stage._start()
     assert not ran_mark.was(ran_mark.mark(stage.layout.spool))
@@ -138,7 +138,7 @@ def test_nothing_is_started_on_the_hosts_own_root_file_system(migration: Migrati
     """LXC takes that where a configuration names none."""
     monkeypatch.setattr(no_memory, "start", lambda *_, **__: pytest.fail("it is started"))
     (migration.lxcpath / "web" / "config").write_text("lxc.uts.name = web\n")
-    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage = restore_here.Restore(migration, 60.0, leave=lambda: math.inf)
     with pytest.raises(ConfigInvalid, match="that of the host"):
         stage._start()
     assert not stage.plain_config.exists()
@@ -154,7 +154,7 @@ def test_what_fails_is_undone_where_no_log_can_be_kept(migration: Migration, mon
     cleared: list[str] = []
     monkeypatch.setattr("stages.steps.settling.clear", lambda each: cleared.append(each.id))
     monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "no" / "folder")
-    stage = restore_dump.Restore(migration, 60.0, leave=lambda: math.inf)
+    stage = restore_here.Restore(migration, 60.0, leave=lambda: math.inf)
     stage.images = tmp_path
     (tmp_path / "restore.log").write_text("Error\n")
     with pytest.raises(SourceStillFrozen, match="it says no"):

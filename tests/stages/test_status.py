@@ -22,6 +22,7 @@ from migrator.record.detail import Begun
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import status
+from stages.steps import migration_status
 
 POOL = Path("/pool")
 
@@ -101,7 +102,7 @@ def test_what_lies_in_the_spool_counts(journal: Journal, tmp_path: Path) -> None
     spool = migration_paths.Layout(tmp_path, "db", "00000001").spool
     spool.mkdir(parents=True)
     (spool / "disk-1").write_bytes(bytes(3000))
-    assert status.sizes(migration)["spool"] == 3000
+    assert migration_status.sizes(migration)["spool"] == 3000
 
 
 # --- advice ---------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Service
-from stages import import_data
-from stages.steps import abandon
+from stages.steps import abandon, import_round
 from tests.stages.asks import abandons
 from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 
@@ -69,7 +68,7 @@ def test_it_is_not_taken_over(there: Destination) -> None:
     there.ask("begin")
     before = lives(there)
     with pytest.raises(ContainerExists):
-        import_data.define(record(there), there.layout)
+        import_round.define(record(there), there.layout)
     assert content(there.layout.container) == before
     with pytest.raises(ContainerExists):
         there.ask("begin")
@@ -87,7 +86,7 @@ def test_it_may_come_at_the_very_moment(there: Destination, monkeypatch: pytest.
 
     monkeypatch.setattr(container_config, "fence", fence)
     with pytest.raises(ContainerExists):
-        import_data.define(record(there), there.layout)
+        import_round.define(record(there), there.layout)
     assert content(there.layout.container) == before
     there.ask("abandon")
     assert content(there.layout.container) == before
@@ -130,8 +129,8 @@ def test_one_that_was_removed_is_sent_again(there: Destination) -> None:
 
 def test_ours_goes_and_nothing_is_left(there: Destination) -> None:
     there.ask("begin")
-    import_data.define(record(there), there.layout)
-    import_data.define(record(there), there.layout)  # with each round
+    import_round.define(record(there), there.layout)
+    import_round.define(record(there), there.layout)  # with each round
     assert (there.layout.container / "config").is_file()
     assert str(there.layout.container / container_config.FENCE_HOOK) in (there.layout.container / "config").read_text()
     there.ask("abandon")
@@ -249,7 +248,7 @@ def test_it_comes_back_whole_after_any_crash(there: Destination, crashes: list[i
     there.ask("begin")
     crashes[0] = at_define
     with contextlib.suppress(KeyboardInterrupt):
-        import_data.define(record(there), there.layout)
+        import_round.define(record(there), there.layout)
     crashes[0] = at_return
     with contextlib.suppress(KeyboardInterrupt):
         there.ask("abandon")

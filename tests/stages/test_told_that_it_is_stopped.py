@@ -15,8 +15,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Finish, Finished
 from migrator.transfer.rpc import Connection
-from stages import finish
-from stages.steps import drive, finish_here, settling
+from stages.steps import drive, end_copy, finish_here, settling
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 from tests.stages.test_heal import journal, offered
@@ -76,14 +75,14 @@ def test_of_what_is_not_to_be_started_nothing_is_said(here: Migration, monkeypat
 def test_the_source_passes_it_on(journal: Journal, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
                                  stage: str, answer: dict[str, str]) -> None:
     """As the other host's words. Older versions say nothing."""
-    monkeypatch.setattr(finish, "stop_and_fence", lambda _: None)
+    monkeypatch.setattr(end_copy, "stop_and_fence", lambda _: None)
     monkeypatch.setattr(bases, "prune", lambda _: None)
     migration = offered(journal)
     there = cast("Connection", SimpleNamespace(
         peer_host="hostb", call=by_op(lambda *_, **__: {"state": State.RESTORED, "ticket": ""}),
         call_within=by_op(lambda _, op, **__: answer if op == "finish" else {"state": State.RESTORED, "ticket": ""})))
     if stage == "finish":
-        done = finish.carry_out(migration, there)
+        done = end_copy.carry_out(migration, there)
     else:
         container: Any = SimpleNamespace(config_file=migration.lxcpath / "config")
         request = MoveRequest(NamedContainer("web"), "root@hostb")

@@ -16,7 +16,8 @@ from migrator.errors.containers import NoMigration, OutOfOrder
 from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import import_data, prepare_data
+from stages import prepare_data
+from stages.steps import import_round
 from stages.steps.options import MoveRequest, NamedContainer
 
 CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE,
@@ -44,14 +45,14 @@ def test_it_says_where_to_type_it(stayed: Migration, stage: str) -> None:
     for event in (Event.SENT, Event.FREEZE, Event.OFFER):
         leaves.move(event)
     with pytest.raises(OutOfOrder, match="source") as error:
-        import_data.arrived(stayed.journal, "web", stayed.lxcpath, stage)
+        import_round.arrived(stayed.journal, "web", stayed.lxcpath, stage)
     assert f"migrator {stage} web   (on hostb)" in error.value.hint
 
 
 def test_what_goes_by_itself_goes_on_here(stayed: Migration) -> None:
     goes(stayed, one_shot=True)
     with pytest.raises(OutOfOrder) as error:
-        import_data.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump")
+        import_round.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump")
     assert error.value.hint.endswith("migrator resume web")
 
 
@@ -60,17 +61,17 @@ def test_what_has_left_has_no_migration_to_go_on_with(stayed: Migration) -> None
     for event in (Event.SENT, Event.ROLL_BACK, Event.ROLLED_BACK):
         leaves.move(event)
     with pytest.raises(NoMigration):
-        import_data.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump")
+        import_round.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump")
 
 
 def test_the_newest_stay_is_meant(stayed: Migration) -> None:
-    assert import_data.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump").state is State.FINISHED
+    assert import_round.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump").state is State.FINISHED
     leaves = goes(stayed)
     for event in (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED):
         leaves.move(event)
     again = stayed.journal.create(id="00000003", role=Role.DESTINATION, name="web", lxcpath=stayed.lxcpath,
                                   peer="hostb", event=Event.RECEIVE, rounds=[])
-    assert import_data.arrived(stayed.journal, "web", stayed.lxcpath, "import-data").id == again.id
+    assert import_round.arrived(stayed.journal, "web", stayed.lxcpath, "import-data").id == again.id
 
 
 @pytest.mark.parametrize(("reached", "next_"), [

@@ -26,8 +26,8 @@ from migrator.record.journal import Migration
 from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import Restored
-from stages import import_data, restore_dump, serve
-from stages.steps import consented, settling
+from stages import serve
+from stages.steps import consented, import_round, restore_here, settling
 from stages.steps.handover import INCREMENT
 from tests.migrator.criu.test_prepare_restore import RULES, TAKEN_BACK
 from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
@@ -49,7 +49,7 @@ def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
 
 @pytest.fixture(autouse=True)
 def _no_disk(monkeypatch: pytest.MonkeyPatch, peers: Peers) -> None:
-    monkeypatch.setattr(import_data, "receive", lambda *_: SimpleNamespace(uuid="made"))
+    monkeypatch.setattr(import_round, "receive", lambda *_: SimpleNamespace(uuid="made"))
     for name in ("sync", "delete"):
         monkeypatch.setattr(btrfs, name, lambda _: None)
 
@@ -110,7 +110,7 @@ def test_what_is_typed_here_goes_by_what_a_peer_may_now(here: Here, peers: Peers
     else:
         peers.allow("hosta", {"without": WITHOUT, "nothing": ()}[now])
     with pytest.raises(ConsentNeeded) as caught:
-        import_data.import_round(migration, here.layout)
+        import_round.import_round(migration, here.layout)
     assert ("migrator rollback web" if now == "removed" else "peer allow hosta receive") in caught.value.hint
     assert not here.layout.container.exists()
 
@@ -136,7 +136,7 @@ def test_a_store_that_cannot_be_read_says_nothing(here: Here, peers: Peers) -> N
 
 
 def imported(here: Here, granted: Grant) -> Migration:
-    import_data.import_round(begun(here, granted), here.layout)
+    import_round.import_round(begun(here, granted), here.layout)
     assert defined(here)
     return arriving(here)
 
@@ -214,10 +214,10 @@ def test_a_restore_goes_by_it_too(here: Here, peers: Peers, trusted: bool, monke
     monkeypatch.setattr(restore, "prepare", lambda *args: found.append(args[-1]))
     monkeypatch.setattr(btrfs, "snapshot", lambda *_, **__: SimpleNamespace(uuid="made"))
     for name in ("receive", "give_back_rootfs", "put_rootfs_aside"):
-        monkeypatch.setattr(restore_dump, name, lambda *_: SimpleNamespace(path=here.pool, uuid="last"))
+        monkeypatch.setattr(restore_here, name, lambda *_: SimpleNamespace(path=here.pool, uuid="last"))
     migration.refresh()
     migration.note("increment", increment_uuid="y")
-    restore_dump.Restore(migration, 3600.0, leave=lambda: 0.0)._apply(here.layout.image_folders()[1])
+    restore_here.Restore(migration, 3600.0, leave=lambda: 0.0)._apply(here.layout.image_folders()[1])
     assert found == [trusted]
 
 
@@ -245,7 +245,7 @@ def test_a_container_that_reaches_out_nowhere_is_confined_now(here: Here, caller
     monkeypatch.setattr(no_memory, "start", lambda *_, **__: 1)
     monkeypatch.setattr(no_memory, "stay", lambda *_: None)
     monkeypatch.setattr(network, "announce", lambda *_: SimpleNamespace(join=lambda: None))
-    stage = restore_dump.Restore(arriving(here), 3600.0, leave=lambda: 0.0)
+    stage = restore_here.Restore(arriving(here), 3600.0, leave=lambda: 0.0)
     stage._start()
     assert lacks() == []
     started = stage.plain_config.read_text()

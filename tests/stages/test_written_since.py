@@ -21,8 +21,8 @@ from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages import cleanup, finish
-from stages.steps import arguments, finish_here
+from stages import cleanup
+from stages.steps import arguments, end_copy, finish_here
 from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
     ARRIVED,
     ID,
@@ -100,7 +100,7 @@ def test_it_is_recorded_when_all_has_ended(journal: Journal, tmp_path: Path, mon
         stands(tmp_path)
     monkeypatch.setattr(origins, "source_uuids", lambda _: {"rootfs"})
     disk.written = 9
-    went.move(Event.FINISHED, **finish._last_change(went))
+    went.move(Event.FINISHED, **end_copy._last_change(went))
     recorded: Migration | None = journal.by_id(ID, Role.SOURCE)
     assert recorded and recorded.state is State.FINISHED
     assert recorded.copy.changed == (9 if there else 0)

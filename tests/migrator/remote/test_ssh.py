@@ -715,10 +715,11 @@ def test_heavy_imports_wait_until_they_are_used() -> None:
 
 
 SERVE = (
-    "import sys; from pathlib import Path; from migrator.transfer import messages, rpc, spool, wire_codec;"
+    "import sys; from pathlib import Path;"
+    "from migrator.transfer import messages, rpc, serve_requests, spool, wire_codec;"
     "from migrator.transfer.stream import FileStream; c = rpc.Connection(FileStream.from_stdio()); c.hello();"
     "files = lambda f: wire_codec.decoded(messages.Transfer, f).files;"
-    "rpc.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), files(f), durable=False)})"
+    "serve_requests.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), files(f), durable=False)})"
 )
 
 

@@ -321,10 +321,11 @@ def test_killed_receiver(tmp_path: Path) -> None:
     """A process that is killed at once leaves nothing that is not so: what was acknowledged is there."""
     data = os.urandom(20 << 20)
     code = (
-        "import sys; from pathlib import Path; from migrator.transfer import messages, rpc, spool, wire_codec;"
+        "import sys; from pathlib import Path;"
+        "from migrator.transfer import messages, rpc, serve_requests, spool, wire_codec;"
         "from migrator.transfer.stream import *; c = rpc.Connection(FileStream.from_stdio()); c.hello();"
         "files = lambda f: wire_codec.decoded(messages.Transfer, f).files;"
-        "rpc.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), files(f))})"
+        "serve_requests.serve(c, {'transfer': lambda f: spool.receive(Path(sys.argv[1]), files(f))})"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
