@@ -131,29 +131,34 @@ def _no_early_end() -> Iterator[None]:
 
 def _limit(pid: int, timeout_s: float) -> None:
     """In place of mutmut's, which counts a mutant as one that hangs, and so as noticed, while the machine is busy."""
-    threading.Thread(target=_end_after, args=(os.pidfd_open(pid), timeout_s), daemon=True).start()
+    threading.Thread(target=_end_after, args=(os.pidfd_open(pid), pid, timeout_s), daemon=True).start()
 
 
-def _end_after(fd: int, limit: float) -> None:
-    """End it once there were `limit` seconds in which no process of this host had to wait for a processor."""
-    begin, poll = time.monotonic() - _waited(), select.poll()
+def _end_after(fd: int, pid: int, limit: float) -> None:
+    """End it once there were `limit` seconds in which neither it nor what it started had to wait for a processor."""
+    poll, waits, left, now = select.poll(), dict[Path, float](), limit, time.monotonic()
     poll.register(fd, select.POLLIN)
-    while time.monotonic() - _waited() - begin < limit:
-        if poll.poll(1000):
-            break
-    else:
+    while left > 0 and not poll.poll(500):
+        before, then = waits, now
+        waits, now = _waits(pid), time.monotonic()
+        left -= max(0.0, now - then - sum(waited - before.get(task, 0.0) for task, waited in waits.items()))
+    if left <= 0:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(fd, signal.SIGXCPU)  # by which mutmut knows it
     os.close(fd)
 
 
-def _waited() -> float:
-    """For how many seconds a process has had to, by now; 0 where the kernel does not count (accounting/psi.rst in its
-    documentation).
+def _waits(pid: int) -> dict[Path, float]:
+    """For how many seconds each thread of a process and its descendants has waited for a processor so far: the second
+    number of scheduler/sched-stats.rst in the kernel's documentation. Nothing where the kernel does not count.
     """
-    with contextlib.suppress(OSError):
-        return int(Path("/proc/pressure/cpu").read_text().splitlines()[0].rpartition("total=")[2]) / 1e6
-    return 0.0
+    found: dict[Path, float] = {}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with contextlib.suppress(OSError, IndexError):
+            found[task] = int((task / "schedstat").read_text().split()[1]) / 1e9
+            for child in (task / "children").read_text().split():
+                found |= _waits(int(child))
+    return found
 
 
 def _leave_session() -> None:
