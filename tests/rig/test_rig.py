@@ -240,6 +240,27 @@ def test_guests_survive_criu(own: Rig, kind: str) -> None:
         own.exec("hosta", "lxc-destroy", "-f", "-n", f"g-{kind}", check=False)
 
 
+def test_a_systemd_guest_boots(own: Rig) -> None:
+    """As Debian ships it: what fails in any container fails, and nothing else."""
+    own.guest("hosta", "c8", "systemd", unprivileged=True)
+    try:
+        told = own.probe("hosta", "c8")
+        assert told["intact"]
+        assert told["system"] == ("degraded" if told["failed"] else "running")
+        assert set(told["failed"]) <= {"systemd-modules-load.service", "sys-kernel-debug.mount"}
+        for name in ("systemd-journald", "systemd-logind", "systemd-resolved", "dbus", "cron", "ssh", "nginx",
+                     "postgresql@17-main", "redis-server", "console-getty", "container-getty@4"):
+            assert told["units"][f"{name}.service"]
+        query = ("lxc-attach", "-n", "c8", "--", "su", "postgres", "-c", "psql -At -c 'SHOW server_version_num'")
+        assert own.exec("hosta", *query).stdout.startswith("17")
+        assert own.sh("client", "ssh -o StrictHostKeyChecking=no root@10.0.3.101 hostname") == "c8\n"
+        own.exec("hosta", "lxc-attach", "-n", "c8", "--", "systemctl", "restart", "nginx")
+        later = own.probe("hosta", "c8")["units"]
+        assert {name for name in told["units"] if later[name] != told["units"][name]} == {"nginx.service"}
+    finally:
+        own.exec("hosta", "lxc-destroy", "-f", "-n", "c8", check=False)
+
+
 def test_a_guest_that_is_started_anew_is_told_apart(own: Rig) -> None:
     own.guest("hosta", "c1", "tick", ip="10.0.3.77")
     try:

@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from riglib import guests
 from riglib.errors import RigError
 from riglib.guests import Guest, check, network_lines
 
@@ -38,6 +39,15 @@ def test_names_that_are_taken(name: str) -> None:
 def test_guests_that_are_refused(guest: Guest, said: str) -> None:
     with pytest.raises(RigError, match=said):
         check(guest)
+
+
+def test_systemd_needs_a_user_namespace_where_limits_cannot_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guests, "may_raise_limits", lambda: False)
+    check(Guest("hosta", "c1", "systemd", unprivileged=True))
+    with pytest.raises(RigError, match="CAP_SYS_RESOURCE"):
+        check(Guest("hosta", "c1", "systemd"))
+    monkeypatch.setattr(guests, "may_raise_limits", lambda: True)
+    check(Guest("hosta", "c1", "systemd"))
 
 
 def test_a_guest_keeps_its_mac() -> None:

@@ -93,6 +93,39 @@ def probe_redis(address: str, *, quick: bool) -> dict[str, Any]:
     return told | {"values": number, "bad": bad, "intact": bad == 0 and number > 0}
 
 
+COUNTER = "var/lib/rig-counter"
+"""Where a systemd guest has its counter, a unit of its own."""
+UNITS = ("*.service", "*.mount", "*.socket", "*.timer")
+
+
+def probe_systemd(name: str, lxcpath: str, root: Path, *, quick: bool) -> dict[str, Any]:
+    """Ask a systemd guest what its init says, and its counter.
+
+    `units` has the InvocationID of each one that is active: another one where it was started anew.
+    """
+
+    def ask(*command: str) -> str:
+        attach = ["lxc-attach", "-P", lxcpath, "-n", name, "--clear-env", "--", *command]
+        done = subprocess.run(attach, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout.strip()
+
+    told: dict[str, Any] = {"system": ask("systemctl", "is-system-running")}
+    if told["system"] not in ("running", "degraded"):
+        return told | {"intact": False}
+    told |= probe_counter(root / COUNTER)
+    if quick:
+        return told
+    told["boot"] = ask("cat", "/proc/sys/kernel/random/boot_id")
+    told["units"], told["failed"] = {}, []
+    for lines in ask("systemctl", "show", *UNITS, "--property=Id,ActiveState,InvocationID").split("\n\n"):
+        unit = dict(line.split("=", 1) for line in lines.splitlines())
+        if unit["ActiveState"] == "active":
+            told["units"][unit["Id"]] = unit["InvocationID"]
+        elif unit["ActiveState"] == "failed":
+            told["failed"].append(unit["Id"])
+    return told
+
+
 def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
     """Return all that a guest says of itself."""
     state, pid = lxc_info(name, lxcpath)
@@ -103,10 +136,13 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
         told["kind"] = guest["kind"]
         if state != "RUNNING":
             if guest["kind"] != "redis":
-                told["start"], told["count"], told["errors"] = read_counter(root)
+                counter = root / COUNTER if guest["kind"] == "systemd" else root
+                told["start"], told["count"], told["errors"] = read_counter(counter)
             return told
         if guest["kind"] == "redis":
             told.update(probe_redis(guest["address"], quick=quick))
+        elif guest["kind"] == "systemd":
+            told.update(probe_systemd(name, lxcpath, root, quick=quick))
         else:
             told.update(probe_counter(root))
         parts = [told["intact"]]

@@ -6,8 +6,9 @@ import ipaddress
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from riglib import state
+from riglib import guest_roots, state
 from riglib.errors import RigError
 from riglib.hosts import LXC_HOSTS
 from riglib.install import HELPERS
@@ -51,9 +52,9 @@ class Guest:
         """The root file system, a subvolume of its own."""
         return f"{POOL}/{self.name}/rootfs"
 
-    def run(self, *command: str, text: str = "", timeout: float = 120) -> str:
+    def run(self, *command: str, text: str = "", file: Path | None = None, timeout: float = 120) -> str:
         """Run a program on the guest's host."""
-        return inside(self.host, command, text=text, timeout=timeout)
+        return inside(self.host, command, text=text, file=file, timeout=timeout)
 
     def put(self, path: str, text: str) -> None:
         """Write a file of the guest's folder."""
@@ -100,6 +101,17 @@ def redis(guest: Guest) -> list[str]:
     return ["lxc.init.cmd = /usr/bin/redis-server /etc/redis/rig.conf"]
 
 
+def systemd(guest: Guest) -> list[str]:
+    """Debian with systemd as a Debian host has it, and LXC's own configuration: terminals, seccomp, mounts."""
+    guest.run("tar", "-x", "--numeric-owner", "-C", guest.root, file=guest_roots.ensure("systemd"))
+    guest.put("rootfs/etc/hostname", f"{guest.name}\n")
+    keys = "".join(inside(host, ["cat", "/root/.ssh/id_ed25519.pub"]) for host in (*LXC_HOSTS, "client"))
+    guest.run("mkdir", "-p", "-m", "700", f"{guest.root}/root/.ssh")
+    guest.put("rootfs/root/.ssh/authorized_keys", keys)
+    names = ("common", "userns") if guest.unprivileged else ("common",)
+    return [f"lxc.include = /usr/share/lxc/config/{name}.conf" for name in names]
+
+
 @dataclass(frozen=True)
 class Kind:
     """How one kind is made, and what it has when nothing else is asked for."""
@@ -109,6 +121,11 @@ class Kind:
     size: int = 0
     dirty: float = 0.0
     unprivileged: bool = False
+    shipped: bool = False
+    """Whether terminals, mounts and signals are left to the configuration that LXC ships."""
+    memory: int = 256
+    """MiB that it needs besides what it is to hold."""
+    cgroups: int = 64
 
 
 KINDS = {
@@ -117,6 +134,7 @@ KINDS = {
     "memory": Kind(memory, size=256, dirty=1.0),
     "userns": Kind(userns, unprivileged=True),
     "talk": Kind(talk),
+    "systemd": Kind(systemd, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
 }
 
 
@@ -182,6 +200,9 @@ def check(guest: Guest) -> None:
         raise RigError(f"'{guest.name}' is no name for a container", hint="letters, digits, dashes, dots, underscores")
     if guest.kind == "redis" and not guest.address:
         raise RigError("a redis guest needs an address", hint="--ip 10.0.3.100")
+    if guest.kind == "systemd" and not guest.unprivileged and not may_raise_limits():
+        why = "this machine's root lacks CAP_SYS_RESOURCE: no task of another user would move, but in a user namespace"
+        raise RigError(why, hint="--unprivileged")
     if guest.address:
         try:
             ipaddress.IPv4Address(guest.address)
@@ -189,24 +210,29 @@ def check(guest: Guest) -> None:
             raise RigError(f"'{guest.address}' is no IPv4 address", hint="--ip 10.0.3.100") from None
 
 
+CAP_SYS_RESOURCE = 24
+
+
+def may_raise_limits() -> bool:
+    """Tell whether CRIU may set the resource limits of tasks that are not root's (prlimit(2))."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return bool(int(status.partition("CapBnd:")[2].split()[0], 16) >> CAP_SYS_RESOURCE & 1)
+
+
 def common_lines(guest: Guest) -> list[str]:
     """Return the configuration that all kinds share."""
-    return [
-        f"lxc.uts.name = {guest.name}",
-        f"lxc.rootfs.path = btrfs:{guest.root}",
-        "lxc.mount.auto = proc:mixed sys:mixed",
-        "lxc.console.path = none",
-        "lxc.tty.max = 0",
-        "lxc.signal.halt = SIGTERM",
-        limit_line(guest),
-    ]
+    lines = [f"lxc.uts.name = {guest.name}", f"lxc.rootfs.path = btrfs:{guest.root}"]
+    if not KINDS[guest.kind].shipped:
+        lines.append("lxc.mount.auto = proc:mixed sys:mixed")
+        lines += ["lxc.console.path = none", "lxc.tty.max = 0", "lxc.signal.halt = SIGTERM"]
+    return [*lines, limit_line(guest)]
 
 
 def limit_line(guest: Guest) -> str:
     """Return a cgroup limit that this machine has: where v1 hierarchies hold all controllers, the core's own one."""
     if "memory" in guest.run("cat", "/sys/fs/cgroup/cgroup.controllers").split():
-        return f"lxc.cgroup2.memory.max = {256 + 2 * guest.size}M"
-    return "lxc.cgroup2.cgroup.max.descendants = 64"
+        return f"lxc.cgroup2.memory.max = {KINDS[guest.kind].memory + 2 * guest.size}M"
+    return f"lxc.cgroup2.cgroup.max.descendants = {KINDS[guest.kind].cgroups}"
 
 
 def network_lines(guest: Guest) -> list[str]:

@@ -129,7 +129,7 @@ def build(root: Path, options: list[str], locks: tuple[int, int]) -> None:
     say(f"built {root} in {time.monotonic() - started:.0f} s")
 
 
-def mmdebstrap(*arguments: str, locks: tuple[int, int]) -> None:
+def mmdebstrap(*arguments: str, locks: tuple[int, ...]) -> None:
     """Run mmdebstrap in namespaces of its own.
 
     One that outlived us would hold the locks: it is killed with us, and its namespaces with it.

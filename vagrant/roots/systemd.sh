@@ -1,0 +1,26 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Runs once in the new root file system of systemd guests. Units, sandboxes and terminals stay as Debian ships them; the
+# services are only made to answer other hosts.
+set -eu
+
+echo root:rig | chpasswd
+
+printf "listen_addresses = '*'\njit = off\n" >/etc/postgresql/17/main/conf.d/rig.conf
+echo "host all all samenet trust" >>/etc/postgresql/17/main/pg_hba.conf
+printf 'bind * -::*\nprotected-mode no\nsave ""\n' >>/etc/redis/redis.conf
+
+# It counts in memory and on disk: what is lost between the two shows.
+cat >/etc/systemd/system/rig-counter.service <<UNIT
+[Unit]
+Description=Counter of the two-host rig
+
+[Service]
+ExecStart=/bin/sh /usr/local/lib/counter.sh /var/lib/rig-counter
+User=nobody
+StateDirectory=rig-counter
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl enable rig-counter.service
