@@ -6,7 +6,6 @@ Each side first sends a greeting: the magic, the protocol's version and a JSON o
     program         the version of migrator
     host            the sender's host name
     timeout         seconds of silence after which the sender takes the other side for dead
-    authentication  null; the place where a peer in the tunnel will prove that it knows the shared secret
 
 and then frames: a header (kind u8, flags u8, check u16, length of the body u32, big-endian) and a body. Control frames
 carry one JSON object; bulk frames carry bytes (`migrator.transfer.sender` and `migrator.transfer.receiver` say what
@@ -99,7 +98,7 @@ class Greeting(NamedTuple):
 
 def greeting(timeout: float) -> bytes:
     """This side's greeting."""
-    said = {"program": migrator.__version__, "host": socket.gethostname(), "timeout": timeout, "authentication": None}
+    said = {"program": migrator.__version__, "host": socket.gethostname(), "timeout": timeout}
     body = json.dumps(said).encode()
     return GREETING.pack(MAGIC, VERSION, len(body)) + body
 

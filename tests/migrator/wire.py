@@ -31,7 +31,7 @@ def greeting(magic: bytes = b"migrator", version: int = frames.VERSION, body: by
              timeout: float = TIMEOUT) -> bytes:
     """A greeting, byte by byte as docs/protocol.md has it."""
     if body is None:
-        body = json.dumps({"program": "9.9", "host": "other", "timeout": timeout, "authentication": None}).encode()
+        body = json.dumps({"program": "9.9", "host": "other", "timeout": timeout}).encode()
     return struct.pack("!8sHI", magic, version, len(body)) + body
 
 
