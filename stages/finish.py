@@ -11,13 +11,12 @@ import argparse
 
 from migrator.base.result import Result
 from migrator.copies import older_journal, standing
-from migrator.errors.containers import NoMigration, OutOfOrder
+from migrator.errors.containers import OutOfOrder
 from migrator.record import next_commands
-from migrator.record.journal import DEFAULT_PATH, Journal, Migration
-from migrator.record.migration_paths import locked
+from migrator.record.journal import Migration
 from migrator.record.states import Role, State
 from migrator.remote.other_host import connected
-from stages.steps import arguments, ask_source, end_copy, finish_here, force
+from stages.steps import arguments, ask_source, end_copy, finish_here, force, prologue
 from stages.steps.options import EndOptions
 
 NAME = "finish"
@@ -47,14 +46,12 @@ def options(args: argparse.Namespace) -> EndOptions:
 
 def run(options: EndOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = options.container.name, options.container.lxcpath
-    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
-        came = journal.latest(name, lxcpath)
+    name = options.container.name
+    with prologue.working_on(options.container) as journal:
+        came = journal.latest(name, options.container.lxcpath)
         if came and came.role is Role.DESTINATION and not came.ended:
             return _on_destination(options, came)
-        migration = journal.latest(name, lxcpath, Role.SOURCE)
-        if migration is None:
-            raise NoMigration(name=name, stage=NAME, next=f"migrator prepare-data {name} -d HOST")
+        migration = prologue.leaving(journal, options.container, NAME)
         if migration.state is State.FINISHED:
             return Result(
                 {"migration": migration.id, "name": name, "stage": NAME, "already": True, "stopped_there": ""},

@@ -12,14 +12,11 @@ import argparse
 import dataclasses
 
 from migrator.base.result import Result
-from migrator.errors.containers import OutOfOrder
-from migrator.record import next_commands
-from migrator.record.decisions import Verdict, decide
-from migrator.record.journal import DEFAULT_PATH, Journal
-from migrator.record.migration_paths import Layout, locked
+from migrator.record.decisions import Verdict
+from migrator.record.migration_paths import Layout
 from migrator.remote.answering import Handlers, Service
 from migrator.transfer.messages import Done, Import
-from stages.steps import arguments, import_round
+from stages.steps import arguments, import_round, prologue
 from stages.steps.options import NamedContainer
 
 NAME = "import-data"
@@ -43,20 +40,16 @@ def options(args: argparse.Namespace) -> ImportDataOptions:
 
 def run(options: ImportDataOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = options.container.name, options.container.lxcpath
-    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
-        migration = import_round.arrived(journal, name, lxcpath, NAME)
-        decision = decide(NAME, migration.state)
-        layout = Layout(migration.lxcpath, name, migration.id)
-        next_ = next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
+    with prologue.working_on(options.container) as journal:
+        migration = prologue.arrived(journal, options.container, NAME)
+        decision = prologue.require_turn(NAME, migration)
         if decision.verdict is Verdict.ALREADY:
+            name, next_ = migration.name, prologue.next_command(migration, decision)
             return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
                           f"{name} has already been imported. Next: {next_}")
-        if decision.verdict is Verdict.REFUSE:
-            raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
         if options.dry_run:
             return import_round.described(migration)
-        return import_round.import_round(migration, layout)
+        return import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))
 
 
 # --- for a source that does all at once -----------------------------------------------------------------------
@@ -65,11 +58,7 @@ def run(options: ImportDataOptions) -> Result:
 def import_(service: Service, asked: Import) -> Done:
     """import-data over the source's own connection."""
     migration = service.migration(asked.id)
-    decision = decide(NAME, migration.state)
-    if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=NAME, missing=decision.missing,
-                         next=next_commands.command(decision.next_stage, migration))
-    if decision.verdict is Verdict.GO:
+    if prologue.require_turn(NAME, migration).verdict is Verdict.GO:
         service.refuse_more(migration)
         import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id), service.behind)
     return Done(state=migration.state)

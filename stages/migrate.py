@@ -20,8 +20,8 @@ from migrator.base.result import Result
 from migrator.copies import older_journal, standing
 from migrator.host import lxc
 from migrator.record.journal import DEFAULT_PATH, Journal
-from stages.steps import arguments, dry_run, move_arguments, send_disk
-from stages.steps.drive import Drive, locked_for
+from stages.steps import arguments, dry_run, move_arguments, prologue, send_disk
+from stages.steps.drive import Drive
 from stages.steps.options import MoveOptions, MoveRequest
 
 NAME = "migrate"
@@ -55,7 +55,7 @@ def run(options: MigrateOptions) -> Result:
     request = options.request
     name, lxcpath = request.container.name, request.container.lxcpath
     container = lxc.Container(name, lxcpath)
-    with Journal(DEFAULT_PATH) as journal, locked_for(journal, name, lxcpath):
+    with Journal(DEFAULT_PATH) as journal, prologue.locked_for(journal, name, lxcpath):
         migration = send_disk.unfinished(journal, name, lxcpath, request.destination)
         if options.dry_run:
             return dry_run.run(request, options.move, journal, container, migration)

@@ -15,13 +15,10 @@ from migrator.base.result import Result
 from migrator.copies import after_crash
 from migrator.errors.containers import ContainerNotRunning, OutOfOrder
 from migrator.host import lxc
-from migrator.record import next_commands
 from migrator.record.decisions import Verdict, decide
-from migrator.record.journal import DEFAULT_PATH, Journal
-from migrator.record.migration_paths import locked
 from migrator.record.states import FROZEN
 from migrator.remote.other_host import connected
-from stages.steps import arguments, ask_state, examine, move_arguments, send_disk, take_disk
+from stages.steps import arguments, ask_state, examine, move_arguments, prologue, send_disk, take_disk
 from stages.steps.options import MoveRequest
 
 NAME = "prepare-data"
@@ -57,7 +54,7 @@ def run(options: PrepareDataOptions) -> Result:
     request = options.request
     name, lxcpath = request.container.name, request.container.lxcpath
     container = lxc.Container(name, lxcpath)
-    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
+    with prologue.working_on(request.container) as journal:
         migration = send_disk.unfinished(journal, name, lxcpath, request.destination)
         if migration and migration.state in FROZEN:  # it stands still for that: it is not for anybody to let it run
             raise OutOfOrder(stage=NAME, missing=decide(NAME, migration.state).missing,
@@ -66,12 +63,9 @@ def run(options: PrepareDataOptions) -> Result:
             raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
         with connected(request.connect, request.destination) as there:
             if migration:
-                decision = decide(NAME, migration.state, ask_state.state(there, migration))
+                decision = prologue.require_turn(NAME, migration, ask_state.state(there, migration))
                 if decision.verdict is Verdict.ALREADY:
                     return send_disk.already(migration, decision.next_stage)
-                if decision.verdict is Verdict.REFUSE:
-                    next_ = next_commands.command(decision.next_stage, migration)
-                    raise OutOfOrder(stage=NAME, missing=decision.missing, next=next_)
             checked = examine.before_stage(request, options.ignore, container, there, full=True,
                                            known_copy=migration is not None,
                                            memory=send_disk.with_memory(request, migration))

@@ -19,11 +19,10 @@ from migrator.base.result import Result
 from migrator.copies import after_crash, resume_rules
 from migrator.errors.containers import OutOfOrder
 from migrator.record import lxc_disk, next_commands
-from migrator.record.journal import DEFAULT_PATH, Journal, Migration
-from migrator.record.migration_paths import Layout, locked
+from migrator.record.journal import Migration
+from migrator.record.migration_paths import Layout
 from migrator.record.states import State
-from stages.steps import arguments, ask_source, force, restore_here, settling, stopped_here
-from stages.steps.import_round import arrived
+from stages.steps import arguments, ask_source, force, prologue, restore_here, settling, stopped_here
 from stages.steps.options import MAX_DOWNTIME, NamedContainer
 
 NAME = "restore-dump"
@@ -59,9 +58,9 @@ def options(args: argparse.Namespace) -> RestoreDumpOptions:
 
 def run(options: RestoreDumpOptions) -> Result:
     arguments.require_root(NAME)
-    name, lxcpath = options.container.name, options.container.lxcpath
-    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
-        migration = arrived(journal, name, lxcpath, NAME)
+    name = options.container.name
+    with prologue.working_on(options.container) as journal:
+        migration = prologue.arrived(journal, options.container, NAME)
         if migration.state is State.RESTORING and not options.dry_run:
             settling.settle(migration)
         if options.force is not None and not options.dry_run:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What `migrator resume` does where a migration was broken off, as functions of what is known; without I/O.
 
-The model in tests/migrator/ runs these very functions. `stages.steps.heal` acts on them.
+The model in tests/migrator/ runs these very functions. `stages.resume` acts on them.
 """
 
 from __future__ import annotations

@@ -7,11 +7,9 @@ see `_back`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from migrator.base import log
@@ -21,7 +19,6 @@ from migrator.copies import leave, origins, standing
 from migrator.errors import InternalError, Interrupted
 from migrator.errors.connection import ConnectionLost, ProtocolError
 from migrator.errors.containers import (
-    AlreadyMigrating,
     AlreadyRuns,
     BackThere,
     ContainerNotRunning,
@@ -39,7 +36,6 @@ from migrator.host import lxc
 from migrator.record import container_lock, next_commands
 from migrator.record.decisions import step
 from migrator.record.journal import Journal, Migration
-from migrator.record.migration_paths import locked
 from migrator.record.states import Role, State
 from migrator.transfer import bandwidth, plan
 from migrator.transfer.messages import Import, Restore
@@ -62,22 +58,6 @@ from stages.steps.reconnect import Link, cause_of, say
 
 T = TypeVar("T")
 BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun
-
-
-@contextlib.contextmanager
-def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
-    """As `locked`; a second request learns which migration is under way."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(name, lxcpath=lxcpath))
-        except Busy as error:
-            found = journal.latest(name, lxcpath)
-            if found is None or found.ended:
-                raise
-            raise AlreadyMigrating(name=name, peer=next_commands.other_host(found),
-                                   id=found.id, next=next_commands.command("status", found),
-                                   path=next_commands.path(found)) from error
-        yield
 
 
 class Drive:

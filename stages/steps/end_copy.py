@@ -11,18 +11,18 @@ from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
 from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing, written_since
 from migrator.errors import MigratorError, UsageError
-from migrator.errors.containers import NoMigration, OutOfOrder
+from migrator.errors.containers import NoMigration
 from migrator.errors.convert import FIELD_MAX
 from migrator.errors.memory import CopyNotEnded
 from migrator.host import lxc, network
 from migrator.record import next_commands
-from migrator.record.decisions import Decision, Verdict, decide
+from migrator.record.decisions import Verdict, decide
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Owner, State
 from migrator.transfer.messages import Finish, Running
 from migrator.transfer.rpc import Connection
-from stages.steps import ask_state, confirmed, offer, unrecorded
+from stages.steps import ask_state, confirmed, offer, prologue, unrecorded
 
 STAGE = "finish"
 ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
@@ -40,7 +40,7 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
     refused = decision.verdict is Verdict.REFUSE
     older = state_there in unrecorded.OLDER and migration.owner is not Owner.SOURCE  # else nothing was handed over
     if refused and (dry_run or not older):
-        raise _refused(migration, decision)
+        raise prologue.out_of_order(STAGE, migration, decision)
     if dry_run:
         return described(migration)
     try:
@@ -48,7 +48,7 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
                                   lambda: there.call_within(ANSWER_LIMIT, Running(id=migration.id)))
     except (NoMigration, UsageError) as error:
         if refused:
-            raise _refused(migration, decision) from error
+            raise prologue.out_of_order(STAGE, migration, decision) from error
         raise
     standing.refuse_autostart(migration, STAGE)  # first: what that has started, and has ended, is seen then
     standing.refuse_end(migration, STAGE)
@@ -65,10 +65,6 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
     return Result({"migration": migration.id, "name": name, "stage": STAGE, "already": False, "stopped_there": stopped},
                   f"{name} has moved to {next_commands.moved_to(migration)}."
                   f" Its root file system is kept here until: {next_commands.command('cleanup', migration)}")
-
-
-def _refused(migration: Migration, decision: Decision) -> OutOfOrder:
-    return OutOfOrder(stage=STAGE, missing=decision.missing, next=next_commands.command(decision.next_stage, migration))
 
 
 def stop_and_fence(migration: Migration) -> None:

@@ -7,7 +7,7 @@ from migrator.base import log
 from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import bases, leave, standing
-from migrator.errors.containers import ContainerChanged, ContainerNotRunning, OutOfOrder
+from migrator.errors.containers import ContainerChanged, ContainerNotRunning
 from migrator.host import btrfs, lxc
 from migrator.record import container_lock, next_commands
 from migrator.record.decisions import Verdict, decide
@@ -16,7 +16,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from migrator.remote.other_host import require_stable_path
 from migrator.transfer.rpc import Connection
-from stages.steps import ask_state, examine, offer, thaw_again
+from stages.steps import ask_state, examine, offer, prologue, thaw_again
 from stages.steps.dump import Dump
 from stages.steps.options import MoveRequest, StandstillOptions
 from stages.steps.reconnect import Link
@@ -35,12 +35,12 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
     with offer.undecided(migration):
         state_there = ask_state.state(there, migration)
     decision = decide(STAGE, migration.state, state_there)
-    next_ = next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
+    next_ = prologue.next_command(migration, decision)
     if not dry_run:
         with offer.undecided(migration):
             offer.settle(migration, state_there)
     if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=STAGE, missing=decision.missing, next=next_)
+        raise prologue.out_of_order(STAGE, migration, decision)
     if migration.state is State.OFFERED and not dry_run:
         with offer.undecided(migration):
             standing.require(migration, STAGE, next_commands.anew(migration) if link else "")

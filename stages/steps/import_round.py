@@ -11,15 +11,15 @@ from migrator.base import log
 from migrator.base.result import Result, of_dry_run
 from migrator.copies import origins
 from migrator.copies.origins import Whose
-from migrator.errors.containers import ContainerExists, NoMigration, OutOfOrder
+from migrator.errors.containers import ContainerExists
 from migrator.errors.data import ReceiveFailed, SegmentDamaged
 from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs
 from migrator.record import grant, next_commands
-from migrator.record.journal import Journal, Migration
+from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout, put
 from migrator.record.next_commands import this_host
-from migrator.record.states import Event, Role, State
+from migrator.record.states import Event, State
 from migrator.remote.answering import kept_config
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.live_import import Behind
@@ -33,20 +33,6 @@ def described(migration: Migration) -> Result:
     """For --dry-run."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return of_dry_run([(this_host(), btrfs.receive_command(layout.folder))])
-
-
-def arrived(journal: Journal, name: str, lxcpath: Path, stage: str) -> Migration:
-    """The migration of a container to this host, if that is its newest; raises NoMigration.
-
-    OutOfOrder where it is on its way from here: what it says of an earlier stay would be taken for this move's.
-    """
-    migration = journal.latest(name, lxcpath)
-    if migration and migration.role is Role.SOURCE and not migration.ended:
-        raise OutOfOrder(stage=stage, missing=f"this host is the source of {name}",
-                         next=next_commands.again(f"{stage}@destination", migration))
-    if migration is None or migration.role is Role.SOURCE:
-        raise NoMigration(name=name, stage=stage, next=f"migrator prepare-data {name} -d {this_host()}   (on its host)")
-    return migration
 
 
 def import_round(migration: Migration, layout: Layout, behind: Behind | None = None) -> Result:

@@ -87,11 +87,13 @@ class MoveOptions(StandstillOptions):
     undefine_source: bool = False
 
     @classmethod
-    def recorded(cls, migration: Migration) -> Self:
-        """What the migration began with; the defaults where that was by single stages, or by an older version."""
+    def resumed(cls, migration: Migration, given: Mapping[str, Any]) -> Self:
+        """Those that are `given` now, else what the migration began with; the defaults where that was by single stages,
+        or by an older version.
+        """
         found: Mapping[str, Any] = migration.begun.options or {}
         known = {key: found[key] for key in MOVE_OPTIONS if found.get(key) is not None}
-        return cls(**known | {"ignore": tuple(known.get("ignore", ()))})
+        return cls(**known | {"ignore": tuple(known.get("ignore", ()))} | dict(given))
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -12,17 +12,16 @@ from collections.abc import Callable
 from migrator.base import boot_clock
 from migrator.copies.leave import Leave
 from migrator.errors.connection import ConnectionLost, ProtocolError
-from migrator.errors.containers import OutOfOrder
 from migrator.errors.outcomes import SourceStillFrozen
-from migrator.record import lxc_disk, next_commands
-from migrator.record.decisions import Verdict, decide
+from migrator.record import lxc_disk
+from migrator.record.decisions import Verdict
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State
 from migrator.remote.answering import Handlers, Service
 from migrator.transfer import messages
 from migrator.transfer.messages import Restored
 from migrator.transfer.rpc import Takeover
-from stages.steps import restore_here, settling
+from stages.steps import prologue, restore_here, settling
 from stages.steps.restore_here import Restore, take_offered
 
 
@@ -38,11 +37,7 @@ def restore_for_source(service: Service, asked: messages.Restore, leave: Callabl
     settling.refuse_stopped(migration)
     if settling.stands_fenced(migration):
         settling.go_on(migration, leave())
-    decision = decide(restore_here.STAGE, migration.state)
-    if decision.verdict is Verdict.REFUSE:
-        raise OutOfOrder(stage=restore_here.STAGE, missing=decision.missing,
-                         next=next_commands.command(decision.next_stage, migration))
-    if decision.verdict is Verdict.GO:
+    if prologue.require_turn(restore_here.STAGE, migration).verdict is Verdict.GO:
         service.refuse_more(migration)
         lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
         try:

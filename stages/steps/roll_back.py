@@ -6,26 +6,22 @@ from __future__ import annotations
 from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import older_journal
-from migrator.errors.containers import AlreadyRuns, NoMigration
+from migrator.errors.containers import AlreadyRuns
 from migrator.record import next_commands
 from migrator.record.decisions import Verdict, decide
-from migrator.record.journal import DEFAULT_PATH, Journal
-from migrator.record.migration_paths import locked
 from migrator.record.states import Role
-from stages.steps import abandon, force, give_back
+from stages.steps import abandon, force, give_back, prologue
 from stages.steps.options import EndOptions
 
 
 def run(options: EndOptions) -> Result:
-    name, lxcpath, connect = options.container.name, options.container.lxcpath, options.connect
-    with Journal(DEFAULT_PATH) as journal, locked(name, lxcpath=lxcpath):
-        migration = journal.latest(name, lxcpath)
-        if migration and migration.role is Role.DESTINATION and not migration.ended:
-            return abandon.give_up_here(migration, dry_run=options.dry_run)
-        migration = journal.latest(name, lxcpath, Role.SOURCE)
-        if migration is None:
-            raise NoMigration(name=name, stage="rollback", next=f"migrator prepare-data {name} -d HOST")
-        source, where = migration, options.destination or migration.peer
+    name, connect = options.container.name, options.connect
+    with prologue.working_on(options.container) as journal:
+        came = journal.latest(name, options.container.lxcpath)
+        if came and came.role is Role.DESTINATION and not came.ended:
+            return abandon.give_up_here(came, dry_run=options.dry_run)
+        migration = prologue.leaving(journal, options.container, "rollback")
+        where = options.destination or migration.peer
         elsewhere = where != migration.peer
         if not options.dry_run:
             older_journal.bring_up(migration)
@@ -33,7 +29,7 @@ def run(options: EndOptions) -> Result:
         if decision.verdict is Verdict.ALREADY:
             if not options.dry_run:  # it may have been renamed meanwhile
                 container_config.unfence(migration.lxcpath / name, migration.id)
-            if told := force.tell_late(migration, lambda: give_back.tell_over(connect, where, source),
+            if told := force.tell_late(migration, lambda: give_back.tell_over(connect, where, migration),
                                        elsewhere=elsewhere):
                 return told
             return Result({"migration": migration.id, "name": name, "stage": "rollback", "already": True},
@@ -45,9 +41,11 @@ def run(options: EndOptions) -> Result:
         if options.dry_run:
             return give_back.described(migration)
         if options.force is not None:
-            gone = options.force == source.id
-            sent_to = (lambda: give_back.tell_over(connect, source.peer, source, gone=gone)) if elsewhere else None
-            return force.roll_back(
-                migration, options.force, lambda: give_back.tell_over(connect, where, source, gone=gone),
-                recorded=sent_to, off=options.machine_is_off)
-        return give_back.roll_back(migration, lambda: give_back.tell_over(connect, where, source))
+            gone = options.force == migration.id
+
+            def tell(host: str) -> str:
+                return give_back.tell_over(connect, host, migration, gone=gone)
+
+            return force.roll_back(migration, options.force, lambda: tell(where), off=options.machine_is_off,
+                                   recorded=(lambda: tell(migration.peer)) if elsewhere else None)
+        return give_back.roll_back(migration, lambda: give_back.tell_over(connect, where, migration))

@@ -21,9 +21,10 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
 from migrator.transfer.wire_codec import Request
-from stages.steps import ask_source, ask_state, drive, end_copy, force, give_back, heal, send_disk
+from stages import resume
+from stages.steps import ask_source, ask_state, drive, end_copy, force, give_back, resume_source, send_disk
 from stages.steps.ask_source import Asking
-from stages.steps.options import MoveRequest, NamedContainer
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 from tests.stages.test_answers import ID, Destination, pool  # noqa: F401 -- a fixture
 from tests.stages.test_force import ALIVE, SILENT, UNKNOWN, nothing_real  # noqa: F401 -- a fixture
@@ -122,10 +123,10 @@ def test_the_host_that_it_went_to_is_believed(source: Migration, hosts: Hosts, n
 
 
 def test_resume_does_not_go_on_with_it(source: Migration, hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heal, "connected", lambda *_: contextlib.nullcontext(hosts["hostc"]))
+    monkeypatch.setattr(resume_source, "connected", lambda *_: contextlib.nullcontext(hosts["hostc"]))
     monkeypatch.setattr("migrator.copies.after_crash.note", lambda _: "")
     with pytest.raises(SourceStateUnknown, match="does not know migration"):
-        heal._can_go_on(MoveRequest(NamedContainer("web"), "root@hostc"), source)
+        resume_source._can_go_on(MoveRequest(NamedContainer("web"), "root@hostc"), source)
 
 
 def test_what_has_lost_its_journal_is_forced_with_the_id(source: Migration, hosts: Hosts,
@@ -369,10 +370,10 @@ def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeyp
 
 def resumed(pool: Path, journal: Journal, migration: Migration, where: str) -> drive.Drive:
     """`migrator resume web -d WHERE`, up to the first connection."""
-    options = heal.ResumeOptions(NamedContainer("web"), where)
+    options = resume.ResumeOptions(NamedContainer("web"), where)
     (pool / "config").write_text("lxc.uts.name = web\n")
     container = SimpleNamespace(name="web", lxcpath=pool, config_file=pool / "config", mapped_root=0)
-    return drive.Drive("resume", options.request(migration), options.move(migration), journal,
+    return drive.Drive("resume", options.request(migration), MoveOptions.resumed(migration, options.given), journal,
                        container, migration)  # type: ignore[arg-type]
 
 

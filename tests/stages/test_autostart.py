@@ -24,7 +24,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
-from stages.steps import ask_source, ask_state, end_copy, finish_here, heal, settling
+from stages.steps import ask_source, ask_state, end_copy, finish_here, resume_destination, settling
 from stages.steps.ask_source import Asking
 from stages.steps.options import StandstillOptions
 from stages.steps.stop import Stop
@@ -128,7 +128,7 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     boot.under_way = True
     for _ in range(2):  # the fence stands at the second time, and was put there while that was under way
         with pytest.raises(OutOfOrder, match=f"process {PID}") as refused:
-            heal._complete_restored(args, migration)
+            resume_destination._complete_restored(args, migration)
         assert "migrator resume web" in refused.value.hint
         assert container_config.fence_of((folder / "config").read_text()) == migration.id
         assert container_config.is_superseded(folder) and migration.state is State.RESTORED
@@ -136,22 +136,22 @@ def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monk
     container_config.fence(folder, text, migration.id, container_config.SUPERSEDED)
     (folder / "config").write_text(re.sub(r"lxc\.hook\.pre-start = .*\n", "", text))
     with pytest.raises(OutOfOrder, match=f"process {PID}"):
-        heal._complete_restored(args, migration)
+        resume_destination._complete_restored(args, migration)
     boot.under_way = False
     monkeypatch.setattr(settling, "is_at_work", lambda _: True)  # and at its end it has started this one
     with pytest.raises(TwoCopies):
-        heal._complete_restored(args, migration)
+        resume_destination._complete_restored(args, migration)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.DUMPED)  # from its journal before that
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: (State.DUMPED, 0.0))  # and it runs there: no word
     monkeypatch.setattr(settling, "is_gone", lambda _: False)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="RUNNING"))
     with pytest.raises(TwoCopies):
-        heal._complete_restored(args, migration)
+        resume_destination._complete_restored(args, migration)
     assert container_config.fence_of((folder / "config").read_text()) == migration.id, "nor is its fence taken away"
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     monkeypatch.setattr(settling, "is_at_work", lambda _: False)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED"))
-    heal._complete_restored(args, migration)
+    resume_destination._complete_restored(args, migration)
     assert str(migration.state) == "finished" and migration.arrived.given_way
 
 

@@ -24,8 +24,8 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
-from stages import status
-from stages.steps import arguments, ask_source, heal
+from stages import resume, status
+from stages.steps import arguments, ask_source
 from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
 __all__ = ["journal", "state"]  # fixtures
@@ -219,7 +219,7 @@ def test_a_fence_that_stands_is_looked_at_without_what_is_included(journal: Jour
 @pytest.fixture
 def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Layout:
     """As it had moved away; then what writes this host's configurations has written its own anew."""
-    for stage in (heal, status):
+    for stage in (resume, status):
         monkeypatch.setattr(stage, "DEFAULT_PATH", tmp_path / "journal.db")
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
@@ -232,12 +232,12 @@ def left(journal: Journal, tmp_path: Path, state: SimpleNamespace, monkeypatch: 
 
 def said(journal: Journal, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> list[bool]:
     """Whether `status`, `status web`, `resume web` and `resume --all` at boot tell of it."""
-    options = heal.ResumeOptions(destination="root@hostb", at_boot=True)
+    options = resume.ResumeOptions(destination="root@hostb", at_boot=True)
     texts = [status.run(status.StatusOptions(each)).text for each in ("", "web")]
     newest = journal.latest("web", tmp_path)
-    texts.append(heal.one(options, "web", tmp_path).text if newest and newest.role is Role.SOURCE else "")
+    texts.append(resume.one(options, "web", tmp_path).text if newest and newest.role is Role.SOURCE else "")
     capfd.readouterr()
-    heal.every(options)
+    resume.every(options)
     return ["its fence was removed" in " ".join(text.split()) for text in (*texts, capfd.readouterr().err)]
 
 
@@ -278,7 +278,7 @@ def test_of_what_is_not_in_use_nothing_is_said(journal: Journal, left: Layout, t
             begun(journal, tmp_path, Role.DESTINATION, *ARRIVED, Event.FINISHED, id=LATER, origin=ID)
     else:  # to here: then it has that one's fence
         begun(journal, tmp_path, Role.SOURCE if how == "it moves again" else Role.DESTINATION, id=LATER, origin=ID)
-        monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}))
+        monkeypatch.setattr(resume, "one", lambda *_, **__: Result({}))
     assert said(journal, tmp_path, capfd) == [False] * 4
 
 
@@ -298,7 +298,7 @@ def test_no_share_that_is_gone_keeps_others_waiting(journal: Journal, left: Layo
         done.append(what)
         return ""
 
-    monkeypatch.setattr(heal, "one", lambda *_, **__: Result({}, noted("healed")))
+    monkeypatch.setattr(resume, "one", lambda *_, **__: Result({}, noted("healed")))
     monkeypatch.setattr(after_crash, "in_use_note", lambda _: noted("asked"))
-    heal.every(heal.ResumeOptions())
+    resume.every(resume.ResumeOptions())
     assert done[0] == "healed" and "asked" in done

@@ -23,7 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, State
 from stages import create_dump
-from stages.steps import freeze_and_offer
+from stages.steps import freeze_and_offer, prologue
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.stages.snapshots import There, recorded, refuses
 from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
@@ -37,8 +37,8 @@ LOST = ConnectionLost(destination="hostb", reason="cut")
 @pytest.fixture
 def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Result]:
     """`migrator create-dump web -d root@hostb` on this host."""
-    monkeypatch.setattr(create_dump, "DEFAULT_PATH", journal.path)
-    monkeypatch.setattr(create_dump, "locked",
+    monkeypatch.setattr(prologue, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(prologue, "locked",
                         lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)

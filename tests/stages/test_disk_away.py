@@ -34,9 +34,10 @@ from stages.steps import (
     finish_here,
     force,
     give_back,
-    heal,
+    prologue,
     put_away,
     restore_over,
+    resume_destination,
     settling,
     stopped_here,
     take,
@@ -119,7 +120,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., There]]:
 
 # What is asked for, of whom nobody can know what lies on that disk.
 ASKED: dict[str, Callable[[There], object]] = {
-    "at boot": lambda there: heal._on_destination(BOOT, there.migration),
+    "at boot": lambda there: resume_destination.go_on(BOOT, there.migration),
     "rollback": lambda there: abandon.abandon(there.service, abandons()),
     "rollback --force": lambda there: abandon.abandon(there.service, abandons(gone=True)),
     "rollback there": lambda there: abandon.give_up_here(there.migration),
@@ -173,9 +174,9 @@ def test_what_is_not_to_be_seen_is_not_said_to_run(make: Callable[..., There], m
     there = make(Event.RESTORE, Event.RESTORED)
     container_config.unfence(there.layout.container, ID)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(restore_dump, "arrived", lambda *_: there.migration)
+    monkeypatch.setattr(prologue, "Journal", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(prologue, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(prologue, "arrived", lambda *_: there.migration)
     monkeypatch.setattr(stopped_here, "is_stopped", lambda _: False)
     options = restore_dump.RestoreDumpOptions(NamedContainer("web", str(there.pool)), dry_run=dry_run)
     assert "already runs here" in restore_dump.run(options).text

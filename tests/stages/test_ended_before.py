@@ -18,7 +18,7 @@ from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from migrator.transfer.messages import Finish
-from stages.steps import ask_source, finish_here, force, heal
+from stages.steps import ask_source, finish_here, force, resume_destination
 from stages.steps.ask_source import Asking
 from tests.stages.test_disk_away import ID, OWN, There, host, make
 
@@ -70,7 +70,7 @@ def test_what_the_source_has_finished_ends_here_too(older: Migration, asked: lis
         container_config.fence(folder, "lxc.uts.name = web\n", "feedface", "it has moved on")
     assert "This asks hosta: migrator resume web" in after_crash.note(older)
     before = (folder / "config").read_text() if folder.is_dir() else None
-    done = heal._on_destination(BOOT, older)
+    done = resume_destination.go_on(BOOT, older)
     assert older.state is State.FINISHED and not older.arrived.given_way and "hosta has finished" in done.text
     assert ("Start it with: lxc-start" in done.text) is (since == "stopped")
     assert (folder / "config").read_text() == before if folder.is_dir() else before is None
@@ -89,7 +89,7 @@ def test_nothing_is_concluded_without_the_source(older: Migration, asked: list[S
     asked.append(says)
     shutil.rmtree(older.lxcpath / "web")
     with pytest.raises(DiskAway):
-        heal._on_destination(BOOT, older)
+        resume_destination.go_on(BOOT, older)
     assert older.state is State.RESTORED
 
 
@@ -102,7 +102,7 @@ def test_nor_on_another_disk(older: Migration, asked: list[State | None], monkey
     else:
         older.note("disk", disk=None)
     with pytest.raises(DiskAway):
-        heal._on_destination(BOOT, older)
+        resume_destination.go_on(BOOT, older)
     assert "is not visible" in after_crash.note(older)
 
 

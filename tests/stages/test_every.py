@@ -24,14 +24,15 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from migrator.transfer.messages import MigrationState, SourceState
 from migrator.transfer.wire_codec import decoded
-from stages.steps import ask_source, ask_state, heal, restore_here, settling
+from stages import resume
+from stages.steps import ask_source, ask_state, restore_here, resume_destination, resume_source, settling
 from stages.steps.ask_source import QUICKLY
 from tests.migrator.wire import by_op
 from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
 
-ALL = heal.ResumeOptions(at_boot=True)
+ALL = resume.ResumeOptions(at_boot=True)
 LIES: list[Any] = [{}, {"state": "thawing"}, {"state": 7}, {"state": ["owned"]}, {"state": ""}, {"state": {}}]
 
 
@@ -44,7 +45,7 @@ def record(journal: Journal, name: str, role: Role, caller: str = ROOT.caller) -
 @pytest.fixture
 def one(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
     """Has every migration resumed; those with an error of that name fail. Returns those that had their turn."""
-    monkeypatch.setattr(heal, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(resume, "DEFAULT_PATH", journal.path)
     turns: list[str] = []
     errors: dict[str, Exception] = {}
 
@@ -58,7 +59,7 @@ def one(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         errors.update(failing)
         return turns
 
-    monkeypatch.setattr(heal, "one", done)
+    monkeypatch.setattr(resume, "one", done)
     yield every
 
 
@@ -71,7 +72,7 @@ def test_one_that_fails_stops_none_of_the_others(journal: Journal, one: Callable
     for name in ("first", "second"):
         record(journal, name, Role.SOURCE)
     turns = one(first=error)
-    done = heal.every(ALL)
+    done = resume.every(ALL)
     assert turns == ["first", "second"]
     failed, other = done.data["migrations"]
     assert failed["status"] == done.status != 0 and failed["error"]["message"] and "result" not in failed
@@ -88,7 +89,7 @@ def test_who_may_stand_still_here_has_the_first_turn(journal: Journal, one: Call
     record(journal, "peers3", Role.DESTINATION, "peer:1234")
     record(journal, "goes2", Role.SOURCE)
     turns = one()
-    heal.every(ALL)
+    resume.every(ALL)
     assert turns == ["goes", "goes2", "came", "peers0", "peers1", "peers2", "peers3"]
 
 
@@ -206,13 +207,13 @@ def test_a_source_goes_on_with_this_migration_alone(
                          rounds=[])
         taken_up: list[str] = []
 
-        def on_source_(_: object, __: object, migration: Migration, **___: object) -> Result:
+        def on_source_(_: object, __: object, ___: object, migration: Migration, **____: object) -> Result:
             taken_up.append(migration.id)
             return Result({}, "")
 
-        monkeypatch.setattr(heal, "DEFAULT_PATH", there.path)
+        monkeypatch.setattr(resume, "DEFAULT_PATH", there.path)
         monkeypatch.setattr(container_lock, "LOCKS", journal.path.parent / "lock")
-        monkeypatch.setattr(heal, "_on_source", on_source_)
+        monkeypatch.setattr(resume_source, "go_on", on_source_)
         monkeypatch.setattr("migrator.host.lxc.default_lxcpath", lambda: usual)
         monkeypatch.setattr("stages.steps.arguments.require_root", lambda _: None)
 
@@ -338,6 +339,6 @@ def test_a_configuration_on_a_disk_that_is_not_mounted_yet(journal: Journal, mon
     config.symlink_to("/nonexistent/web.config")
     monkeypatch.setattr(restore_here, "carry_out", lambda *_, **__: pytest.fail("it runs"))
     with pytest.raises(MigratorError, match=r"web/config cannot be read: No such file"):
-        heal._on_destination(QUICKLY, migration)
+        resume_destination.go_on(QUICKLY, migration)
 
 

@@ -22,7 +22,8 @@ from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages.steps import freeze_and_offer, give_back, heal, thaw_again
+from stages import resume
+from stages.steps import freeze_and_offer, give_back, thaw_again
 from stages.steps.drive import Drive
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
@@ -229,8 +230,8 @@ def test_no_other_migration_is_begun_after_it(journal: Journal, monkeypatch: pyt
                 press()
             raise ConnectionLost(reason="gone")
 
-    monkeypatch.setattr(heal, "DEFAULT_PATH", journal.path)
-    monkeypatch.setattr(heal, "one", one)
+    monkeypatch.setattr(resume, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(resume, "one", one)
     with pytest.raises(Interrupted):
-        heal.every(heal.ResumeOptions())
+        resume.every(resume.ResumeOptions())
     assert begun == ["web"]

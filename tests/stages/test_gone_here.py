@@ -25,7 +25,8 @@ from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages.steps import give_back, heal, thaw_again
+from stages import resume
+from stages.steps import give_back, resume_source, thaw_again
 from tests.stages.snapshots import fence, layout_of, thaws  # noqa: F401 -- a fixture
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_rollback_typed import typed  # noqa: F401 -- a fixture
@@ -309,11 +310,11 @@ def test_what_was_handed_over_goes_on_without_it(journal: Journal, monkeypatch: 
     driven: list[tuple[str, str]] = []
     monkeypatch.setattr(lxc, "Container", HONEST)
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: None))
-    monkeypatch.setattr(heal, "_can_go_on", lambda *_: True)
-    monkeypatch.setattr(heal, "Drive", lambda *given: SimpleNamespace(
+    monkeypatch.setattr(resume_source, "_can_go_on", lambda *_: True)
+    monkeypatch.setattr(resume_source, "Drive", lambda *given: SimpleNamespace(
         run=lambda: driven.append((given[-2].state, given[-1].id))))
     migration = begun(journal, *events)
-    heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=False)
+    resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=False)
     assert driven == [("STOPPED", ID)]
 
 
@@ -321,7 +322,7 @@ def test_before_that_it_must_be_there(journal: Journal, monkeypatch: pytest.Monk
     monkeypatch.setattr(lxc, "Container", HONEST)
     migration = begun(journal, Event.SENT)
     with pytest.raises(ContainerNotFound):
-        heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=False)
+        resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=False)
 
 
 @pytest.mark.parametrize("events", [(), (Event.SENT,), (Event.SENT, Event.FREEZE)], ids=lambda events: str(len(events)))
@@ -329,7 +330,7 @@ def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch:
                                                   events: tuple[Event, ...]) -> None:
     """It may have been removed for good, or its disk come late: nothing is lost by waiting for somebody's word."""
     migration = begun(journal, *events)
-    done = heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=True)
+    done = resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=True)
     assert done.status == 0 and not migration.ended
     assert f"LXC no longer knows of web in {migration.lxcpath}: " in done.text
     assert "continue with: migrator resume web" in done.text and "give it up: migrator rollback web" in done.text
@@ -340,6 +341,6 @@ def test_at_boot_that_is_told_and_not_tried_again(journal: Journal, monkeypatch:
 def test_at_boot_what_is_there_waits(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     migration = begun(journal, Event.SENT)
     put(migration, ITS_OWN)
-    done = heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=True)
+    done = resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=True)
     assert done.text == ("web is STOPPED on this host, which has the token. What has been sent is kept. Continue with: "
                          "migrator resume web")

@@ -19,7 +19,8 @@ from migrator.record import image_folders, migration_paths
 from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, Role, State
-from stages.steps import force, give_back, heal, offer
+from stages import resume
+from stages.steps import force, give_back, offer
 
 
 @pytest.fixture
@@ -172,4 +173,4 @@ def test_a_rollback_that_is_recorded_asks_nobody_again(journal: Journal) -> None
     ([], 0), ([0, 0], 0), ([0, 42, 22], 42), ([3, 42], 3), ([5, 3, 66], 5), ([1, 0], 1),
 ])
 def test_the_gravest_status(statuses: list[int], gravest: int) -> None:
-    assert heal.worst(statuses) == gravest
+    assert resume.worst(statuses) == gravest

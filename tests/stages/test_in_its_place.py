@@ -19,7 +19,7 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Done, Running
-from stages.steps import abandon, ask_source, finish_here, force, heal, left_running, settling
+from stages.steps import abandon, ask_source, finish_here, force, left_running, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
@@ -62,7 +62,7 @@ def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     copies = there(replaced).container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
-    assert heal._on_destination(Asking(), replaced).data["state"] is State.FINISHED
+    assert resume_destination.go_on(Asking(), replaced).data["state"] is State.FINISHED
     assert copies.is_dir() and (there(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
 
 
@@ -90,12 +90,12 @@ def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.M
     with pytest.raises(AlreadyRuns):
         abandon.abandon(asked(replaced), abandons(gone=True))
     with pytest.raises(TwoCopies):
-        heal._on_destination(Asking(), replaced)
+        resume_destination.go_on(Asking(), replaced)
     monkeypatch.setattr(lxc, "Container", lambda *_: SimpleNamespace(state="STOPPED", rootfs=here.rootfs))
     monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
     warned: list[str] = []
     monkeypatch.setattr(log, "warning", warned.append)
-    assert heal._on_destination(Asking(), replaced).data["state"] is State.FINISHED
+    assert resume_destination.go_on(Asking(), replaced).data["state"] is State.FINISHED
     assert copies.is_dir() and (here.container / "config").read_text() == "lxc.uts.name = web\n", "it is left alone"
     assert any("Do not start it" in line for line in warned)
 
@@ -115,7 +115,7 @@ def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.Mo
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
     assert finish_here.running(asked(replaced), Running(id=ID)) == Done(state=State.RESTORED)
     with pytest.raises(TwoCopies):
-        heal._on_destination(Asking(), replaced)
+        resume_destination.go_on(Asking(), replaced)
 
 
 @pytest.mark.parametrize("uuid", ["of its disk", "", None])

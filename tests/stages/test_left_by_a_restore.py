@@ -21,7 +21,7 @@ from migrator.host import empty_cgroups, lxc, network
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages.steps import abandon, ask_source, consented, finish_here, force, heal, restore_here, settling
+from stages.steps import abandon, ask_source, consented, finish_here, force, restore_here, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests.stages.test_settling import ID, restoring
 
@@ -303,9 +303,9 @@ def test_it_gives_way_only_where_nothing_of_it_runs(restoring: Migration, contai
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     if two:
         with pytest.raises(TwoCopies):
-            heal._complete_restored(Asking(), restoring)
+            resume_destination._complete_restored(Asking(), restoring)
     else:
-        assert heal._complete_restored(Asking(), restoring)
+        assert resume_destination._complete_restored(Asking(), restoring)
     assert ("gave way" in acts) is not two and (str(restoring.state) == "finished") is not two
     superseded = container_config.is_superseded(restoring.lxcpath / "web")
     assert superseded is (state == "STOPPED"), "LXC would start another beside what it has lost"

@@ -15,8 +15,7 @@ from migrator.record.detail import Begun, DiskRound
 from migrator.record.journal import Migration
 from migrator.transfer import plan
 from migrator.transfer.plan import Plan, Round
-from stages import migrate
-from stages.steps import heal
+from stages import migrate, resume
 from stages.steps.options import MoveOptions, MoveRequest
 
 MIB = 1 << 20
@@ -133,9 +132,9 @@ class Recorded:
 
 def resumed(*argv: str, **options: Any) -> tuple[MoveRequest, MoveOptions]:
     asked = cli.parse(["resume", "web", *argv]).options
-    assert isinstance(asked, heal.ResumeOptions)
+    assert isinstance(asked, resume.ResumeOptions)
     migration = cast("Migration", Recorded(**options))
-    return asked.request(migration), asked.move(migration)
+    return asked.request(migration), MoveOptions.resumed(migration, asked.given)
 
 
 def test_a_resume_goes_on_with_the_options_of_the_beginning() -> None:

@@ -14,6 +14,7 @@ from migrator import manual
 from migrator.__main__ import main
 from migrator.base import log
 from migrator.errors.containers import InvalidName
+from stages.steps import prologue
 
 NAMES = ["../x", "x" * 300, "a\nb", "-rf", "a/b", "\u00e9", "."]
 WITH_DESTINATION = ("check", "prepare-data", "create-dump", "migrate")
@@ -32,9 +33,9 @@ def nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # main() sets it and the log up for its process
     monkeypatch.setattr(log, "level", log.level)
     monkeypatch.setattr(log, "as_json", log.as_json)
-    for stage in stages.load_all():
-        if hasattr(stage, "Journal"):  # which each has imported
-            monkeypatch.setattr(stage, "Journal", opened)
+    for module in (*stages.load_all(), prologue):
+        if hasattr(module, "Journal"):
+            monkeypatch.setattr(module, "Journal", opened)
 
 
 def test_these_are_all_commands_that_take_a_name() -> None:

@@ -34,8 +34,8 @@ from migrator.record import image_folders
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
-from stages import create_dump, finish, migrate
-from stages.steps import drive, give_back, heal, roll_back
+from stages import create_dump, finish, migrate, resume
+from stages.steps import drive, give_back, prologue, resume_source, roll_back
 from stages.steps.options import EndOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 
@@ -90,13 +90,10 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(autostart, "under_way", lambda: None)
     monkeypatch.setattr(no_memory, "start", lambda container, *_, **__: done.append(container.name))
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    for module in (roll_back, finish, heal, create_dump, migrate):
+    for module in (prologue, resume, migrate):
         monkeypatch.setattr(module, "DEFAULT_PATH", tmp_path / "journal.db")
-        if hasattr(module, "locked"):
-            monkeypatch.setattr(module, "locked",
-                                lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
-        if hasattr(module, "locked_for"):
-            monkeypatch.setattr(module, "locked_for", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(prologue, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
+    monkeypatch.setattr(prologue, "locked_for", lambda *_: contextlib.nullcontext())
     return done
 
 
@@ -149,8 +146,8 @@ def reaches(there: There) -> Callable[..., Any]:
 
 def resumed(migration: Migration, *, at_boot: bool) -> Any:
     """By migrator-resume.service, or as it is typed."""
-    options = heal.ResumeOptions(None if at_boot else named(migration), at_boot=at_boot)
-    return heal.one(options, "web", migration.lxcpath, at_boot=at_boot)
+    options = resume.ResumeOptions(None if at_boot else named(migration), at_boot=at_boot)
+    return resume.one(options, "web", migration.lxcpath, at_boot=at_boot)
 
 
 @pytest.mark.parametrize("memory", [True, False])
@@ -161,7 +158,7 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
         memory: bool) -> None:
     """Whatever the journal has: from `finishing` on nothing leads back. Whether or not its destination answers."""
     migration = older(state, State.FINISHED, memory=memory)
-    for module in (give_back, create_dump, heal, finish):
+    for module in (give_back, create_dump, resume_source, finish):
         if hasattr(module, "connected"):
             monkeypatch.setattr(module, "connected", silent)
     monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.migration.state))

@@ -25,7 +25,7 @@ from migrator.record.detail import Still
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import State
 from stages import abort
-from stages.steps import arguments, freeze_and_offer, give_back, offer, roll_back
+from stages.steps import arguments, freeze_and_offer, give_back, offer, prologue
 from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tests.stages.test_started_again import TOO_LATE, There
@@ -126,7 +126,7 @@ def test_abort_thaws_what_nobody_works_on(journal: Journal, done: list[str], tmp
         read_only(made)
         return made
 
-    for module in (abort, roll_back):
+    for module in (abort, prologue):
         monkeypatch.setattr(module, "Journal", opened)
     monkeypatch.setattr(container_lock, "LOCKS", locks)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)

@@ -30,7 +30,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Done, Running
-from stages.steps import abandon, ask_source, finish_here, force, heal, restore_here, settling
+from stages.steps import abandon, ask_source, finish_here, force, restore_here, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
@@ -276,10 +276,10 @@ def test_resume_there(restoring: Migration, monkeypatch: pytest.MonkeyPatch, tak
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK if taken_back else State.DUMPED)
     args = Asking()
     if taken_back:
-        assert heal._on_destination(args, restoring).data["state"] is State.FINISHED
+        assert resume_destination.go_on(args, restoring).data["state"] is State.FINISHED
     else:
         with pytest.raises(GoneThere):
-            heal._on_destination(args, restoring)
+            resume_destination.go_on(args, restoring)
 
 
 @pytest.mark.parametrize("now", ["lives", "ended", "ended, and taken back"])
@@ -294,6 +294,6 @@ def test_resume_there_where_its_configuration_alone_was_removed(restoring: Migra
     monkeypatch.setattr(settling, "lives_on", lambda _: now == "lives")
     back = now == "ended, and taken back"
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK if back else State.DUMPED)
-    done = heal._on_destination(Asking(), restoring)
+    done = resume_destination.go_on(Asking(), restoring)
     assert done.data["state"] is (State.FINISHED if back else State.RESTORED)
     assert here.rootfs.is_dir() and not (here.container / "config").exists()

@@ -25,7 +25,7 @@ from migrator.host import btrfs, lxc, monitor_socket, roots, subvolume_uuids
 from migrator.record import lxc_disk
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Done, Running
-from stages.steps import abandon, ask_source, finish_here, heal, left_running, renamed, settling
+from stages.steps import abandon, ask_source, finish_here, left_running, renamed, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
@@ -125,7 +125,7 @@ def test_what_runs_by_another_name_is_not_given_up(there: There, monkeypatch: py
         asked(there, by_force=True)
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
     with pytest.raises(TwoCopies):
-        heal._on_destination(BOOT, there.migration)
+        resume_destination.go_on(BOOT, there.migration)
     assert there.migration.state is State.RESTORED
 
 

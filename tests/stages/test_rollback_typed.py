@@ -25,8 +25,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
-from stages import rollback
-from stages.steps import force, give_back, heal, put_away, roll_back
+from stages import resume, rollback
+from stages.steps import force, give_back, prologue, put_away, resume_source
 from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.snapshots import (  # noqa: F401 -- fixtures
     CUT,
@@ -47,9 +47,9 @@ from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F40
 def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
           tmp_path: Path) -> Callable[..., Result]:
     """`migrator rollback web` on this host; nobody can be reached."""
-    monkeypatch.setattr(roll_back, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(prologue, "DEFAULT_PATH", journal.path)
     monkeypatch.setattr(give_back, "connected", refuses(CUT))
-    monkeypatch.setattr(roll_back, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
+    monkeypatch.setattr(prologue, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
     def run(**more: Any) -> Result:
@@ -95,12 +95,12 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
     signal.signal(signal.SIGINT, program._interrupt)
     monkeypatch.setattr(container_lock, "_interrupted", [])
     monkeypatch.setattr(give_back, "connected", connected)
-    monkeypatch.setattr(heal, "_can_go_on", lambda *_: False)  # it has lost what it would be restored from
+    monkeypatch.setattr(resume_source, "_can_go_on", lambda *_: False)  # it has lost what it would be restored from
     monkeypatch.setattr(standing, "restore_silence", lambda _: None)
     if command == "rollback":
         assert typed().data["thawed"] is True
     else:
-        heal._on_source(heal.ResumeOptions(), journal, migration, at_boot=False)
+        resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=False)
     assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
 
 

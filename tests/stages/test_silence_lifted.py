@@ -25,8 +25,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
-from stages import create_dump, finish, migrate
-from stages.steps import ask_source, heal
+from stages import create_dump, finish, migrate, resume
+from stages.steps import ask_source, prologue, resume_source
 from stages.steps.options import EndOptions, MoveRequest, NamedContainer
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
@@ -115,7 +115,7 @@ def test_the_destination_that_asks_has_it_put_back(migration: Migration, silence
     assert len(silenced) == 1
 
 
-@pytest.mark.parametrize("stage", [create_dump, finish, heal, migrate])
+@pytest.mark.parametrize("stage", [create_dump, finish, resume, migrate])
 def test_whatever_takes_it_up_here_puts_it_back_first(migration: Migration, silenced: list[Any],
                                                       monkeypatch: pytest.MonkeyPatch, stage: Any) -> None:
     """Whether or not the destination can be reached."""
@@ -123,10 +123,12 @@ def test_whatever_takes_it_up_here_puts_it_back_first(migration: Migration, sile
         assert len(silenced) == 1
         raise AWAY
 
-    monkeypatch.setattr(stage, "DEFAULT_PATH", migration.journal.path)
+    for module in (prologue, resume, migrate):
+        monkeypatch.setattr(module, "DEFAULT_PATH", migration.journal.path)
     for name in ("locked", "locked_for"):
-        monkeypatch.setattr(stage, name, lambda *_, **__: contextlib.nullcontext(), raising=False)
-    monkeypatch.setattr(stage, "connected", away, raising=False)
+        monkeypatch.setattr(prologue, name, lambda *_, **__: contextlib.nullcontext())
+    for module in (create_dump, finish, resume_source):
+        monkeypatch.setattr(module, "connected", away)
     monkeypatch.setattr(migrate, "Drive", lambda *_: SimpleNamespace(run=away))
     monkeypatch.setattr("os.geteuid", lambda: 0)
     container = NamedContainer("web", str(migration.lxcpath))
@@ -134,8 +136,8 @@ def test_whatever_takes_it_up_here_puts_it_back_first(migration: Migration, sile
     options: Any = {create_dump: create_dump.CreateDumpOptions(request), finish: EndOptions(container),
                     migrate: migrate.MigrateOptions(request)}.get(stage)
     with pytest.raises(MigratorError, match="cannot be reached"):
-        if stage is heal:
-            heal.one(heal.ResumeOptions(container), "web", migration.lxcpath)
+        if stage is resume:
+            resume.one(resume.ResumeOptions(container), "web", migration.lxcpath)
         else:
             stage.run(options)
     assert migration.state is State.OFFERED

@@ -22,16 +22,17 @@ from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State
-from stages import restore_dump
+from stages import restore_dump, resume
 from stages.steps import (
     abandon,
     arguments,
     ask_source,
     finish_here,
     force,
-    heal,
     left_running,
+    prologue,
     renamed,
+    resume_destination,
     settling,
     stopped_here,
 )
@@ -79,9 +80,9 @@ def the_source(patch: pytest.MonkeyPatch, says: State | ConnectionLost | None) -
 def typed(migration: Migration, patch: pytest.MonkeyPatch, **given: Any) -> str:
     """restore-dump."""
     patch.setattr(arguments, "require_root", lambda _: None)
-    patch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(migration.journal))
-    patch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
-    patch.setattr(restore_dump, "arrived", lambda *_: migration)
+    patch.setattr(prologue, "Journal", lambda _: contextlib.nullcontext(migration.journal))
+    patch.setattr(prologue, "locked", lambda *_, **__: contextlib.nullcontext())
+    patch.setattr(prologue, "arrived", lambda *_: migration)
     container = NamedContainer("web", str(migration.lxcpath))
     return restore_dump.run(restore_dump.RestoreDumpOptions(container, **given)).text
 
@@ -97,7 +98,7 @@ def test_resume_says_nothing_of_a_start_before_it_has_answered(here: Migration, 
     """And what to do where it is lost for good."""
     the_source(monkeypatch, says)
     with pytest.raises(SourceNeeded) as error:
-        heal._on_destination(ASKING, here)
+        resume_destination.go_on(ASKING, here)
     assert "lxc-start" not in f"{error.value} {error.value.hint}"
     assert "migrator restore-dump web --force" in error.value.hint
     assert here.state is State.RESTORED
@@ -106,8 +107,8 @@ def test_resume_says_nothing_of_a_start_before_it_has_answered(here: Migration, 
 @pytest.mark.parametrize("says", [State.OFFERED, State.DUMPED, State.FINISHING])
 def test_a_source_that_waits_goes_on(here: Migration, monkeypatch: pytest.MonkeyPatch, says: State) -> None:
     the_source(monkeypatch, says)
-    done = heal._on_destination(ASKING, here)
-    assert done.text == "web has run here, and is now stopped." and not heal._is_all(here, at_boot=True)
+    done = resume_destination.go_on(ASKING, here)
+    assert done.text == "web has run here, and is now stopped." and not resume._is_all(here, at_boot=True)
 
 
 @pytest.mark.parametrize("state", ["STOPPED", "RUNNING"])
@@ -116,8 +117,8 @@ def test_its_start_is_advised_once_the_source_has_finished(here: Migration, monk
                                                            state: str, finished: bool) -> None:
     lxc_says(monkeypatch, state)
     the_source(monkeypatch, State.DUMPED)
-    monkeypatch.setattr(heal, "Journal", lambda _: contextlib.nullcontext(here.journal))
-    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(resume, "Journal", lambda _: contextlib.nullcontext(here.journal))
+    monkeypatch.setattr(prologue, "locked_for", lambda *_: contextlib.nullcontext())
 
     def act(_: object, migration: Migration, done: Result) -> Result:
         if finished:  # by the source's request
@@ -127,7 +128,7 @@ def test_its_start_is_advised_once_the_source_has_finished(here: Migration, monk
         return Result(done.data, f"{done.text} hosta has done the rest.")
 
     monkeypatch.setattr(ask_source, "act", act)
-    text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
+    text = resume.one(resume.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
     assert ("Start it with: lxc-start" in text) is (finished and state == "STOPPED")
 
 
@@ -136,7 +137,7 @@ def test_what_runs_is_not_in_need_of_its_source(here: Migration, monkeypatch: py
     lxc_says(monkeypatch, state)
     the_source(monkeypatch, LOST)
     with pytest.raises(SourceNeeded) if state == "STOPPED" else contextlib.nullcontext():
-        heal._on_destination(ASKING, here)
+        resume_destination.go_on(ASKING, here)
 
 
 def test_what_lxc_does_not_know_cannot_be_started(here: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +207,7 @@ def test_one_that_has_ended_is_let_alone(here: Migration, monkeypatch: pytest.Mo
     the_source(monkeypatch, LOST)
     here.move(Event.FINISHED)
     assert not stopped_here.is_stopped(here) and not after_crash.note(here)
-    assert "has ended" in heal._on_destination(ASKING, here).text
+    assert "has ended" in resume_destination.go_on(ASKING, here).text
 
 
 # --- what runs beside it --------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ def test_nothing_beside_it_makes_it_run(here: Migration, acts: list[str], beside
     the_source(monkeypatch, LOST)
     monkeypatch.setattr(ask_source, "_asked", lambda *_, **__: ask_source.ask(ASKING, here))
     with pytest.raises(SourceNeeded):
-        heal._on_destination(ASKING, here)
+        resume_destination.go_on(ASKING, here)
     monkeypatch.setattr(force, "is_silence", lambda _: True)
     assert "runs here" in typed(here, monkeypatch, force=ID) and acts == ["started", "unfenced"]
 
@@ -267,11 +268,11 @@ def test_it_is_fenced_whatever_runs_beside_it(here: Migration, beside: str, monk
     if beside == BESIDE[0]:
         for _ in range(2):
             with pytest.raises(TwoCopies) as error:
-                heal._on_destination(ASKING, here)
+                resume_destination.go_on(ASKING, here)
             assert "run there: kill -9 4711, once you have seen" in error.value.hint and RESUME in error.value.hint
             assert here.state is State.RESTORED and fence(here) == ID
         monkeypatch.setattr(renamed, "living", lambda *_: [])
-    heal._on_destination(ASKING, here)
+    resume_destination.go_on(ASKING, here)
     assert str(here.state) == "finished" and here.arrived.given_way and fence(here) == ID
 
 
@@ -287,7 +288,7 @@ def test_a_start_that_lxc_has_lost_still_runs(here: Migration, monkeypatch: pyte
     with looked_into(monkeypatch, *START, *SLEEP) as pid:
         assert settling.is_at_work(here) and not stopped_here.is_stopped(here)
         with pytest.raises(TwoCopies) as error:
-            heal._on_destination(ASKING, here)
+            resume_destination.go_on(ASKING, here)
         assert f"kill -9 {pid}" in error.value.hint and fence(here) == ID and here.state is State.RESTORED
 
 
@@ -299,12 +300,12 @@ def test_what_the_source_has_finished_ends_here_too(here: Migration, monkeypatch
                                                     state: str) -> None:
     lxc_says(monkeypatch, state)
     the_source(monkeypatch, State.FINISHED)
-    monkeypatch.setattr(heal, "Journal", lambda _: contextlib.nullcontext(here.journal))
-    monkeypatch.setattr(heal, "locked_for", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(resume, "Journal", lambda _: contextlib.nullcontext(here.journal))
+    monkeypatch.setattr(prologue, "locked_for", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(ask_source, "_run_on_source", lambda *_: pytest.fail("it is told to go on"))
     monkeypatch.setattr(origins, "rootfs_uuid", lambda _: "")
     monkeypatch.setattr(finish_here, "drop_way_back", lambda _: None)
-    text = heal.one(heal.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
+    text = resume.one(resume.ResumeOptions(NamedContainer("web")), "web", here.lxcpath).text
     again = here.journal.by_id(here.id, here.role)
     assert again and again.state is State.FINISHED and not again.arrived.given_way
     assert ("Start it with: lxc-start" in text) is (state == "STOPPED")

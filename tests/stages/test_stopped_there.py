@@ -36,8 +36,9 @@ from stages.steps import (
     finish_here,
     force,
     give_back,
-    heal,
+    prologue,
     restore_over,
+    resume_destination,
     settling,
 )
 from stages.steps.ask_source import Asking
@@ -77,7 +78,7 @@ REQUESTS: dict[str, Callable[[Migration], object]] = {
     "running": lambda of: finish_here.running(asked(of), Running(id=ID)),
     "rollback": lambda of: abandon.abandon(asked(of), abandons()),
     "rollback there": abandon.give_up_here,
-    "resume there": lambda of: heal._on_destination(Asking(), of),
+    "resume there": lambda of: resume_destination.go_on(Asking(), of),
 }
 
 
@@ -116,10 +117,10 @@ def test_who_chooses_its_disk(restoring: Migration, acts: list[str], monkeypatch
 
     monkeypatch.setattr(ask_source, "leave_for", leave_for)
     monkeypatch.setattr(arguments, "require_root", lambda _: None)
-    monkeypatch.setattr(restore_dump, "DEFAULT_PATH", restoring.journal_path)
-    monkeypatch.setattr(restore_dump, "Journal", lambda _: contextlib.nullcontext(restoring.journal))
-    monkeypatch.setattr(restore_dump, "locked", lambda *_, **__: contextlib.nullcontext())
-    monkeypatch.setattr(restore_dump, "arrived", lambda *_: restoring)
+    monkeypatch.setattr(prologue, "DEFAULT_PATH", restoring.journal_path)
+    monkeypatch.setattr(prologue, "Journal", lambda _: contextlib.nullcontext(restoring.journal))
+    monkeypatch.setattr(prologue, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(prologue, "arrived", lambda *_: restoring)
     options = restore_dump.RestoreDumpOptions(NamedContainer("web", str(restoring.lxcpath)))
     if taken_back:
         with pytest.raises(OutOfOrder, match="runs on hosta again") as error:

@@ -17,7 +17,7 @@ from migrator.host import lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
-from stages.steps import ask_source, heal, settling
+from stages.steps import ask_source, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
@@ -64,9 +64,9 @@ def test_the_sources_word_counts_for_more(here: Migration, monkeypatch: pytest.M
 
     monkeypatch.setattr(ask_source, "_asked", asked)
     if runs_on:
-        assert heal._complete_restored(Asking(), here) is None
+        assert resume_destination._complete_restored(Asking(), here) is None
     else:
         with pytest.raises(TwoCopies):
-            heal._complete_restored(Asking(), here)
+            resume_destination._complete_restored(Asking(), here)
     fence = container_config.fence_of((folder(here) / "config").read_text())
     assert fence == ("" if runs_on else here.id) and here.state is State.RESTORED

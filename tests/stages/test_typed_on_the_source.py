@@ -17,7 +17,7 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import prepare_data
-from stages.steps import import_round
+from stages.steps import prologue
 from stages.steps.options import MoveRequest, NamedContainer
 
 CAME = (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN, Event.RESTORE,
@@ -34,6 +34,10 @@ def stayed(tmp_path: Path) -> Migration:
     return came
 
 
+def named(migration: Migration) -> NamedContainer:
+    return NamedContainer(migration.name, str(migration.lxcpath))
+
+
 def goes(came: Migration, **detail: object) -> Migration:
     return came.journal.create(id="00000002", role=Role.SOURCE, name="web", lxcpath=came.lxcpath, peer="root@hostb",
                                event=Event.SEND, rounds=[], destination_host="hostb", **detail)
@@ -45,14 +49,14 @@ def test_it_says_where_to_type_it(stayed: Migration, stage: str) -> None:
     for event in (Event.SENT, Event.FREEZE, Event.OFFER):
         leaves.move(event)
     with pytest.raises(OutOfOrder, match="source") as error:
-        import_round.arrived(stayed.journal, "web", stayed.lxcpath, stage)
+        prologue.arrived(stayed.journal, named(stayed), stage)
     assert f"migrator {stage} web   (on hostb)" in error.value.hint
 
 
 def test_what_goes_by_itself_goes_on_here(stayed: Migration) -> None:
     goes(stayed, one_shot=True)
     with pytest.raises(OutOfOrder) as error:
-        import_round.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump")
+        prologue.arrived(stayed.journal, named(stayed), "restore-dump")
     assert error.value.hint.endswith("migrator resume web")
 
 
@@ -61,17 +65,17 @@ def test_what_has_left_has_no_migration_to_go_on_with(stayed: Migration) -> None
     for event in (Event.SENT, Event.ROLL_BACK, Event.ROLLED_BACK):
         leaves.move(event)
     with pytest.raises(NoMigration):
-        import_round.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump")
+        prologue.arrived(stayed.journal, named(stayed), "restore-dump")
 
 
 def test_the_newest_stay_is_meant(stayed: Migration) -> None:
-    assert import_round.arrived(stayed.journal, "web", stayed.lxcpath, "restore-dump").state is State.FINISHED
+    assert prologue.arrived(stayed.journal, named(stayed), "restore-dump").state is State.FINISHED
     leaves = goes(stayed)
     for event in (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED):
         leaves.move(event)
     again = stayed.journal.create(id="00000003", role=Role.DESTINATION, name="web", lxcpath=stayed.lxcpath,
                                   peer="hostb", event=Event.RECEIVE, rounds=[])
-    assert import_round.arrived(stayed.journal, "web", stayed.lxcpath, "import-data").id == again.id
+    assert prologue.arrived(stayed.journal, named(stayed), "import-data").id == again.id
 
 
 @pytest.mark.parametrize(("reached", "next_"), [
@@ -87,14 +91,14 @@ def test_what_stands_still_is_not_to_be_thawed_for_another_round(
     leaves = goes(stayed, pid=1, cgroup="/nowhere", ports=[])
     for event in (Event.SENT, Event.FREEZE, *reached):
         leaves.move(event)
-    monkeypatch.setattr(prepare_data, "DEFAULT_PATH", stayed.journal.path)
-    monkeypatch.setattr(prepare_data, "locked", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(prologue, "DEFAULT_PATH", stayed.journal.path)
+    monkeypatch.setattr(prologue, "locked", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(prepare_data, "connected", lambda *_: pytest.fail("nobody is to be asked"))
     monkeypatch.setattr(standing, "started_anew", lambda _: False)
     monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
     monkeypatch.setattr(lxc.Container, "state", "FROZEN")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     with pytest.raises(OutOfOrder, match="is past it") as error:
-        request = MoveRequest(NamedContainer("web", str(stayed.lxcpath)), "root@hostb")
+        request = MoveRequest(named(stayed), "root@hostb")
         prepare_data.run(prepare_data.PrepareDataOptions(request))
     assert error.value.hint == f"Next: {next_}"

@@ -13,7 +13,7 @@ import pytest
 
 from migrator.base import no_core_dump
 from stages import agent, resume
-from stages.steps import arguments, heal
+from stages.steps import arguments
 
 # What a program has that a container which it starts would have too; 3 is PR_GET_DUMPABLE (prctl(2)).
 SAYS = """
@@ -51,7 +51,7 @@ def begin(*_: object, **__: object) -> Any:
 
 @pytest.mark.parametrize(("run", "options"), [
     (agent.run, agent.AgentOptions()),
-    (resume.run, heal.ResumeOptions(at_boot=True)),
+    (resume.run, resume.ResumeOptions(at_boot=True)),
 ], ids=["agent", "resume"])  # fmt: skip
 def test_a_service_that_has_keys_begins_with_it(run: Callable[[Any], object], options: object,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_service_that_has_keys_begins_with_it(run: Callable[[Any], object], op
     monkeypatch.setattr(no_core_dump, "of_this", lambda: called.append(True))
     monkeypatch.setattr(arguments, "require_root", lambda _name: None)
     monkeypatch.setattr("tunnel.identity.own_identity.Identity.load", begin)
-    monkeypatch.setattr(heal, "every", begin)
+    monkeypatch.setattr(resume, "every", begin)
     with pytest.raises(Begun):
         run(options)
     assert called

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What stages begin with: the journal, the lock on the container, its migration, and whether it is the stage's turn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from migrator.errors.containers import AlreadyMigrating, NoMigration, OutOfOrder
+from migrator.errors.this_host import Busy
+from migrator.record import next_commands
+from migrator.record.decisions import Decision, Verdict, decide
+from migrator.record.journal import DEFAULT_PATH, Journal, Migration
+from migrator.record.migration_paths import locked
+from migrator.record.next_commands import this_host
+from migrator.record.states import Role, State
+from stages.steps.options import NamedContainer
+
+
+@contextlib.contextmanager
+def working_on(container: NamedContainer) -> Iterator[Journal]:
+    """The journal, while no other migrator command works on the container; raises Busy."""
+    with Journal(DEFAULT_PATH) as journal, locked(container.name, lxcpath=container.lxcpath):
+        yield journal
+
+
+@contextlib.contextmanager
+def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
+    """As `locked`; a second request learns which migration is under way."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(name, lxcpath=lxcpath))
+        except Busy as error:
+            found = journal.latest(name, lxcpath)
+            if found is None or found.ended:
+                raise
+            raise AlreadyMigrating(name=name, peer=next_commands.other_host(found),
+                                   id=found.id, next=next_commands.command("status", found),
+                                   path=next_commands.path(found)) from error
+        yield
+
+
+def leaving(journal: Journal, container: NamedContainer, stage: str, destination: str = "HOST") -> Migration:
+    """The newest migration of a container from this host; raises NoMigration."""
+    migration = journal.latest(container.name, container.lxcpath, Role.SOURCE)
+    if migration is None:
+        raise NoMigration(name=container.name, stage=stage,
+                          next=f"migrator prepare-data {container.name} -d {destination}")
+    return migration
+
+
+def arrived(journal: Journal, container: NamedContainer, stage: str) -> Migration:
+    """The migration of a container to this host, if that is its newest; raises NoMigration.
+
+    OutOfOrder where it is on its way from here: what it says of an earlier stay would be taken for this move's.
+    """
+    name = container.name
+    migration = journal.latest(name, container.lxcpath)
+    if migration and migration.role is Role.SOURCE and not migration.ended:
+        raise OutOfOrder(stage=stage, missing=f"this host is the source of {name}",
+                         next=next_commands.again(f"{stage}@destination", migration))
+    if migration is None or migration.role is Role.SOURCE:
+        raise NoMigration(name=name, stage=stage, next=f"migrator prepare-data {name} -d {this_host()}   (on its host)")
+    return migration
+
+
+def require_turn(stage: str, migration: Migration, there: State | None = None) -> Decision:
+    """That of `decide`: to go, or that it was done already. Raises OutOfOrder where neither is so."""
+    decision = decide(stage, migration.state, there)
+    if decision.verdict is Verdict.REFUSE:
+        raise out_of_order(stage, migration, decision)
+    return decision
+
+
+def out_of_order(stage: str, migration: Migration, decision: Decision) -> OutOfOrder:
+    """What is missing for the stage, and which command comes before it."""
+    return OutOfOrder(stage=stage, missing=decision.missing, next=next_command(migration, decision))
+
+
+def next_command(migration: Migration, decision: Decision) -> str:
+    """The one that a decision names, "" where it names none."""
+    return next_commands.command(decision.next_stage, migration) if decision.next_stage else ""
