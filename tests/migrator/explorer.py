@@ -231,13 +231,12 @@ def pending(world: World) -> bool:
 PAGE = """\
 # What the model has seen
 
-`tests/migrator/model.py` is a model of both hosts together. It moves by the functions that the program moves by
+`tests/migrator/model.py` is a model of both hosts together. It makes its moves with the same functions as the program
 (`after` of `migrator/record/states.py`, `decide` and `step` of `migrator/record/decisions.py`, and
-`migrator/copies/resume_rules.py`), and
-`tests/migrator/explorer.py` goes through everything that can happen, breadth first, until there is nothing new: with up
-to {dumps} attempts at a dump (or a stop, with --no-memory), each broken off at any point, by a failure, a signal or a
-crash, and any number of rounds, reboots and commands. This page is made by `make docs`; a test compares it with what a
-new search finds.
+`migrator/copies/resume_rules.py`). `tests/migrator/explorer.py` explores everything that can happen, breadth first,
+until there is nothing new: up to {dumps} attempts at a dump (or a stop, with --no-memory), each broken off at any
+point, by a failure, a signal or a crash, and any number of rounds, reboots and commands. This page is written by
+`make docs`; a test compares it with what a new search finds.
 
 | | |
 | --- | --- |
@@ -249,66 +248,74 @@ new search finds.
 
 In each of these worlds
 
-- at most one copy runs, and where one runs nothing but a fence that stands could keep the other from being started;
-- the container runs, or can be started, only on the host that owns the token, unless somebody has seen to that himself;
-- the source's copy is ended only after the destination has recorded that it runs there, and is asked once more whether
-  what has run is still there: destroyed, or another container in its place, it is the last copy that is kept;
-- the source's memory is not ended where all that is known is that the container was let run on the destination: has
-  it stopped in that same boot, somebody has to choose between that and what is on the destination's disk;
+- at most one copy runs, and while one runs, the other cannot be started unless somebody removes its fence;
+- the container runs, or can be started, only on the host that owns the token, unless somebody has intervened by hand;
+- the source's copy is ended only after the destination has recorded that the container runs there, and has been asked
+  again whether what has run still exists: if it was destroyed, or another container is in its place, the source's
+  copy is the last one and is kept;
+- the source's memory is not ended if all that is known is that the container was let run on the destination: if it
+  has stopped within that same boot, somebody has to choose between that memory and what is on the destination's disk;
 - a container of that name which somebody else has made on the destination, at whatever moment, stays as it is: it is
-  not removed, not taken over, and not taken for the one that arrives;
-- what may have run on the destination is not given up before somebody has destroyed it, also where its disk is not
-  there and shows nothing of it, and not removed where a power cut has brought it back;
+  not removed, not taken over, and not mistaken for the one that arrives;
+- what may have run on the destination is not given up before somebody has destroyed it, even if its disk is not there
+  and shows nothing of it, and is not removed when a power cut has brought it back;
 
 and from each world at rest, once the network works, each of these leads to an end with exactly one copy that runs or
 may be started: the command that `migrator status` names, `migrator resume` on the source, `migrator resume` on the
-destination. Where an error says that somebody has to choose, he does so first, as it says: after `stopped-there` by
-`restore-dump` on the destination, after `gone-there` by `rollback --force` on the source, after `back-there` by
-stopping and renaming it on the destination.
+destination. If an error says that somebody has to choose, that choice is made first, as the error says: after
+`stopped-there` by `restore-dump` on the destination, after `gone-there` by `rollback --force` on the source, after
+`back-there` by stopping and renaming the container on the destination.
 
-A forced rollback is part of it: the destination is lost, also in the middle of a restore, and comes back with its
-journal at any moment, also while that is being forced: rebooted, or as it stood still. It may then run nothing, as the
-source's word is over by then, or it asks the source first. So is a destination whose journal is lost, and one that was
-rebooted when it had let the container run and had not recorded it. What no program can do anything about is left out: a
-destination on which LXC runs the container, or may start it, when it is given up for lost. The source's word may be
-over at any moment, on both hosts at once: that its end comes no later there than here is for the clocks, see
-[states.md](states.md#the-sources-word). Strangers come only before the last of the dumps, but for who takes the fence
-away from what a restore has let run. The disk with the destination's LXC path may not be there for a while, from
-*owned* on, and where it has given way; one that is lost for good is, once that was said there, as good as a container
-that was destroyed. LXC's monitor of what runs there may end at any moment, and LXC says of it that it is stopped; on
-the source nothing hangs on the monitor. The source's copy may be thawed by somebody, or lose its fence and be started:
-no word is given any more then, the token is taken back. While a word that was given before still holds, and where it
-may have run on the destination, nobody can make up for that: it is left out too. What has stopped on the destination
-may lose its fence as well, but for after a rollback was forced, which is left out in the same way. What has given way
-there may be put back, or lose its fence, and be started, as long as the source has not heard of it, or has no record
-that it did and asks once more; after that it is left out too. And where the container runs on a destination that has
+The model includes a forced rollback: the destination is lost, possibly in the middle of a restore, and comes back
+with its journal at any moment, even while the rollback is being forced, either rebooted or as it was when it stalled.
+It may then run nothing, since the source's word has expired by then, or it asks the source first. The model also
+includes a destination whose journal is lost, and one that was rebooted after it had let the container run and before
+it had recorded that. It leaves out what no program can prevent: a destination on which LXC runs the container, or may
+start it, when it is given up for lost.
+
+The source's word may expire at any moment, on both hosts at once: that it expires on the destination no later than
+here is the business of the clocks, see [states.md](states.md#the-sources-word). Strangers interfere only before the
+last of the dumps, except for somebody who removes the fence from what a restore has let run. The disk with the
+destination's LXC path may be absent for a while, from *owned* on, and after the container has given way there; a disk
+that is lost for good is, once this was stated there, equivalent to a container that was destroyed. LXC's monitor of
+what runs there may end at any moment, and LXC then reports the container as stopped; on the source nothing depends on
+the monitor.
+
+The source's copy may be thawed by somebody, or lose its fence and be started: from then on no word is given, and the
+token is taken back. If that happens while a word that was given before still holds, and the container may have run on
+the destination, nothing can make up for it: this is left out too. A container that has stopped on the destination may
+lose its fence as well, except after a forced rollback, which is left out in the same way. A container that has given
+way there may be put back, or lose its fence, and be started, as long as the source has not been told of it, or has no
+record that it was and asks again; after that it is left out too. And if the container runs on a destination that has
 lost its journal, the source's copy may be ended by force.
 
-`restore-dump --force` is part of it as well: the source is lost, standing still behind its fence, and comes back at any
-moment, rebooted or as it stood still; or it answers, and is believed. Left out is what nobody can make up for: a source
-that is silent and had taken the token back, one whose copy runs past its fence, and an operator who forces on both
-hosts at once: a rollback that is forced on the source waits here until the forced restore has no time left, of which in
-truth it has not heard. And the source never loses its journal.
+The model includes `restore-dump --force` as well: the source is lost, with its copy standing still behind its fence,
+and comes back at any moment, rebooted or as it was when it stalled; or it answers, and is believed. Left out is what
+nothing can make up for: a source that is silent and had taken the token back, one whose copy runs past its fence, and
+an operator who forces on both hosts at once: in the model, a rollback that is forced on the source waits until the
+forced restore has no time left, although in reality it does not know about it. And the source never loses its
+journal.
 
-A power cut may take back what was done on the destination's disk, and not what was recorded: of a restore that failed
-once the container may have run, right after that record, so that what was put aside is in its place again. What else
-such a cut might bring back, as what an abandon had removed, the model does not have. Nor does it have snapshots that
-somebody deletes by hand, so that nothing on disk tells any more what is whose, a container that no look finds where LXC
-does not know of it, as none of its processes has its root in what was brought, or one that ends by itself. Nor a
-journal that is an older one, nor that what stands still on the source is ended by force, as what had given way is back.
+A power cut may undo what was done on the destination's disk, but not what was recorded: after a restore that failed
+once the container may have run, right after that record, what was put aside is in its place again. The model does not
+cover anything else that a power cut might bring back, such as what an abandon had removed. Nor does it cover
+snapshots that somebody deletes by hand, so that nothing on disk shows any more what belongs to which migration; a
+container that LXC does not know and no check finds, as none of its processes has its root in what was brought; one
+that ends by itself; a journal that is an older one; or a copy on the source that is ended by force because the
+container that had given way is back.
 
 | what happens | transitions |
 | --- | --- |
 {rows}
 
-How it is known that the search finds errors: `tests/migrator/config/test_broken_rules.py` breaks one rule after the
-other (the source thaws while its offer is open, the offer goes out before the fence stands, a refusal is not recorded,
-an offer does not say for which dump it is, the source does not wait for the destination's word, nor for the end of its
-own, whether that still holds is not looked at last, nor whether the source's copy still stands still, what stands in
-the container's place is taken for ours, what has run is not looked for before the source's copy is ended, what stands
-stopped is finished as soon as it has lost its fence, what has given way is believed to have done so for ever, who
-forces asks nobody, what a power cut has brought back is removed, ...) and expects two copies, a stranger's container
-that is lost, the last copy, or the memory that is.
+That the search finds errors is itself tested: `tests/migrator/config/test_broken_rules.py` breaks one rule after the
+other (the source thaws while its offer is open, the offer goes out before the fence is in place, a refusal is not
+recorded, an offer does not say for which dump it is, the source waits neither for the destination's answer nor for
+its own word to expire, the last check does not cover whether the word still holds or whether the source's copy still
+stands still, a container in the same place is taken for ours, the source's copy is ended without checking that what
+has run still exists, a stopped container counts as finished as soon as it has lost its fence, a container that has
+given way is believed to have done so forever, a forced command asks nobody, what a power cut has brought back is
+removed, ...) and expects two copies, or the loss of a stranger's container, of the last copy, or of the memory.
 """
 
 
