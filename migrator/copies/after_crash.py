@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a crash or a reboot has left of a migration on this host: the frozen memory, the images, the container.
 
-A reboot ends what was frozen, and empties /run, where images usually lie. The journal knows nothing of it.
+A reboot kills whatever was frozen and empties /run, where the images usually are. The journal knows nothing of either,
+so the machine itself has to be inspected.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from migrator.record.states import FROZEN, Role, State
 
 
 def memory_is_here(migration: Migration) -> bool:
-    """On the source: whether the process that this migration has frozen is still there, whatever LXC says."""
+    """On the source: whether the process that this migration froze is still alive, whatever LXC says."""
     return remains.first_is_here(migration)
 
 
 def images_are_here(migration: Migration) -> bool:
-    """On the destination: whether all that a restore needs of the memory, if anything, is still there."""
+    """On the destination: whether all that a restore needs of the memory is still there; true if it needs none."""
     if not migration.memory:
         return True
     folder = Layout(migration.lxcpath, migration.name, migration.id).images()
@@ -38,9 +39,10 @@ def images_are_here(migration: Migration) -> bool:
 
 
 def can_be_restored(migration: Migration) -> bool:
-    """On the destination: whether its images are here, and its place has not been taken by another container.
+    """On the destination: whether the images are here and no other container has taken this one's place.
 
-    Or whether that may be so, as its disk is not there: who tries is told, and nothing is given up for it.
+    Also true when the container's disk is missing, because then nobody can tell: whoever tries to restore gets told,
+    and the migration is not given up for a disk that may come back.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     try:
@@ -51,11 +53,13 @@ def can_be_restored(migration: Migration) -> bool:
 
 
 def has_stopped(migration: Migration) -> bool:
-    """On the destination: of one that has run here and is stopped, whether it was let run in this very boot.
+    """On the destination: whether a container that is now stopped here was let run in this very boot.
 
-    By itself, or with who had it restored: it may not have come to run at all, and the source has its memory. Without
-    memory there is none to lose, and one that ran before a reboot goes on from its disk. That it had stopped is on
-    record, with the boot; of an older version's migration, or one that stopped right after the record, the mark tells.
+    It may have stopped by itself, or together with whoever ordered the restore. It may also never have got as far as
+    running, and in that case the source still has its memory. A container moved without memory has none to lose, and
+    one that ran before a reboot simply carries on from its disk. The stop is on record together with the boot in which
+    it happened; for migrations of older versions, and for a container that stopped right after the record was written,
+    the mark left by the restore tells.
     """
     boot = migration.arrived.had_stopped
     if boot is None:
@@ -65,7 +69,7 @@ def has_stopped(migration: Migration) -> bool:
 
 
 def stopped(migration: Migration) -> StoppedThere:
-    """What is said of one that `has_stopped`."""
+    """The error to report for a container that `has_stopped`."""
     return StoppedThere(
         name=migration.name, destination=next_commands.this_host(), source=migration.peer, there=migration.name,
         rootfs=Layout(migration.lxcpath, migration.name, migration.id).rootfs, lxcpath=migration.lxcpath,
@@ -73,24 +77,27 @@ def stopped(migration: Migration) -> StoppedThere:
 
 
 def by_force(migration: Migration) -> str:
-    """On the destination: how the source takes it back, once nothing of it is here."""
+    """On the destination: the command with which the source takes the container back once nothing of it is left here.
+    """
     return next_commands.command("rollback@source", migration, "--force", migration.id)
 
 
 def held(migration: Migration) -> bool:
-    """On the source: whether it is this migration that keeps the container from running, and must let it run again."""
+    """On the source: whether it is this migration that keeps the container from running, and so must let it run again.
+    """
     if migration.state is State.ROLLING_BACK:
         return bool(migration.still.held)
     return migration.state in FROZEN
 
 
 def start_from_disk(migration: Migration) -> None:
-    """The frozen memory is gone: start the container as after any reboot, unless somebody has done so, or it is gone.
+    """Start the container from its disk, as after any reboot, because its frozen memory is gone.
 
-    Be it that LXC knows nothing any more of what somebody has started: two must not run on one disk.
+    Does nothing if someone has already started it or if it no longer exists. That includes a start that LXC has lost
+    track of: two copies must not run on one disk.
 
-    First its fence is taken away; where its disk is too full for that, it is started without looking at it. Raises
-    StartFailed, also where processes of it are left.
+    The fence is removed first. If the disk is too full for that, the container is started from a configuration without
+    it. Raises StartFailed, also when processes of the frozen container are still alive.
     """
     remains.require_none(migration)
     gone = no_memory.is_gone(migration)
@@ -114,7 +121,7 @@ def start_from_disk(migration: Migration) -> None:
 
 
 def _unfence(migration: Migration) -> bool:
-    """Take the fence away; whether it still stands, as on a full disk."""
+    """Remove the fence; returns whether it is still there, for example because the disk is full."""
     try:
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
     except OSError as error:
@@ -147,17 +154,19 @@ def where(migration: Migration) -> str:
 
 
 def note(migration: Migration) -> str:
-    """What this host knows beyond its journal's state, in a sentence or two for `migrator status`; "" where nothing."""
+    """What this host knows beyond the state in its journal, in a sentence or two for `migrator status`; "" if nothing.
+    """
     found = _on_source(migration) if migration.role is Role.SOURCE else _on_destination(migration)
     return " ".join(each for each in (found, bases.note(migration), aside_note(migration)) if each)
 
 
 def in_use_note(migration: Migration) -> str:
-    """On the source of one that has moved away for good: that what it has left runs here too, or can be started; or "".
+    """On the source, after a final move: a warning that the copy left here runs, or can be started; "" if neither.
 
-    Its fence is not put back then, as where its destination has burnt down this is the only copy. But somebody may have
-    written the configuration anew, and lxc.start.auto = 1 with it, who knows of no move. Not of one that has come back,
-    which has another root file system, nor once it moves again, to here as well: then it has the fence of that move.
+    The fence is deliberately not put back in this case: if the destination has burnt down, this is the only copy. But
+    it may also be that someone who knew nothing of the move rewrote the configuration, including lxc.start.auto = 1.
+    The warning is not given for a container that has come back (it has another root file system) or that is moving
+    again, to here included, because then the fence of that move applies.
     """
     if migration.role is not Role.SOURCE or migration.state is not State.FINISHED:
         return ""
@@ -176,7 +185,8 @@ def in_use_note(migration: Migration) -> str:
 
 
 def aside_note(migration: Migration) -> str:
-    """On the destination: which root file systems may have run here, or stood there before, and are kept; or ""."""
+    """On the destination: which root file systems are kept because they may have run here or were here before; or "".
+    """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if migration.role is Role.SOURCE:
         return ""
@@ -227,7 +237,7 @@ def _on_source(migration: Migration) -> str:
 
 
 def _stands(migration: Migration) -> str:
-    """How what was brought to a stand here stands, and whether beside it another start runs."""
+    """In what condition the frozen or stopped container is here, and whether another start of it runs beside it."""
     if not migration.memory:
         return "It is stopped here, with all of its disk."
     if not memory_is_here(migration):
@@ -239,7 +249,8 @@ def _stands(migration: Migration) -> str:
 
 
 def _past_fence(migration: Migration) -> str:
-    """How it has come to run here, while its destination may run it; "" where it does not, as far as can be told."""
+    """How the container came to run here although its destination may run it; "" if it does not, as far as can be told.
+    """
     if migration.role is not Role.SOURCE or migration.state not in (State.OFFERED, State.DUMPED):
         return ""
     if _is(remains.was_thawed, migration):
@@ -250,7 +261,7 @@ def _past_fence(migration: Migration) -> str:
 
 
 def _is(question: Callable[[Migration], bool], migration: Migration) -> bool:
-    with contextlib.suppress(MigratorError, OSError):  # what is on record is told all the same
+    with contextlib.suppress(MigratorError, OSError):  # what is on record is reported all the same
         return question(migration)
     return False
 
@@ -292,7 +303,7 @@ def _on_destination(migration: Migration) -> str:
 
 
 def next_command(migration: Migration) -> str:
-    """As `next_commands.next_command`, with what is left here in mind."""
+    """As `next_commands.next_command`, but taking into account what is left on this host."""
     if migration.role is Role.DESTINATION and migration.state is State.OWNED and not can_be_restored(migration):
         return next_commands.command("resume", migration)
     if _past_fence(migration):

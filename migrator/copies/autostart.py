@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""lxc-autostart, past which no fence holds that was written after it had begun.
+"""Detects a running lxc-autostart, which ignores any fence written after it began.
 
-It reads the configurations of all containers first, then takes these one after the other, and sleeps for
-lxc.start.delay after each start: so for minutes. Who runs at his turn, or is frozen, is passed over; anybody else is
-started from what was read (main in lxc_autostart.c).
+lxc-autostart first reads the configurations of all containers, then goes through them one after the other and sleeps
+for lxc.start.delay after each start, so it can take minutes. A container that is running or frozen when its turn comes
+is skipped; any other is started from the configuration as it was read (main in lxc_autostart.c).
 
-A container without `lxc.start.auto = 1` is not safe from it either. Its arguments can be seen (--ignore-auto), but not
-what it has read: the line may have stood there then, and be gone by now. Nor do the times of files tell: clocks are
-set, and the line may stand in a file that the configuration includes.
+A container without `lxc.start.auto = 1` is not safe either. We can see lxc-autostart's arguments (--ignore-auto), but
+not what it read: the line may have been there then and have gone since. File times do not tell either, because clocks
+get set and the line may be in a file that the configuration includes.
 """
 
 from __future__ import annotations
@@ -24,20 +24,24 @@ from migrator.record import next_commands
 from migrator.record.journal import Migration
 
 NAME = b"lxc-autostart"
-_MONITOR = b"[lxc monitor] "  # of what it has started: forked from it, and executes nothing else
+# the monitor of a container it has started: forked from it without an exec, so it has the same comm
+_MONITOR = b"[lxc monitor] "
 
 
 def under_way() -> int | None:
-    """The process id of one of root's on this host, None where there is none.
+    """The process id of a running lxc-autostart that belongs to root on this host, or None.
 
-    By the name of the file that it executes (proc_pid_comm(5)), which is read faster than all that `processes` goes by:
-    this is asked while a container stands still, and nobody but root is believed.
+    It is recognised by the name of the executed file (proc_pid_comm(5)). That is faster to read than everything that
+    `processes` goes by, which matters because a container is standing still while we ask; and since only processes of
+    root are considered, the name can be believed.
     """
     here, user = lxc.pid_namespace("self"), str(os.geteuid()).encode()
     for pid in _named():
         with contextlib.suppress(OSError):  # it has ended
             if status(pid, b"Uid")[0] != user or lxc.pid_namespace(pid) != here:
-                continue  # its arguments lie in its memory, and a stranger can have who reads them wait for ever
+                # its arguments are in its own memory, and a stranger's process can make whoever reads them wait for
+                # ever
+                continue
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             if words and not words.startswith(_MONITOR):
                 return pid
@@ -53,13 +57,13 @@ def _named() -> Iterator[int]:
 
 
 def refuse(migration: Migration, stage: str, next_: str) -> None:
-    """Raises OutOfOrder while one is under way that may have read the configuration without its fence."""
+    """Raise OutOfOrder while an lxc-autostart is running that may have read the configuration before it was fenced."""
     if (pid := under_way()) is not None:
         raise out_of_order(migration, stage, next_, pid)
 
 
 def out_of_order(migration: Migration, stage: str, next_: str, pid: int) -> OutOfOrder:
-    """For who waits until that one has ended."""
+    """The error for a caller that has to wait until that lxc-autostart has ended."""
     return OutOfOrder(
         stage=stage, next=f"once that has ended: {next_}",
         missing=f"lxc-autostart (process {pid}) is running on {next_commands.this_host()}, has already read all "

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The bases that attempts leave behind when they are given up: snapshots that both hosts have.
+"""The bases that abandoned attempts leave behind: snapshots that both hosts have.
 
-The next attempt between the same two hosts sends only what has changed since. The record of a migration that has ended
-so names them in `kept`; there is one for each container and each other host. A newer one takes its place, a migration
-that succeeds drops all of them that are of the same container, and where room is short they are the first to go.
+With a base, the next attempt between the same two hosts sends only what has changed since. The record of a migration
+that ended this way lists its bases in `kept`; there is one for each container and each other host. A newer base
+replaces it, a successful migration drops all bases of the same container, and when space runs short they are the first
+to go.
 """
 
 from __future__ import annotations
@@ -28,20 +29,21 @@ HELD_MAX = 1000  # uuids in one request
 
 
 def held(layout: Layout, *, own: bool = False) -> list[str]:
-    """The uuids of what this host can start from, oldest first; `own` are those of this migration alone."""
+    """The uuids of the snapshots that this host can start from, oldest first; `own` limits them to this migration's."""
     return [base.stream_uuid for base in layout.bases() if not own or base.path.name.startswith(f"{layout.id}.")]
 
 
 def usable(journal: Journal, layout: Layout, origin: str, rootfs: Path) -> list[str]:
-    """On the source: the uuids of what a round of the container with that root file system can start from.
+    """On the source: the uuids of the snapshots that a round of the container with this `rootfs` can start from.
 
-    Not of what is another container's that had its name before, and may be the last copy of that: next to nothing would
-    be spared, and the destination would take the two for one. Which are its own tells its origin, or btrfs: what was
-    made of its root file system, or of what that is a snapshot of, or is such itself.
+    Snapshots of a different container that used to have this name are excluded: they may be the last copy of it, they
+    would save next to nothing, and the destination would mistake one container for the other. The container's own
+    snapshots are recognised by its origin or by what btrfs records: they were made of its root file system or of what
+    that is itself a snapshot of, or are one of those.
     """
     found = believed(journal, layout)
     its: set[str] = set()
-    with contextlib.suppress(MigratorError, OSError):  # where it cannot be told more is sent
+    with contextlib.suppress(MigratorError, OSError):  # if that cannot be determined, more is sent
         if found:
             its.add(btrfs.info(rootfs).uuid)
             its.update(subvolume_uuids.ancestors(rootfs))
@@ -50,10 +52,10 @@ def usable(journal: Journal, layout: Layout, origin: str, rootfs: Path) -> list[
 
 
 def common(layout: Layout, there: Collection[str], on_disk: Collection[str] | None = None) -> Subvolume | None:
-    """The newest snapshot of this migration that both hosts have; `there` are the uuids of the other one's.
+    """The newest snapshot of this migration that both hosts have; `there` holds the uuids the other host reported.
 
-    On the destination only one that is `on_disk`. None, too, where the snapshots cannot be read: a base is not worth a
-    container that stays frozen.
+    On the destination, only one that is `on_disk`. Returns None, too, when the snapshots cannot be read: a base is not
+    worth keeping the container frozen for.
     """
     try:
         own = [base for base in layout.bases() if base.path.name.startswith(f"{layout.id}.")]
@@ -65,20 +67,20 @@ def common(layout: Layout, there: Collection[str], on_disk: Collection[str] | No
 
 
 def on_disk(migration: Migration) -> set[str]:
-    """On the destination: the uuids, here, of what has been received and is known to be on disk with all its files.
+    """On the destination: the local uuids of received snapshots that are known to be on disk with all of their files.
 
-    `btrfs receive` leaves what is in the files to the next sync, but makes the snapshot whole and read-only in
-    transactions of its own: after a power cut one that looks complete may have empty files. An import syncs; and to
-    make a root file system of a snapshot writes out what that has (btrfs_mksnapshot in the kernel's fs/btrfs/ioctl.c).
-    What is received once more gets another uuid.
+    `btrfs receive` leaves file data to the next sync but makes the snapshot complete and read-only in transactions of
+    its own, so after a power cut one that looks complete may have empty files. An import syncs; and making a root file
+    system of a snapshot flushes the snapshot's data (btrfs_mksnapshot in the kernel's fs/btrfs/ioctl.c). A snapshot
+    that is received again gets a new uuid.
     """
     return {uuid for event in migration.events() if (uuid := event.told.on_disk_uuid)}
 
 
 def believed(journal: Journal, layout: Layout) -> list[Subvolume]:
-    """`Layout.bases` without what an attempt that was given up here has not kept.
+    """`Layout.bases` without the snapshots that an attempt abandoned here did not keep.
 
-    A power cut takes the removal of that back, and what was in its files.
+    A power cut may bring those back after they were removed, but with incomplete files.
     """
     def is_left(path: Path) -> bool:
         came = journal.by_id(path.name.partition(".")[0], Role.DESTINATION)
@@ -89,35 +91,36 @@ def believed(journal: Journal, layout: Layout) -> list[Subvolume]:
 
 
 def for_round(layout: Layout, there: Collection[str], its: Collection[str]) -> Subvolume | None:
-    """The newest snapshot here of `its`, see `usable`, that the other host has too, whichever migration has left it."""
+    """The newest snapshot among `its` (see `usable`) that the other host has too, whichever migration made it."""
     found = [base for base in layout.bases() if base.stream_uuid in there and base.stream_uuid in its]
     return found[-1] if found else None
 
 
 def paths(migration: Migration) -> list[Path]:
-    """What a migration that was given up has kept, and is still there."""
+    """The snapshots that an abandoned migration has kept and that still exist."""
     folder = Layout(migration.lxcpath, migration.name, migration.id).folder
     return [folder / name for name in migration.copy.kept if (folder / name).is_dir()]
 
 
 def named(migration: Migration, uuid: str) -> list[str]:
-    """This migration's own snapshot with that uuid, as a record has it."""
+    """This migration's own snapshot with that uuid, in the form in which a record lists it."""
     found = common(Layout(migration.lxcpath, migration.name, migration.id), [uuid])
     return [found.path.name] if found else []
 
 
 def acknowledged(migration: Migration) -> list[str]:
-    """The names of all rounds that the other host has acknowledged: what it may have, should it not be heard of."""
+    """The names of all rounds that the other host has acknowledged: what it may have if it cannot be reached."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return [layout.snapshot(number).name for number, round_ in enumerate(migration.data.rounds, 1)
             if round_.bytes is not None]
 
 
 def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
-    """The name of its newest snapshot, for where the container itself is not here any more; says that it is kept.
+    """The name of the newest snapshot, for when the container itself is no longer here; logs that it is kept.
 
-    Or where it `runs`, thawed, and its root file system is not: it was destroyed while it stood still, as where LXC's
-    monitor was killed, so that LXC had said STOPPED. btrfs keeps that until its end alone, and under no name.
+    Also used when the container `runs` (was thawed) but its root file system is gone: it was destroyed while frozen,
+    for instance after LXC's monitor was killed and LXC therefore called it STOPPED. btrfs keeps such a root file system
+    only until the last process ends, and under no name.
     """
     name = migration.name
     found = Layout(migration.lxcpath, name, migration.id).own_snapshots()[-1:]
@@ -131,14 +134,14 @@ def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
 
 
 def last_copies(journal: Journal) -> set[str]:
-    """The names of all that are on record as such, of whatever migration: nothing but `cleanup NAME` removes these."""
+    """The names of all snapshots on record as a last copy, of any migration; only `cleanup NAME` removes these."""
     return {name for each in journal.all() for name in each.copy.last_copy}
 
 
 def refuse_another(migration: Migration, stage: str) -> None:
-    """On the source: raises OutOfOrder where a dump has found the container gone that what is called so now is not.
+    """On the source: raise OutOfOrder if a dump found the container gone and another one now has its name.
 
-    Whoever went on with that would take the last copy for what a round has left.
+    Whoever carried on would take the last copy for a mere leftover of a round.
     """
     if migration.copy.gone and not origins.is_there(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("rollback", migration), missing=(
@@ -147,11 +150,11 @@ def refuse_another(migration: Migration, stage: str) -> None:
 
 
 def refuse_another_disk(migration: Migration, stage: str) -> None:
-    """On the source: raises OutOfOrder where what is called so by now has another root file system than was sent.
+    """On the source: raise OutOfOrder if the container of this name has a different root file system from the one sent.
 
-    Its origin is that of the container that the migration has begun with, and so are the snapshots: the destination
-    would take the two for one, and drop what may be the last copy. After the preflight, which tells where a container
-    does not live in the root file system that is in its place.
+    The origin on record, and the snapshots, are those of the container that the migration began with. The destination
+    would mistake the new one for it and drop what may be the last copy. Call this after the preflight, which reports a
+    container that does not live in the root file system found in its place.
     """
     if origins.is_another(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("rollback", migration), missing=(
@@ -159,16 +162,16 @@ def refuse_another_disk(migration: Migration, stage: str) -> None:
 
 
 def require_last_copy(migration: Migration) -> None:
-    """On the source: raises DiskAway where a dump has found the container gone, and what it has left is not to be seen.
+    """On the source: raise DiskAway if a dump found the container gone and its snapshots cannot be seen either.
 
-    Whoever went on would not record that it may be the last copy.
+    Whoever carried on would fail to record that one of them may be the last copy.
     """
     if migration.copy.gone:
         require_seen(migration)
 
 
 def require_seen(migration: Migration) -> None:
-    """On the source: raises DiskAway where neither the container nor the place of its snapshots is to be seen."""
+    """On the source: raise DiskAway if neither the container nor the place of its snapshots can be seen."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if not layout.folder.is_dir() and not origins.is_there(migration):
         raise DiskAway(name=layout.name, host_name=next_commands.this_host(), lxcpath=layout.lxcpath,
@@ -178,7 +181,7 @@ def require_seen(migration: Migration) -> None:
 
 
 def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
-    """Remove what a migration has kept, except `but`. A last copy is none of it."""
+    """Remove what a migration has kept, except for `but`. A last copy is never included."""
     found, last = paths(migration), last_copies(migration.journal)
     for path in found:
         if path not in but and path.name not in last:
@@ -189,11 +192,11 @@ def drop(migration: Migration, *, but: Collection[Path] = ()) -> None:
 
 
 def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
-    """It has succeeded: keep only the newest snapshot, which both hosts have, and which the next move can start from.
+    """After success: keep only the newest snapshot, which both hosts have and which the next move can start from.
 
-    Returns what it has removed: with a `keep` of 0 that one, too. Of another container that was called so nothing goes,
-    see `_its_own`; nor what is on record as a last copy, as two copies of one container may have gone ways of their
-    own, each by a host that was forced.
+    Returns the paths removed; with `keep` = 0, the newest one goes as well. Nothing of a different container that used
+    to have this name is removed (see `_its_own`), nor anything on record as a last copy: after a forced rollback, two
+    copies of one container may have diverged on their hosts.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     last, may_go = last_copies(migration.journal), _its_own(migration)
@@ -202,17 +205,18 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
     for path in gone:
         btrfs.delete(path)
     for each in migration.others():
-        drop(each, but=paths(each))  # its record names no more than is there
+        drop(each, but=paths(each))  # its record lists no more than what is there
     layout.tidy()
     return gone
 
 
 def _its_own(migration: Migration) -> Callable[[Path], bool]:
-    """Tells of snapshots whether they are of the container that moves, and not of another one that was called so.
+    """Returns a test for whether a snapshot is of the container that moves and not of an earlier one of the same name.
 
-    What is left of that may be its last copy. Which is the same one its origin tells, or btrfs: what was made of the
-    same root file system, or what this one was received upon, as long as its own snapshots are there. By the latter
-    alone who is not root has only that removed which he has brought.
+    What is left of that earlier container may be its last copy. The same container is recognised by its origin or by
+    what btrfs records: made of the same root file system, or the snapshot that this one was received upon, for as long
+    as its own snapshots exist. By the latter alone, a caller who is not root can only have removed what that caller
+    brought.
     """
     layout, others = Layout(migration.lxcpath, migration.name, migration.id), migration.others()
     same = {each.id for each in others if origins.are_of_one(each, migration)} | {migration.id}
@@ -228,16 +232,16 @@ def _its_own(migration: Migration) -> Callable[[Path], bool]:
 
 
 def supersede(migration: Migration) -> None:
-    """Drop what earlier attempts between the same two hosts have kept: both now have a newer one.
+    """Drop what earlier attempts between the same two hosts have kept, because both now have a newer base.
 
-    To be called while this one's own snapshots are there, which tell what was of the same container.
+    Call it while this migration's own snapshots still exist: they tell which others are of the same container.
     """
     for earlier in _between_the_same(migration):
         drop(earlier)
 
 
 def settle_late(migration: Migration, uuid: str) -> None:
-    """The destination has heard of the rollback only now; it keeps the snapshot `uuid`."""
+    """The destination has only now heard of the rollback; it keeps the snapshot `uuid`."""
     kept = named(migration, uuid)
     drop(migration, but=[path for path in paths(migration) if path.name in kept])
     if kept:
@@ -245,13 +249,13 @@ def settle_late(migration: Migration, uuid: str) -> None:
 
 
 def settle(migration: Migration, there: Collection[str]) -> None:
-    """A new attempt begins, and the other host has told what it has: what it has not is of no use any more."""
+    """A new attempt begins and the other host has reported what it has: drop the bases that it no longer has."""
     for earlier in _between_the_same(migration):
         drop(earlier, but=[path for path in paths(earlier) if btrfs.info(path).stream_uuid in there])
 
 
 def _between_the_same(migration: Migration) -> Iterable[Migration]:
-    """Earlier attempts to move this container, and no other one of its name, that have kept something."""
+    """Earlier attempts to move this container (and no other of the same name) that have kept something."""
     other, is_its_own = next_commands.other_host(migration), _its_own(migration)
     for each in migration.others():
         its = next_commands.other_host(each)
@@ -261,13 +265,14 @@ def _between_the_same(migration: Migration) -> Iterable[Migration]:
 
 
 def _is_proved(migration: Migration, earlier: Migration) -> bool:
-    """Whether both come from the same host, and not only by the name that a limited key gives its own."""
+    """Whether both provably come from the same host, and not only by the name that the holder of a limited key gives.
+    """
     caller = migration.caller
     return not caller.startswith(f"{ROOT.caller}:") or earlier.caller == caller
 
 
 def note(migration: Migration) -> str:
-    """For `migrator status`; "" where nothing is kept."""
+    """A sentence for `migrator status`; "" if nothing is kept."""
     found = paths(migration) if migration.ended else []
     if not found:
         return ""

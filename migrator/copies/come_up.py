@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a restore that was killed, or could not record its end, has brought the container up.
+"""Whether a restore that was killed, or could not record its end, brought the container up.
 
-Its users may have been answered by it for hours. LXC's word does not settle that: it is FROZEN where somebody has
-frozen it since, STOPPED as soon as its monitor has ended, whatever lives on (see `migrator.copies.remains`), and none
-at all where that monitor stands still. But what CRIU has left half restored, killed itself, lives too, and never runs.
+The container may have been answering its users for hours. LXC cannot settle the question: it says FROZEN if someone has
+frozen the container since, STOPPED as soon as the monitor has ended whatever is still alive (see
+`migrator.copies.remains`), and nothing at all if the monitor hangs. On the other hand, processes left half restored by
+a CRIU that was killed are alive too, but will never run.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from migrator.record.migration_paths import Layout
 
 
 def lives(migration: Migration, layout: Layout, limit: float) -> bool:
-    """Whether it was let run, and something of it lives in its root file system in its place; if without its monitor.
+    """Whether the container was let run and something of it lives in the root file system in its place, monitor or not.
 
-    With its memory that takes more than the mark, which is made before CRIU lets go of it: also that it has done so,
-    and has ended, within `limit` seconds. In another boot than the mark's nothing is left of what CRIU had made, so who
-    lives there was started since. Not what lives in another root file system, as that of an earlier stay, which may
-    have been given back by then; as far as the snapshots tell. Raises OSError where it cannot be looked at.
+    With memory it takes more than the mark, which is made before CRIU lets go of the processes: CRIU must also have let
+    go and ended, within `limit` seconds. If the mark is from another boot, nothing is left of what CRIU made, so
+    whatever lives there was started since. What lives in another root file system does not count, as far as the
+    snapshots tell: that of an earlier stay, say, which may have been given back in the meantime. Raises OSError if this
+    cannot be examined.
     """
     mark = ran_mark.mark(layout.spool)
     if not ran_mark.was(mark) or not lxc.runs_in(layout.name, layout.rootfs):
@@ -43,7 +45,7 @@ def lives(migration: Migration, layout: Layout, limit: float) -> bool:
 
 
 def cgroup(container: lxc.Container) -> Path | None:
-    """That of a container which runs by LXC's word, or ran until somebody has frozen it."""
+    """The cgroup of a container that runs according to LXC, or that did until someone froze it."""
     with contextlib.suppress(MigratorError, OSError):
         if container.state in ("RUNNING", "FROZEN"):
             return container.cgroup
@@ -51,9 +53,9 @@ def cgroup(container: lxc.Container) -> Path | None:
 
 
 def complete(migration: Migration, container: lxc.Container, layout: Layout) -> None:
-    """What is left to do for one that has come up, once that is on record.
+    """Do what is left to do for a container that has come up, once that is on record.
 
-    What LXC does not call running keeps its fence until `finish`, so that none is started beside it.
+    A container that LXC does not report as running keeps its fence until `finish`, so that none is started beside it.
     """
     known = cgroup(container) is not None
     if known:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Ending what a migration has brought to a stand on its source: that start of the container, and no other.
+"""Ends what a migration froze or stopped on its source: that one start of the container and no other.
 
-LXC's programs know a container by its name, and who is called so may be somebody else's by now: where the monitor of a
-frozen copy has ended, LXC says that it is stopped, and whoever then destroys it and makes a new one in its place may.
-So each of them is used only where LXC knows the very start that is on record.
+LXC's programs identify a container by its name, and that name may belong to someone else's by now: when the monitor of
+a frozen copy has ended, LXC reports it as stopped, and anyone may then destroy it and create a new one in its place. So
+these programs are used only if LXC knows the very start that is on record.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ POLL = 0.01  # seconds
 
 
 def kill(migration: Migration) -> None:
-    """End every process of it at once, also a frozen one, without letting any of them run once more.
+    """End every process of it at once, even if frozen, without letting any of them run again.
 
-    `cgroup.kill` does just that; `lxc-stop` would thaw before the processes are gone. LXC's monitor, if it lives, then
-    cleans up. Look afterwards whether the cgroup is empty: what the kernel cannot interrupt takes longer.
+    `cgroup.kill` does exactly that, whereas `lxc-stop` would thaw before the processes are gone. LXC's monitor, if it
+    is alive, then cleans up. Check afterwards that the cgroup is empty: processes in uninterruptible sleep take longer.
     """
     if remains.are_left(migration):
         with contextlib.suppress(FileNotFoundError):  # all have ended
@@ -40,20 +40,20 @@ def kill(migration: Migration) -> None:
 
 
 def _is_done(migration: Migration, container: lxc.Container) -> bool:
-    """LXC has nothing to do with that start any more."""
+    """Whether LXC has nothing to do with that start any more."""
     return lxc.told_state(container) == "STOPPED" or remains.is_known(migration, container) is False
 
 
 def stop_command(container: lxc.Container) -> list[str]:
-    """Asks the first process to end, with the signal that the container's configuration names."""
+    """A command that asks PID 1 of the container to end, using the signal that its configuration names."""
     return ["lxc-stop", "-n", container.name, "-P", str(container.lxcpath), "--nowait"]
 
 
 def stop(migration: Migration, container: lxc.Container, limit: float) -> bool:
-    """End it in order; past `limit` seconds kill it. Returns whether it had to be killed.
+    """Shut the container down; kill it after `limit` seconds. Returns whether it had to be killed.
 
-    It has ended when nothing of it lives in its cgroup any more, whatever LXC says.
-    We wait ourselves, so that nothing is left waiting, and killing, when this program is killed.
+    It has ended when nothing is alive in its cgroup any more, whatever LXC says. We do the waiting ourselves, so that
+    no program stays behind, waiting and then killing, if this one is killed.
     """
     if remains.is_known(migration, container):
         run(stop_command(container), check=False)

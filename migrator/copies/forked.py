@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the roots of processes lie is asked by a child that can be left behind, as somebody may keep that back.
+"""Asks where the roots of processes are, from a child that can be abandoned, because a user can make that call hang.
 
-A root can be made so that to ask for it, or to let go of it at last, waits for a server of somebody's: of an overlay on
-a FUSE of his the kernel may copy a folder up before it makes a handle (ovl_encode_fh in fs/overlayfs/export.c), and who
-closes the last reference to such a mount unmounts it, which writes all of it out (sync_filesystem). Once that server
-has the request, not even SIGKILL ends the wait (request_wait_answer in fs/fuse/dev.c). A thread, as in
-`bounded_ask`, would keep all of this program from ending, and its locks held.
+A root can be set up so that looking at it, or dropping the last reference to it, waits for a user's server. For an
+overlay on that user's FUSE file system, the kernel may copy a directory up before it makes a handle (ovl_encode_fh in
+fs/overlayfs/export.c), and closing the last reference to such a mount unmounts it, which writes everything out
+(sync_filesystem). Once that server has the request, not even SIGKILL ends the wait (request_wait_answer in
+fs/fuse/dev.c). A thread, as in `bounded_ask`, would keep this whole program from ending, and its locks held.
 
-What lies on btrfs is on a disk of this host: what is asked of that is waited for, however long it takes.
+A root on btrfs is on a disk of this host, so for those we wait however long it takes.
 """
 
 from __future__ import annotations
@@ -28,25 +28,28 @@ from migrator.record import container_lock
 Question = Callable[[Path], str | bool | None]
 Told = tuple[int, str | bool | None]
 
-LIMIT = 5.0  # seconds within which it must be told that a root lies on btrfs, or that it does not
-_PAUSE = 0.1  # seconds between two looks whether that has come
-_FILES_MAX = 1 << 20  # that a process can have open (nr_open in proc_sys_fs(5))
-_silent: set[tuple[int, int | None]] = set()  # the processes, with when they began, that have kept it back
+LIMIT = 5.0  # seconds within which we must learn whether a root is on btrfs
+_PAUSE = 0.1  # seconds between two checks for that answer
+_FILES_MAX = 1 << 20  # the most files a process can have open (nr_open in proc_sys_fs(5))
+_silent: set[tuple[int, int | None]] = set()  # the processes that never answered, each with its start time
 
 
 def those(pids: Sequence[int], question: Question) -> list[int]:
-    """The processes whose root lies on btrfs, and of it that is true. One that keeps back where it lies has it on none:
-    who has can keep nothing back.
+    """The processes whose root is on btrfs and for which `question` is true.
+
+    A root whose location cannot be learned in time counts as not on btrfs, because on btrfs nobody can hold the answer
+    back.
     """
     return [pid for pid, told in answers(pids, question).items() if told]
 
 
 def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | None]:
-    """What is answered for each root, and None for one that is not on btrfs; nothing for a process that has ended, or
-    keeps it back. The question raises nothing.
+    """What `question` returned for each root, and None for a root that is not on btrfs.
+
+    A process that has ended, or whose root never answers, is missing from the result. `question` must not raise.
     """
     found: dict[int, str | bool | None] = {}
-    # Each once: the kernel's list of a cgroup may have one twice.
+    # Ask each once: the kernel's list of a cgroup's processes may contain duplicates.
     left = [pid for pid in dict.fromkeys(pids) if (pid, container_lock.began(pid)) not in _silent]
     while left:
         asked = 0
@@ -65,9 +68,9 @@ def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | N
 
 
 def _asked(pids: Sequence[int], question: Question) -> Iterator[Told | None]:
-    """For one after the other, None for one that has ended; raises TimeoutError at the first that keeps it back.
+    """Answers one after the other, None for a process that has ended; raises TimeoutError at the first that hangs.
 
-    What the child has left unanswered, as it was killed where there is no memory, or there can be none, is asked here.
+    Whatever the child left unanswered (killed by the OOM killer, or it could not be forked) is asked in this process.
     """
     come = 0
     with _child(pids, question) as lines:
@@ -79,7 +82,7 @@ def _asked(pids: Sequence[int], question: Question) -> Iterator[Told | None]:
 
 
 def _one(pid: int, question: Question, is_held: Callable[[], object] = lambda: None) -> Told | None:
-    """`is_held` is called once it is told that its root lies on btrfs."""
+    """`is_held` is called as soon as the root is known to be on btrfs."""
     with contextlib.suppress(OSError):
         with roots.on_btrfs(pid) as root:
             if root is not None:
@@ -91,7 +94,7 @@ def _one(pid: int, question: Question, is_held: Callable[[], object] = lambda: N
 
 @contextlib.contextmanager
 def _child(pids: Sequence[int], question: Question) -> Iterator[Iterator[bytes]]:
-    """Lines, as `_answer` writes them, of a child that is ended then; none where none can be forked."""
+    """Lines, as written by `_answer`, from a child that is killed at the end; no lines if none can be forked."""
     ended, ours = list[bool](), os.getpid()
     with contextlib.ExitStack() as stack:
         read, write = os.pipe()
@@ -105,23 +108,26 @@ def _child(pids: Sequence[int], question: Question) -> Iterator[Iterator[bytes]]
             except OSError as error:
                 log.verbose(f"could not fork to examine the roots of processes: {error.strerror}")
             finally:
-                if os.getpid() != ours:  # Ctrl-C at its very beginning: it goes no way of this program's beside it
+                # Ctrl-C right after the fork: the child must not run this program's code beside it
+                if os.getpid() != ours:
                     os._exit(0)
         yield _lines(read, ended)
 
 
 def _end(child: int, ended: list[bool]) -> None:
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored, as a daemon leaves it
+    # ECHILD where SIGCHLD is ignored, as some daemons leave it
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0 if ended else os.WNOHANG)
 
 
 def _answer(write: int, pids: Sequence[int], question: Question) -> NoReturn:
-    """In the child: for each process "+" and the answer where its root lies on btrfs, as soon as either is known; else
-    "null", or nothing where it has ended, and the end of a line.
+    """In the child: for each process, write "+" followed by the answer if its root is on btrfs, each as soon as known.
 
-    It holds nothing open: neither a lock, nor what another program waits for the end of. No signal reaches it, as
-    Ctrl-C does each process of a terminal: who is interrupted is this program, which ends it.
+    Otherwise "null", or nothing if it has ended; then the end of the line.
+
+    The child keeps nothing open: no lock, and no pipe on whose end another program waits. It takes no signals, because
+    Ctrl-C reaches every process of a terminal; the parent is the one to be interrupted, and it kills the child.
     """
     try:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -138,13 +144,15 @@ def _answer(write: int, pids: Sequence[int], question: Question) -> NoReturn:
 
 
 def _lines(fd: int, ended: list[bool]) -> Iterator[bytes]:
-    """What the child says of each process, to its end; raises TimeoutError where it does not come to where a root lies.
+    """What the child writes about each process, until it ends.
+
+    Raises TimeoutError if it hangs before it knows where a root is.
     """
     poll, rest, pauses = select.poll(), b"", 0
     poll.register(fd, select.POLLIN)
     while True:
         if not poll.poll(_PAUSE * 1000):
-            pauses += not rest  # counted: who was stopped (Ctrl-Z) has not waited
+            pauses += not rest  # count pauses, not the clock: time spent stopped (Ctrl-Z) is not time spent waiting
             if pauses >= round(LIMIT / _PAUSE):
                 raise TimeoutError
             continue

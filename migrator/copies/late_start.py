@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A start on the source's word that something has kept busy until the word was over: it refuses itself.
+"""A start on the source's word that was delayed until the word ran out: it refuses itself.
 
-`lxc-start` waits for the container's own hooks, and for what it mounts, as long as these take. Who has started it ends
-it with the word; but who was killed or stopped does not. So the configuration that it is given ends with hooks of ours:
-one of pre-start, which runs on this host before anything of the container is made, and one of start-host, which runs on
-this host when all is set up, its other hooks and mounts too, right before its first program is executed (lxc_init and
-lxc_spawn in liblxc's start.c). The start fails with either; both run as root, also for an unprivileged container.
+`lxc-start` waits for the container's own hooks and mounts, however long they take. The program that ran it ends it when
+the word runs out, but not if that program was itself killed or stopped. So the configuration given to lxc-start ends
+with hooks of ours: a pre-start hook, which runs on the host before anything of the container exists, and a start-host
+hook, which runs on the host once everything is set up, other hooks and mounts included, right before the container's
+first program is executed (lxc_init and lxc_spawn in liblxc's start.c). If either fails, so does the start. Both run as
+root, also for an unprivileged container.
 
-A hook is a command line for sh. So there is no file of ours that somebody could have removed by then.
+A hook is a command line for sh, so there is no file of ours that someone could have removed by then.
 
-LXC's monitor runs its hooks again when the container reboots, long after the word. By then the container's own
-configuration has lost its fence, and whoever likes may start it: so a start is refused only as long as there is any.
+LXC's monitor runs its hooks again when the container reboots, long after the word has run out. By then the fence is
+gone from the container's own configuration and anyone may start it, so a start is refused only while there is a fence.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 
 from migrator.base import boot_clock
 
-UPTIME = Path("/proc/uptime")  # proc(5): CLOCK_BOOTTIME, for who has no call of it
-# In whole seconds: with the part that is cut off of either, it is over no later than the word.
+UPTIME = Path("/proc/uptime")  # proc(5): CLOCK_BOOTTIME, for programs such as sh that cannot call clock_gettime(2)
+# In whole seconds. The fraction is cut off on both sides so that the word never ends later here than it should.
 _SCRIPT = """\
 read -r boot <"$1" && [ "$boot" = "$2" ] && read -r up rest <"$3" && [ "${up%%.*}" -lt "$4" ] && exit 0; \
 text=$(/bin/cat "$5") || exit 1; \
@@ -30,9 +31,10 @@ case $text in *"migrator fence"* | *migrator-fence*) echo "the time to start it 
 
 
 def refused(text: str, config: Path, end: float) -> str:
-    """An unfenced configuration, for a start refused from `end` on, by `boot_clock.now`, while `config` has a fence.
+    """A configuration without a fence for a start that is refused from `end` on while `config` still has its fence.
 
-    It makes nothing ephemeral: LXC would destroy the container, disk and all, at the end of a start that was refused.
+    `end` is by `boot_clock.now`. The result drops lxc.ephemeral: LXC would otherwise destroy the container, disk and
+    all, when a start is refused.
     """
     if end == math.inf:
         return text
@@ -41,7 +43,7 @@ def refused(text: str, config: Path, end: float) -> str:
 
 
 def _hook(config: Path, end: float) -> str:
-    # Where lxcfs shows another uptime than the clock's (a host that is a container itself), that runs on as fast.
+    # If lxcfs shows a different uptime (this host is a container itself), it still advances at the same rate.
     over = float(UPTIME.read_text().split()[0]) + end - boot_clock.now()
     given = (boot_clock.BOOT_ID, boot_clock.BOOT_ID.read_text().strip(), UPTIME, max(0, int(over)), config)
     return shlex.join(["/bin/sh", "-c", _SCRIPT, "migrator", *map(str, given)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Room for what is to arrive: bases that are kept for increments go for it, those that are needed least first."""
+"""Makes room for what is to arrive: bases kept for increments are dropped, the least needed first."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from migrator.transfer import spool
 
 def check_space(journal: Journal, layout: Layout, needed: int, there: Collection[str], *, what: str,
                 caller: str = ROOT.caller) -> None:
-    """As `spool.check_space`; before it raises NoSpace, bases are dropped, the oldest first; none where it is in vain.
+    """As `spool.check_space`, but drops bases, oldest first, before it raises NoSpace; none if that would not suffice.
 
-    Not those that the other host of this migration has too, as `there` says: without these it needs more. Nor those of
-    a container that another migration is under way of, which may start from them. A `caller` who is not root has only
-    those dropped that it has brought.
+    Bases that the other host of this migration has too (`there`) stay: without them, more room would be needed. So do
+    bases of a container that another migration in progress may start from. A `caller` who is not root can only have
+    bases dropped that this caller brought.
     """
     try:
         spool.check_space(layout.lxcpath, needed, what=what)
@@ -35,7 +35,7 @@ def check_space(journal: Journal, layout: Layout, needed: int, there: Collection
         spare = _most_that_goes(waiting, layout, there)
         if not waiting:
             raise
-    if spare is not None:  # it asks for a fiftieth more than is needed
+    if spare is not None:  # it asks for 2 % more than is needed
         spool.check_space(layout.lxcpath, needed - -(-spare * 50 // 51), what=what)
     while True:
         _make_room(waiting.pop(0), layout, there)
@@ -55,13 +55,13 @@ def _droppable(journal: Journal, layout: Layout, caller: str) -> list[Migration]
 
 
 def _unused(migration: Migration, layout: Layout, there: Collection[str]) -> list[Path]:
-    """What it has kept that the migration of `layout` will not start from."""
+    """What a migration has kept and the migration of `layout` will not start from."""
     return [path for path in bases.paths(migration)
             if migration.name != layout.name or btrfs.info(path).stream_uuid not in there]
 
 
 def _most_that_goes(migrations: Iterable[Migration], layout: Layout, there: Collection[str]) -> int | None:
-    """Bytes that dropping all of them can free at most; None where that cannot be told."""
+    """The most bytes that dropping all of them can free; None if that cannot be determined."""
     try:
         return sum(btrfs.total_bytes(path) for each in migrations for path in _unused(each, layout, there))
     except (MigratorError, OSError, ValueError, IndexError) as error:
@@ -71,7 +71,7 @@ def _most_that_goes(migrations: Iterable[Migration], layout: Layout, there: Coll
 
 def _make_room(migration: Migration, layout: Layout, there: Collection[str]) -> None:
     with contextlib.ExitStack() as stack:
-        if migration.name != layout.name:  # that one is locked
+        if migration.name != layout.name:  # for layout.name itself, the caller holds the lock
             try:
                 stack.enter_context(locked(migration.name, lxcpath=migration.lxcpath))
             except Busy:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Moving a container without its memory: how it is stopped on one host and started on the other.
+"""Moving a container without its memory: stopping it on one host and starting it on the other.
 
-For what CRIU cannot dump. The disk travels as ever; processes end on the source and start anew on the destination.
+This is for containers that CRIU cannot dump. The disk travels as usual; processes end on the source and start afresh on
+the destination.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from migrator.record.states import FROZEN
 
 START_LIMIT = 120.0
 END_LIMIT = 30.0
-STARTS = "MIGRATOR_STARTS"  # environment variable of what was started: the id of the migration
+STARTS = "MIGRATOR_STARTS"  # environment variable of what we start: the id of the migration
 STEADY = 0.3  # seconds that it must have run: what ends sooner has not started
 POLL = 0.01
 
 
 def start_again(migration: Migration) -> bool:
-    """On the source, which has the token: start the container if this migration has stopped it; True if so.
+    """On the source, which has the token: start the container if this migration stopped it; returns whether it did.
 
-    Safe to repeat: what a killed program had begun is completed, and what somebody else has started is left alone. Also
-    takes the fence away, once it runs. What cannot be written, as on a full disk, keeps nothing from running. Raises
-    StartFailed.
+    Safe to repeat: what a killed program began is completed, and what someone else has started is left alone. Also
+    removes the fence, once the container runs. A full disk, where nothing can be written, does not keep it from
+    running. Raises StartFailed.
     """
     stopping = migration.still.stopping
     if not stopping and not (migration.lxcpath / migration.name / "config").is_file():
@@ -57,16 +58,16 @@ def start_again(migration: Migration) -> bool:
     fenced = container_config.fence_of(container.config_file.read_text(errors="replace")) == migration.id
     if stopping and _lives(migration, container):
         log.info(f"{migration.name} was told to end, and is started again once it has")
-        # It may have been told to end, or not: now it ends for certain.
+        # It may or may not have been told to shut down; now it is ended for certain.
         with migration.step("stop", must_be_recorded=False):
             ending.stop(migration, container, migration.still.stop_timeout)
-    if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker
+    if not stopping and not (fenced and container.state == "STOPPED"):  # then a reboot was quicker than the stop
         _try(f"the fence of {migration.name} could not be removed",
              lambda: container_config.unfence(container.folder, migration.id))
         return False
     by_us = True
     if runs(container, migration.id):
-        by_us = has_monitor(migration.id)  # its program was killed, but what it had started came up
+        by_us = has_monitor(migration.id)  # its program was killed, but the container came up
         if not by_us:
             log.warning(f"{migration.name} has been started by someone else, and runs")
     else:
@@ -82,21 +83,22 @@ def start_again(migration: Migration) -> bool:
     runs_on = f"{migration.name} runs again here, but"
     _try(f"{runs_on} its fence could not be removed", lambda: container_config.unfence(container.folder, migration.id))
     _try(f"{runs_on} that could not be recorded", lambda: migration.note("started", stopping=False))
-    migration.learn(stopping=False)  # the next record has it, where this one could not be made
+    migration.learn(stopping=False)  # the next record includes it if this one could not be written
     return by_us
 
 
 def _may_have_fence(migration: Migration) -> bool:
-    """Whether it may have been fenced, be it that its stop is not on record: that comes second."""
+    """Whether it may have been fenced, even if its stop is not on record: the fence is written first."""
     return migration.state in FROZEN and migration.still.held is not False
 
 
 def is_gone(migration: Migration) -> bool:
-    """Whether the container has no place here any more, and so is not to be started; says so.
+    """Whether this container no longer exists here and so must not be started; logs it.
 
-    What was removed needs no start, and what somebody has made in its place is his. Raises ContainerNotFound where
-    nothing of the migration is there either: all of it may lie on what is not mounted yet. And StartFailed where
-    nothing tells which container has its name, as where it was begun by an older version, and its snapshots are gone.
+    What was removed needs no start, and what someone has created in its place belongs to them. Raises ContainerNotFound
+    if nothing of the migration is there either, because all of it may be on a disk that is not mounted yet. Raises
+    StartFailed if nothing tells which container has its name, for example when an older version began the migration and
+    its snapshots are gone.
     """
     try:
         if origins.is_source(migration):
@@ -105,7 +107,7 @@ def is_gone(migration: Migration) -> bool:
         if not origins.source_uuids(migration):
             found = _unknown(migration, container)
         elif not container.rootfs.exists():
-            return False  # the start itself will tell what is missing
+            return False  # the start itself will report what is missing
         else:
             found = "another container has taken its place, and is left alone"
     except ContainerNotFound:
@@ -118,7 +120,10 @@ def is_gone(migration: Migration) -> bool:
 
 
 def _unknown(migration: Migration, container: lxc.Container) -> str:
-    """Of a container that has its name, and may be it: that it runs, so that it needs no start; raises StartFailed."""
+    """For a container of its name that may or may not be it: what to say if it runs, since no start is needed then.
+
+    Raises StartFailed if it does not.
+    """
     unknown = "nothing shows any more whether what has its name is what was frozen or stopped"
     if container.state != "STOPPED":
         return f"{unknown}, and it is not stopped"
@@ -129,10 +134,10 @@ def _unknown(migration: Migration, container: lxc.Container) -> str:
 
 
 def is_lost(migration: Migration, container: lxc.Container) -> bool:
-    """Whether a start of it lives that LXC does not know any more, so that none may come beside it; says so.
+    """Whether a start of it that LXC has lost track of is alive, so that no other may be started beside it; logs it.
 
-    Once nothing is left of what was brought to a stand. Raises StartFailed where such a one has ended, and others with
-    it have not.
+    For use once nothing is left of what was frozen or stopped. Raises StartFailed if that start's PID 1 has ended but
+    other processes of it have not.
     """
     found = remains.on_disk(migration, lxc.END_LIMIT)
     if found is not None:
@@ -144,14 +149,17 @@ def is_lost(migration: Migration, container: lxc.Container) -> bool:
 
 
 def _lives(migration: Migration, container: lxc.Container) -> bool:
-    """Whether the start that was to be stopped has not ended, be it that LXC knows nothing of it any more."""
+    """Whether the start that was to be stopped is still alive, even if LXC has lost track of it."""
     if remains.is_known(migration, container):
         return True
     return not _ours(migration.id) and remains.are_left(migration)
 
 
 def _try(otherwise: str, step: Callable[[], None]) -> None:
-    """What a full disk keeps from being written keeps nothing from running."""
+    """Run a step whose failure, on a full disk say, must not keep the container from running.
+
+    A failure is logged, introduced by `otherwise`.
+    """
     try:
         step()
     except (MigratorError, OSError) as error:
@@ -164,7 +172,8 @@ def _copy(migration: str) -> Path:
 
 @contextlib.contextmanager
 def unfenced(container: lxc.Container, migration: str, end: float = math.inf) -> Iterator[Path]:
-    """A container's configuration without its fence: in memory, as its disk may be full. For a start until `end`."""
+    """A container's configuration without its fence, for a start until `end`; in memory, because its disk may be full.
+    """
     path = _copy(migration)
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     text = container_config.unfenced(container_config.text_of(container.config_file))
@@ -176,10 +185,13 @@ def unfenced(container: lxc.Container, migration: str, end: float = math.inf) ->
 
 
 def log_of(container: lxc.Container | migration_paths.Layout, *, anew: bool = False) -> Path:
-    """Where LXC writes the log of a start: what cannot be written there, as on a full disk, keeps nothing from running.
+    """Where LXC writes the log of a start.
 
-    Then it is in memory, or goes nowhere: lxc-start ends at once where it cannot open its log. Another container of
-    that name, in another LXC path, may be started at the same time: `never_ran` believes what it reads.
+    A log that cannot be written, on a full disk say, must not prevent the start.
+
+    The log is then kept in memory or discarded, because lxc-start exits at once if it cannot open its log. Each LXC
+    path has its own log: another container of the same name may be starting at the same time, and `never_ran` trusts
+    what it reads.
     """
     for folder in (criu_dump.LOG_FOLDER, image_folders.RUNTIME):
         path = folder / _log_name(container.name, container.lxcpath)
@@ -204,11 +216,12 @@ def start_command(name: str, lxcpath: Path, config: Path | None, log_file: Path 
 
 def start(container: lxc.Container, migration: str, *, config: Path | None = None, limit: float = START_LIMIT,
           log_file: Path | None = None) -> int:
-    """Start a container from its disk; returns its first process.
+    """Start a container from its disk; returns the process id of its PID 1.
 
-    With `config` from that configuration instead of its own: one without the fence. With `log_file`, a new one of
-    `log_of`, nothing is made on any disk before it is started.
-    Raises StartFailed or CommandTimeout, after everything that the attempt left running has been ended.
+    With `config`, that configuration is used instead of the container's own: one without the fence. With `log_file`, a
+    fresh one from `log_of`, nothing is written to any disk before the container is started. `limit` is in seconds.
+
+    Raises StartFailed or CommandTimeout, after ending everything that the attempt left running.
     """
     log_file = log_file or log_of(container, anew=True)
     try:
@@ -223,7 +236,8 @@ def start(container: lxc.Container, migration: str, *, config: Path | None = Non
 
 
 def stay(container: lxc.Container, migration: str, pid: int) -> None:
-    """Raises StartFailed, after it has ended what is left, unless `pid` is still the first process in a moment."""
+    """Check after a moment that `pid` is still PID 1 of the container; if not, end what is left and raise StartFailed.
+    """
     time.sleep(STEADY)
     init = remains.init_of(container)
     if init is None or init[0] != pid:
@@ -233,11 +247,12 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
 
 
 def never_ran(error: StartFailed) -> bool:
-    """Whether LXC itself says, and completely, that the container's own program was not executed.
+    """Whether LXC's log proves that the container's own program was never executed.
 
-    `lxc-start` ended by itself, and its log has an error; but not that the program was about to be executed (start in
-    liblxc's start.c), unless that failed. With the log of a start that was killed nothing is proved, nor with one that
-    is too long to be read as a whole: a hook's output goes there too, and the end alone does not tell.
+    It does if `lxc-start` ended by itself and its log has an error but no notice that the program was about to be
+    executed (start in liblxc's start.c), unless executing it failed. The log of a start that was killed proves nothing,
+    and neither does one too long to be read in full: hooks write their output there too, and the end alone does not
+    tell.
     """
     cause = error.__cause__
     if not isinstance(cause, CommandFailed) or not str(cause.fields.get("outcome", "")).startswith("exit status"):
@@ -250,7 +265,7 @@ def never_ran(error: StartFailed) -> bool:
 
 
 def _reason(log_file: Path) -> str:
-    """The first errors at the end of a log of LXC, shortened to a line."""
+    """The first errors near the end of an LXC log, shortened to one line."""
     with contextlib.suppress(OSError):
         lines = bounded_read.tail(log_file).splitlines()
         found = [line.partition(" ERROR ")[2].rpartition(" - ")[2] for line in lines if " ERROR " in line]
@@ -259,9 +274,9 @@ def _reason(log_file: Path) -> str:
 
 
 def runs(container: lxc.Container, migration: str, limit: float = START_LIMIT) -> bool:
-    """Whether the container runs, when what a killed `start` has left under way is over; at most `limit` seconds on.
+    """Whether the container runs once whatever a killed `start` left in progress is over; waits up to `limit` seconds.
 
-    One that somebody has frozen since has come up too.
+    A container that someone has frozen since counts as running.
     """
     until = time.monotonic() + limit
     up = ("RUNNING", "FROZEN")
@@ -275,19 +290,19 @@ def runs(container: lxc.Container, migration: str, limit: float = START_LIMIT) -
 
 
 def is_starting(migration: str) -> bool:
-    """Whether a `start` of this migration is under way, if without who has asked for it."""
+    """Whether a `start` of this migration is in progress, even if the program that asked for it is gone."""
     return bool(_starting(migration))
 
 
 def has_monitor(migration: str) -> bool:
-    """Whether LXC's monitor of what `start` of this migration has brought up lives, or that is under way."""
+    """Whether LXC's monitor of a container that this migration started is alive, or such a start is in progress."""
     return bool(_ours(migration))
 
 
 def end(container: lxc.Container | migration_paths.Layout, migration: str) -> None:
-    """End whatever a `start` of this migration has brought up, and nobody else's; raises StartFailed if it cannot.
+    """End whatever a `start` of this migration brought up, and nothing else; raises StartFailed if that fails.
 
-    Where the container is not defined any more its `Layout` tells which it is.
+    If the container is no longer defined, its `Layout` identifies it.
     """
     until = time.monotonic() + END_LIMIT
     while ours := _ours(migration):
@@ -309,10 +324,11 @@ def _starting(migration: str) -> list[int]:
 
 
 def _ours(migration: str) -> dict[int, list[str]]:
-    """The processes that `start` has brought up, each with its command: lxc-start, then LXC's monitor.
+    """The processes that `start` has brought up, each with its command line: lxc-start, then LXC's monitor.
 
-    None of the container is among them, as LXC clears its environment. Nor another container that a hook of it has
-    started: what a hook executes has $LXC_NAME (lxc.container.conf(5)), and `run` passes none on.
+    Processes of the container are not among them, because LXC clears their environment. Nor is another container that
+    one of its hooks started: what a hook executes has $LXC_NAME set (lxc.container.conf(5)), whereas `run` passes none
+    on.
     """
     mark = f"{STARTS}={migration}".encode()
     found = {}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""On the source: whether its journal is an older one, put back from a backup, as the container's own fence tells.
+"""On the source: detects, by the container's own fence, that the journal is an older one restored from a backup.
 
-The journal lies on the host's root file system, the fence beside the container: one can be put back without the other.
-By an older journal this host may have the token, and would take that very fence away and start the container, which may
-run on its destination. So before anything is given back the fence is looked at, and what the journal lacks is made up
-for. From there on all goes as after any crash in that state.
+The journal is on the host's root file system and the fence beside the container, so one can be restored without the
+other. According to an older journal this host may have the token; it would then remove that very fence and start the
+container, which may be running on its destination. So the fence is checked before anything is given back, and what the
+journal lacks is added. From then on everything proceeds as after a crash in that state.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _HAS_TOKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}  # o
 
 
 def reached(migration: Migration) -> State | None:
-    """The state that it has come to at least, as its fence tells; None where that tells no more than the journal.
+    """The state that it has reached at least, according to its fence; None if that says no more than the journal.
 
-    That it runs on its destination the fence says from `finishing` on, from which nothing leads back. And none at all
-    stands in `preparing` and `prepared`: it is written later, and taken away before a thaw is recorded, unless the
-    container was not there. What cannot be read tells nothing: what is frozen is thawed all the same.
+    From `finishing` on, which is never undone, the fence says that the container runs on its destination. In
+    `preparing` and `prepared` there is no fence: it is written later, and removed before a thaw is recorded, unless the
+    container was missing. A fence that cannot be read says nothing, so what is frozen gets thawed all the same.
     """
     if migration.role is not Role.SOURCE or migration.state not in _NEXT:
         return None
@@ -43,7 +43,8 @@ def reached(migration: Migration) -> State | None:
     runs = migration.state in (State.PREPARING, State.PREPARED) and not migration.copy.gone
     found = State.OFFERED if migration.handover.behind and migration.state in _NOT_OFFERED else None
     with contextlib.suppress(OSError):
-        # The hook first: a configuration may be a link to where nothing answers, while the container stands still.
+        # The hook first: a configuration may be a symlink to a file system that hangs, and the container is standing
+        # still.
         superseded = container_config.is_superseded(folder)
         if (superseded or runs) and (
                 container_config.fence_of(container_config.text_of(folder / "config")) == migration.id):
@@ -52,9 +53,9 @@ def reached(migration: Migration) -> State | None:
 
 
 def bring_up(migration: Migration, there: State | None = None) -> None:
-    """Record what the journal lacks; with the container locked. Killed in between, the next call goes on with it.
+    """Record what the journal lacks; call with the container locked. If killed half-way, the next call carries on.
 
-    With the state `there`, on its destination: one that has the token was offered it.
+    `there` is the state on the destination: a destination that has the token must have been offered it.
     """
     wanted, why = reached(migration), note(migration)
     if wanted is None and migration.ticket and there in _HAS_TOKEN and migration.state in _NOT_OFFERED:
@@ -72,7 +73,7 @@ def bring_up(migration: Migration, there: State | None = None) -> None:
 
 
 def note(migration: Migration) -> str:
-    """What the fence tells beyond the journal, in a sentence; "" where nothing."""
+    """What the fence says beyond the journal, in a sentence; "" if nothing."""
     wanted, there = reached(migration), next_commands.moved_to(migration)
     if wanted is None:
         return ""

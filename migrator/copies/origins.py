@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which container a copy is of: it may have had another name on each host that it has been on.
+"""Which container a copy belongs to, given that it may have had a different name on each host it has been on.
 
-A container's *origin* is the id of its first migration. It travels along with each later one, so that a host which a
-container comes back to knows the fenced copy of its earlier stay by it. So do the ids of its *moves* since then, which
-tell whether what comes back has come of that copy.
+A container's *origin* is the id of its first migration. It travels along with each later one, so that a host to which a
+container returns recognises the fenced copy of the earlier stay. So do the ids of its *moves* since then, which tell
+whether what comes back descends from that copy.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Role, State
 
-MOVES_MAX = 100  # ids that travel along, of the latest moves: a copy that was left before these is put aside
+MOVES_MAX = 100  # how many ids travel along, latest first; a copy left by an older move is put aside
 
 
 class Whose(enum.StrEnum):
-    """Whose what stands in a container's place is, for one migration; without I/O, see `whose`."""
+    """Whose container is in the place of the one that moves; see `whose`. No I/O."""
 
-    NOBODYS = "nobody's"  # there is nothing
+    NOBODYS = "nobody's"  # there is none
     OURS = "ours"  # it carries this migration's fence
-    COPY = "copy"  # another one's keeps it from being started: the container has been here, and has moved away
+    COPY = "copy"  # fenced by another migration: the container has been here and has moved away
     FOREIGN = "foreign"  # anything else
 
     @property
     def may_go(self) -> bool:
-        """It may be removed, overwritten, ended or started on behalf of this migration."""
+        """Whether it may be removed, overwritten, ended or started on behalf of this migration."""
         return self is Whose.OURS
 
     @property
     def may_be_taken(self) -> bool:
-        """The container may be put there; a copy is kept aside. Which copies may, `refuse_foreign` knows."""
+        """Whether the container may be put there; a copy is put aside. `refuse_foreign` knows which copies may be."""
         return self is not Whose.FOREIGN
 
 
 def whose(layout: Layout) -> Whose:
-    """What stands in the container's place at this moment. Ask with the container locked, and act at once."""
+    """What is in the container's place right now. Call with the container locked, and act on the answer at once."""
     if not os.path.lexists(layout.container):
         return Whose.NOBODYS
     config = layout.container / "config"
@@ -61,7 +61,7 @@ def whose(layout: Layout) -> Whose:
 
 
 def require_ours(layout: Layout) -> None:
-    """Raises ContainerNotFound and ContainerExists unless what has arrived is still there, and no other container."""
+    """Raise ContainerNotFound or ContainerExists unless what has arrived is still there and no other container is."""
     found = whose(layout)
     if found is Whose.NOBODYS:
         raise ContainerNotFound(name=layout.name, lxcpath=layout.lxcpath)
@@ -70,10 +70,10 @@ def require_ours(layout: Layout) -> None:
 
 
 def is_source(migration: Migration) -> bool:
-    """On the source: whether what is called so is still the container that the migration was begun with.
+    """On the source: whether the container of this name is still the one that the migration began with.
 
-    From the offer on it has the migration's fence; should that have been taken away by hand, its root file system tells
-    it: by what was recorded when it was brought to a stand, or by the snapshots. Raises ContainerNotFound.
+    From the offer on it has the migration's fence. If that was removed by hand, its root file system tells: by the uuid
+    recorded when it was frozen or stopped, or by the snapshots. Raises ContainerNotFound.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if whose(layout) is Whose.OURS:
@@ -92,20 +92,20 @@ def has_source_disk(migration: Migration) -> bool:
     if is_source(migration):
         return True
     rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
-    its = migration.copy.rootfs_uuid  # by which alone cleanup tells it from what has left
+    its = migration.copy.rootfs_uuid  # the only thing by which cleanup tells it from the copy that was left here
     return bool(its) and btrfs.is_subvolume(rootfs) and its in subvolume_uuids.ancestors(rootfs)
 
 
 def source_uuids(migration: Migration) -> set[str]:
-    """On the source: which one is its root file system's; none where nothing tells that any more."""
+    """On the source: the uuids that its root file system may have; empty if nothing tells any more."""
     snapshots = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()
     return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.copy.rootfs_uuid}) - {""}
 
 
 def is_another(migration: Migration) -> bool:
-    """On the source: whether what is called so has another root file system than its rounds; False if not told.
+    """On the source: whether the container of this name has another root file system than its rounds; False if unknown.
 
-    It was made anew under that name, or somebody has gone back to what he had put by.
+    It was created anew under that name, or someone has gone back to an earlier snapshot.
     """
     with contextlib.suppress(MigratorError, OSError):
         rootfs, its = lxc.Container(migration.name, migration.lxcpath).rootfs, source_uuids(migration)
@@ -114,18 +114,18 @@ def is_another(migration: Migration) -> bool:
 
 
 def remember(migration: Migration) -> None:
-    """On the source: record what tells the container, where it is not, before the snapshots go that have told it."""
+    """On the source: record what identifies the absent container, before the snapshots that tell it are removed."""
     with contextlib.suppress(MigratorError, OSError):
         if not migration.copy.rootfs_uuid and is_source(migration):
             found = btrfs.info(lxc.Container(migration.name, migration.lxcpath).rootfs).uuid
-            migration.learn(rootfs_uuid=found)  # also where the journal cannot be written now
+            migration.learn(rootfs_uuid=found)  # in memory, too, in case the journal cannot be written now
             migration.note("root file system", rootfs_uuid=found)
 
 
 def is_there(migration: Migration) -> bool:
-    """On the source: whether the container is certainly still in its place, with its disk; False if not told.
+    """On the source: whether the container is certainly still in its place, with its disk; False if that is unknown.
 
-    A fence does not tell that: behind it somebody may have put another root file system.
+    A fence does not prove that: someone may have put another root file system behind it.
     """
     try:
         if not is_source(migration):
@@ -137,9 +137,9 @@ def is_there(migration: Migration) -> bool:
 
 
 def name_there(wanted: str, migration: Migration | None, name: str) -> str:
-    """What the container `name` is called on the destination: `wanted`, or "" for its own.
+    """The name that the container `name` gets on the destination: `wanted`, or "" for the same name.
 
-    Raises UsageError where that is settled otherwise.
+    Raises UsageError if an earlier round has already settled on another one.
     """
     if migration is None:
         return wanted or name
@@ -150,41 +150,42 @@ def name_there(wanted: str, migration: Migration | None, name: str) -> str:
 
 
 def origin(journal: Journal, name: str, lxcpath: Path) -> str:
-    """The origin of a container on this host; "" when it has never moved, as one that was made since under that name.
+    """The origin of a container on this host; "" if it has never moved, or was created since under that name.
 
-    What gives way to an origin may be the only copy of a container, so it is nobody's for a name alone. Nor is it that
-    of a copy which is used again though its container has left it, or may run elsewhere since this host was forced to
-    take it back: what another host has may be newer.
+    A container that gives way to an origin may be an only copy, so a name alone never earns an origin. Neither does a
+    copy that is in use again although its container has left it, or although it may run elsewhere since this host was
+    forced to take it back: what the other host has may be newer.
     """
     found = brought(journal, name, lxcpath)
     return _origin(found) if found else ""
 
 
 def brought(journal: Journal, name: str, lxcpath: Path) -> Migration | None:
-    """By which migration the container on this host has come, and has not left since; None as for `origin`."""
+    """The migration that brought the container to this host, if it has not left since; None in the cases of `origin`.
+    """
     for each in reversed(journal.all(name)):
         if not names.same_path(each.lxcpath, lxcpath):
             continue
         if each.role is Role.DESTINATION:
             arrived = each.state in (State.RESTORED, State.FINISHED) and not each.arrived.given_way
-            told = arrived and not each.ending.forgotten  # else nobody knows whether it has left since
+            told = arrived and not each.ending.forgotten  # otherwise nobody knows whether it has left since
             return each if told and has_its_own(each) else None
-        unheard = each.owes or each.ending.forgotten_there  # else what ran elsewhere has given way
+        unheard = each.owes or each.ending.forgotten_there  # otherwise what ran elsewhere has given way
         if each.state is State.FINISHED or (each.ending.forced and unheard):
             return None
     return None
 
 
 def moves(came: Migration | None) -> list[str]:
-    """By which migrations a container has come to where it is, for its next host; `came` is the last, see `brought`.
+    """The migrations by which a container got to where it is, for its next host; `came` is the last one, see `brought`.
 
-    Where an older version has not said what was before that, they begin with it.
+    If an older version did not pass on what came before, the list begins with that migration.
     """
     return [*(came.begun.moves or []), came.id][-MOVES_MAX:] if came else []
 
 
 def rootfs_uuid(migration: Migration) -> str:
-    """That of the root file system which this migration has brought here; "" where it is not in its place any more."""
+    """The uuid of the root file system that this migration brought here; "" if it is no longer in its place."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return btrfs.info(layout.rootfs).uuid if layout.is_own_rootfs() else ""
 
@@ -203,9 +204,9 @@ def has_its_disk(migration: Migration) -> bool:
 
 
 def has_its_own(migration: Migration) -> bool:
-    """Whether in its place stands the very root file system that this migration has made here.
+    """Whether its place holds the very root file system that this migration made here.
 
-    By the snapshot that it was made of, or its uuid, which is on record since: snapshots are removed.
+    Told by the snapshot it was made of, or by its uuid, which is on record because snapshots get removed.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
@@ -214,7 +215,7 @@ def has_its_own(migration: Migration) -> bool:
 
 
 def recorded_rootfs_uuids(migration: Migration) -> set[str]:
-    """On the destination: which root file system this migration has made, for all that is on record."""
+    """On the destination: the root file systems that this migration is on record as having made."""
     made = [event.told.rootfs_uuid for event in migration.events() if event.step == "rootfs"]
     return {uuid for uuid in (migration.copy.rootfs_uuid, *made[-1:]) if uuid}
 
@@ -229,9 +230,9 @@ def are_of_one(one: Migration, other: Migration) -> bool:
 
 
 def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> bool:
-    """Whether what `layout` names here is the container that comes, or the fenced copy of its earlier stay.
+    """Whether what `layout` names here is the container that is coming, or the fenced copy of its earlier stay.
 
-    Under the same name every fenced copy counts as that. Under a new one it could be another container's.
+    Under the same name every fenced copy counts as such; under a new name it could be another container's.
     """
     found = whose(layout)
     if found is not Whose.COPY or not renamed:
@@ -241,11 +242,11 @@ def is_own_copy(journal: Journal, layout: Layout, origin: str, *, renamed: bool)
 
 
 def is_superseded(migration: Migration, config: Path) -> bool:
-    """Whether the fenced copy with this configuration is of the container that `migration` brings, on its way back.
+    """Whether the fenced copy with this configuration is of the container that `migration` is bringing back.
 
-    By the record of how it left, which an origin makes its own: a name alone, or a fence, proves that to nobody. And
-    only if it has come back by way of that. Else a host was put back as it had been before (a snapshot of a virtual
-    machine, say), and this copy may be the newer one. Older versions do not say by which way it has come.
+    Told by the record of how it left, whose origin identifies it: a name or a fence alone proves nothing. It must also
+    have come back by way of that very move. Otherwise a host was reset to an earlier state (a virtual machine's
+    snapshot, say) and this copy may be the newer one. Older versions do not report the way it came.
     """
     went, told = left_by(migration.journal, config), migration.begun.moves
     return (went is not None and went.state is State.FINISHED and went.name == migration.name
@@ -253,10 +254,11 @@ def is_superseded(migration: Migration, config: Path) -> bool:
 
 
 def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
-    """Whether behind the fence in `config` stands another subvolume than the one that its migration has left here.
+    """Whether a different subvolume is behind the fence in `config` from the one that its migration left here.
 
-    Somebody has put it there, be it only a snapshot of that one: nothing tells that another host has what is in it.
-    The fence tells which one it was also where the record is forgotten; older versions have told it in neither.
+    Someone has put it there, even if it is just a snapshot of the old one, and nothing shows that another host has its
+    contents. The fence says which subvolume it was, even when the record has been forgotten; older versions noted it in
+    neither.
     """
     fence = container_config.fence_of(config.read_text(errors="replace"))
     records = [journal.by_id(fence, role) for role in Role]
@@ -266,22 +268,22 @@ def is_another_disk(journal: Journal, config: Path, rootfs: Path) -> bool:
 
 
 def left_by(journal: Journal, config: Path) -> Migration | None:
-    """The record by which the copy behind the fence in `config` has left here."""
+    """The record of the migration by which the copy behind the fence in `config` left this host."""
     return journal.by_id(container_config.fence_of(config.read_text(errors="replace")), Role.SOURCE)
 
 
 def is_of(journal: Journal, snapshot: Path, origin: str) -> bool:
-    """Whether a snapshot that migrations keep was made or received by one of the container with that origin."""
+    """Whether a snapshot kept by migrations was made or received by one that moved the container of that origin."""
     id_ = snapshot.name.partition(".")[0]
     found = [journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION)]
     return any(each and _origin(each) == origin for each in found)
 
 
 def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bool) -> None:
-    """A container of that name may be here only as the stopped, fenced copy of one that has moved away.
+    """Raise ContainerExists if anything of that name is here but the stopped, fenced copy of one that moved away.
 
-    Nor may its root file system's place have another, where that copy's lies elsewhere: nobody knows whose it is. And
-    none may be moved away under clones. Raises ContainerExists, HasClones.
+    Also if the place of its root file system is taken by another while the copy's own lies elsewhere, because nobody
+    knows whose it is. Raises HasClones if clones depend on what would be moved out of the way.
     """
     found = whose(layout)
     if found is Whose.NOBODYS:
@@ -294,12 +296,12 @@ def refuse_foreign(journal: Journal, layout: Layout, origin: str, *, renamed: bo
 
 
 def _lives(layout: Layout) -> bool:
-    """Whether a fenced copy is at work all the same; LXC may know it by another spelling of its path, or not at all."""
+    """Whether a fenced copy is running all the same; LXC may know it by another spelling of its path, or not at all."""
     container = lxc.Container(layout.name, layout.lxcpath)
     return container.state != "STOPPED" or lxc.lives_in(layout.name, container.rootfs)
 
 
 def _has_another(layout: Layout) -> bool:
-    """Whether a subvolume is where a root file system would come to lie, and is not that of the container there."""
+    """Whether a subvolume is where the root file system would go that is not that of the container there."""
     return btrfs.is_subvolume(layout.rootfs) and bool(
         container_config.rootfs_elsewhere(layout.container / "config", layout.rootfs))

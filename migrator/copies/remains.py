@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether what a migration has brought to a stand on its source is still there: told by its cgroup.
+"""Whether what a migration froze or stopped on its source is still alive, judged by its cgroup.
 
-Not by LXC: that says STOPPED as soon as the container's monitor has ended, killed when memory was short for example,
-while all tasks live on (the monitor answers for the container on a socket, see lxc_getstate in liblxc's state.c). Nor
-is a configuration needed, which may have been renamed or removed meanwhile.
+LXC is not asked. It reports STOPPED as soon as the container's monitor has ended, killed for lack of memory for
+example, while all tasks live on (the monitor answers for the container on a socket; see lxc_getstate in liblxc's
+state.c). No configuration is needed either, as it may have been renamed or removed meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from migrator.record.migration_paths import Layout
 
 
 def record(container: lxc.Container) -> dict[str, Any]:
-    """What the journal must know of a container that runs, before it is brought to a stand."""
+    """What the journal must know of a running container before it is frozen or stopped."""
     found: dict[str, Any] = {"init": init_of(container), "boot": boot_clock.BOOT_ID.read_text().strip(), "cgroup": ""}
     with contextlib.suppress(MigratorError, OSError):
         found["cgroup"] = str(container.cgroup)
@@ -35,9 +35,9 @@ def record(container: lxc.Container) -> dict[str, Any]:
 
 
 def init_of(container: lxc.Container) -> list[int] | None:
-    """Which start of a container this is: its first process, and when that began, in ticks since the host's boot.
+    """Identifies a start of a container: the pid of its PID 1, and when that began, in clock ticks since boot.
 
-    None where LXC knows of none.
+    None if LXC knows of none.
     """
     with contextlib.suppress(MigratorError, OSError):
         pid = container.init_pid
@@ -46,7 +46,7 @@ def init_of(container: lxc.Container) -> list[int] | None:
 
 
 def is_known(migration: Migration, container: lxc.Container) -> bool | None:
-    """Whether the start that LXC knows of is the one on record, and no other; None where it knows of none."""
+    """Whether the start that LXC knows of is the one on record; None if LXC knows of none."""
     found = init_of(container)
     return None if found is None else _is_on_record(migration, found)
 
@@ -62,7 +62,7 @@ def _in_this_boot(migration: Migration) -> bool:
 
 
 def are_here(migration: Migration) -> bool:
-    """Whether any process lives in the cgroup that was brought to a stand, but one that was started there since."""
+    """Whether any process is alive in the cgroup that was frozen or stopped, other than of a start made there since."""
     cgroup = migration.still.cgroup
     if not cgroup or not _in_this_boot(migration) or not cgroups.populated(cgroup):
         return False
@@ -73,7 +73,7 @@ def are_here(migration: Migration) -> bool:
 
 
 def are_left(migration: Migration) -> bool:
-    """The same, of that very start and no other: one that LXC has lost counts neither, and is left alone."""
+    """As `are_here`, but of that very start only: one that LXC has lost track of does not count and is left alone."""
     return are_here(migration) and (first_is_here(migration) or not _is_lost_there(migration))
 
 
@@ -91,24 +91,24 @@ def _rootfs(migration: Migration) -> Path:
 
 
 def on_disk(migration: Migration, limit: float = 0.0) -> int | None:
-    """The first process of a start that lives on its disk, though LXC may have lost it; None beside what is frozen.
+    """PID 1 of a start that lives on its disk, even if LXC has lost track of it; None if the frozen one is there.
 
-    What ends within `limit` seconds does not count.
+    A start that ends within `limit` seconds does not count.
     """
     return None if first_is_here(migration) else second_start.on_disk(
         migration.name, migration.lxcpath, _rootfs(migration), migration.still.cgroup, limit)
 
 
 def doubt(migration: Migration, pid: int) -> str:
-    """Of what `on_disk` has found, see `second_start.doubt`."""
+    """What is uncertain about the process that `on_disk` found; see `second_start.doubt`."""
     return second_start.doubt(pid, migration.name, _rootfs(migration))
 
 
 def _is_anothers(migration: Migration, cgroup: str) -> bool:
-    """Whether that cgroup is by now one of a container of that name in another LXC path: its disk tells.
+    """Whether that cgroup now belongs to a container of the same name in another LXC path, judged by its disk.
 
-    LXC gives it to each in turn. A process of which nothing can be told, as it is just ending, decides nothing; where
-    there is no other, they are ours.
+    LXC gives the cgroup to each in turn. A process about which nothing can be learned, because it is just ending,
+    decides nothing; if there are no others, they count as ours.
     """
     uuid = migration.copy.rootfs_uuid
     if not uuid:
@@ -118,7 +118,8 @@ def _is_anothers(migration: Migration, cgroup: str) -> bool:
 
 
 def _disk_of(pid: int) -> str | None:
-    """The uuid of the subvolume that a process has its root in; "" where that is none, None where it has ended."""
+    """The uuid of the subvolume that a process has its root in; "" if it is not in one, None if the process has ended.
+    """
     return _disks_of([pid]).get(pid)
 
 
@@ -134,17 +135,17 @@ def _uuid_of(root: Path) -> str | bool:
 
 
 def is_shown(migration: Migration, disks: set[str]) -> bool:
-    """Of what `first_is_here`: whether it is certainly that start of it, so that it may be ended.
+    """For what `first_is_here` found: whether it is certainly that start, so that it may be ended.
 
-    By what is on record; where an older version has recorded its id alone, its root must lie on one of these `disks`,
-    by the uuids of their subvolumes.
+    Decided by what is on record. If an older version recorded only the pid, the process's root must also be on one of
+    `disks` (subvolume uuids).
     """
     pid, began = migration.still.first
     return (began is not None and migration.still.boot is not None) or _disk_of(pid) in disks
 
 
 def was_thawed(migration: Migration) -> bool:
-    """Whether what was brought to a stand goes on, as after an lxc-unfreeze that somebody has typed."""
+    """Whether what was frozen or stopped is running, for instance because someone typed lxc-unfreeze."""
     if not first_is_here(migration):
         return False
     with contextlib.suppress(FileNotFoundError):  # it has ended
@@ -153,7 +154,7 @@ def was_thawed(migration: Migration) -> bool:
 
 
 def first_is_here(migration: Migration) -> bool:
-    """Whether the first process of that start lives in that cgroup, and with it all the container's memory."""
+    """Whether PID 1 of that start is alive in that cgroup, and with it all of the container's memory."""
     cgroup = migration.still.cgroup
     pid = migration.still.first[0]
     if not cgroup or not _in_this_boot(migration) or not cgroups.has_process(cgroup, pid):
@@ -165,11 +166,11 @@ def first_is_here(migration: Migration) -> bool:
 
 
 def require_none(migration: Migration) -> None:
-    """Raises StartFailed while a process lives where the container was frozen: what LXC does not know of any more.
+    """Raise StartFailed while a process that LXC no longer knows of is alive where the container was frozen.
 
-    But for those of another start.
+    Processes of another start do not count.
     """
-    until = time.monotonic() + lxc.END_LIMIT  # its PID 1 has ended: the others do, too
+    until = time.monotonic() + lxc.END_LIMIT  # its PID 1 has ended, so the others are about to
     while are_left(migration):
         if time.monotonic() > until:
             cgroup = migration.still.cgroup
@@ -180,7 +181,7 @@ def require_none(migration: Migration) -> None:
 
 
 def _was_started_anew(migration: Migration) -> bool:
-    """LXC knows another start of it."""
+    """Whether LXC knows another start of it."""
     with contextlib.suppress(MigratorError):
         return is_known(migration, lxc.Container(migration.name, migration.lxcpath)) is False
     return False

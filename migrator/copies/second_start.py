@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether another start of a container lives beside what is frozen of it: two must not run on one disk.
+"""Whether another start of a container lives beside the frozen one: two must not run on one disk.
 
-As where the frozen one's monitor was killed, so that LXC said STOPPED, and somebody has started it. Nothing that a user
-in the container does passes for that, as it would keep the container frozen: all that he starts is in its pid
-namespace, or in one below, whatever cgroup he puts it into. Nor what a user of this host does.
+This happens when the frozen one's monitor was killed, so that LXC said STOPPED, and someone started the container. A
+user in the container must not be able to imitate such a start, as that would keep the container frozen; none can,
+because all that they start is in the container's pid namespace or one below it, whatever cgroup they put it into. Nor
+can an unprivileged user of this host.
 
-It is told by its root, whatever LXC calls it: one that was renamed, or started by another name, runs on the same disk.
-So another container whose own first process has called chroot(2) into this root file system passes for one, where all
-of it is mounted there, or a folder was handed in. And by the cgroup that LXC has put it into, wherever its root is by
-now: `is_called_so`. Whoever passes for a start costs a refusal, which names him, and is never ended; a start that is
-passed over costs two copies.
+A start is recognised by its root, whatever LXC calls it: one that was renamed, or started under another name, runs on
+the same disk. Therefore another container whose PID 1 has called chroot(2) into this root file system is taken for one
+if all of it, or a directory of it, is mounted there. A start is also recognised by the cgroup that LXC put it into,
+wherever its root is by now: see `is_called_so`. A false positive costs a refusal, which names the process and never
+ends it; a false negative costs two running copies.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ _NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704  # <l
 
 
 def refuse(frozen: Frozen, *, ask_lxc: bool = True, its: str = "") -> None:
-    """Before what stands still is thawed: raises StartFailed while another start of it lives.
+    """Before thawing: raise StartFailed while another start of the container is alive.
 
-    Or one of what was made of its root file system, which has the uuid `its`. LXC may be asked how that one is ended.
+    Also for a start of something made of its root file system, which has the uuid `its`. With `ask_lxc`, LXC may be
+    asked how that start can be ended.
     """
     second = of(frozen)
     if second is None and its:
@@ -49,9 +51,10 @@ def refuse(frozen: Frozen, *, ask_lxc: bool = True, its: str = "") -> None:
 
 
 def of(frozen: Frozen) -> int | None:
-    """The first process of another start of it.
+    """PID 1 of another start of it, or None.
 
-    Neither LXC nor a disk is asked, as a thaw waits for this; and what cannot be told keeps nothing frozen.
+    Neither LXC nor a disk is asked, because a thaw is waiting for this; and what cannot be determined keeps nothing
+    frozen.
     """
     with contextlib.suppress(OSError):
         root, inside = roots.of(frozen.pid), _id(f"/proc/{frozen.pid}/ns/pid")
@@ -61,13 +64,15 @@ def of(frozen: Frozen) -> int | None:
 
 
 def _made_of(frozen: Frozen, its: str) -> int | None:
-    """The first process of what was made of a snapshot of it, and was started by its name, as after lxc-snapshot -r: it
-    has neither that root nor that cgroup. As above nobody is asked; only its own disk is, which is that of the frozen
-    one's too. The frozen one itself is not: what it watches of its own root (fanotify(7)) would wait for its answer.
+    """PID 1 of a start of its name whose root file system was made from a snapshot of it, as after lxc-snapshot -r.
+
+    Such a start has neither that root nor that cgroup. As in `of`, nothing is asked that can hang: only the container's
+    own disk, which is also that of the frozen one. The frozen one's own root is not looked at: if it watches that
+    (fanotify(7)), the look would wait for its answer.
     """
     for pid in lxc.container_processes(frozen.name):
-        # It has ended, or cannot be told; or its root is no subvolume. What has another name, or another's monitor, is
-        # not asked for its root, which somebody in there may have chosen.
+        # It has ended, or cannot be inspected, or its root is no subvolume. A process of another name or another
+        # monitor is not asked for its root, because someone in there may have chosen one that hangs.
         with contextlib.suppress(MigratorError, OSError, ValueError):
             if (lxc.is_payload(frozen.name, lxc.cgroup_of(pid)) and not cgroups.holds(str(frozen.cgroup), _cgroup(pid))
                     and is_start(pid) and monitor_socket.may_be_its(_parent(pid), frozen.name, frozen.lxcpath)
@@ -77,15 +82,15 @@ def _made_of(frozen: Frozen, its: str) -> int | None:
 
 
 def _descends_from(pid: int, its: str) -> bool:
-    """Whether its root is a subvolume that has been made of that one; raises MigratorError and OSError."""
+    """Whether its root is a subvolume that was made of that one; raises MigratorError and OSError."""
     with roots.on_btrfs(pid) as root:
         return root is not None and its in subvolume_uuids.ancestors(root)
 
 
 def on_disk(name: str, lxcpath: Path, rootfs: Path, cgroup: str = "", limit: float = 0.0) -> int | None:
-    """The first process of a start that lives in this root file system, or `is_called_so`, be it that LXC has lost it.
+    """PID 1 of a start in this root file system, or one that `is_called_so`, even if LXC has lost track of it.
 
-    What ends within `limit` seconds does not count.
+    A start that ends within `limit` seconds does not count.
     """
     until = time.monotonic() + limit
     while (found := next((pid for pid in lxc.container_processes(name)
@@ -97,24 +102,25 @@ def on_disk(name: str, lxcpath: Path, rootfs: Path, cgroup: str = "", limit: flo
 
 
 def is_on(pid: int, rootfs: Path) -> bool:
-    """Whether it is the first process of a start of what has this root file system.
+    """Whether it is PID 1 of a start of the container that has this root file system.
 
-    It has all of it mounted as its root, and may have called chroot(2) in there since. Another container, into which a
-    folder of it is mounted, has that folder at most.
+    Such a process has the whole of it mounted as its root, and may have called chroot(2) within it since. Another
+    container that a directory of it is mounted into has at most that directory.
     """
-    with contextlib.suppress(OSError):  # it has ended, or cannot be told
+    with contextlib.suppress(OSError):  # it has ended, or cannot be inspected
         return (roots.is_in(pid, rootfs) and is_start(pid)
                 and roots.is_top_of_own_mount(pid) == (roots.of(pid) == roots.at(rootfs)))
     return False
 
 
 def is_called_so(pid: int, name: str, lxcpath: Path, cgroup: str = "") -> bool:
-    """Whether it is the first process of a start that LXC has put into a cgroup with this container's name, or into
-    `cgroup`, wherever it has its root by now, as after a chroot(2) or pivot_root(2) of its own to a tmpfs.
+    """Whether it is PID 1 of a start that LXC put into a cgroup of this container's name, or into `cgroup`.
 
-    Not where LXC's monitor, which has started it, answers for another one, as of that name in another LXC path, nor
-    where no LXC has started it, as a guest of systemd-nspawn, whose root can make such a cgroup in his own. Nor
-    with a subvolume as its root, as such a one may have whose monitor has ended: of this container's own that tells.
+    Its root does not matter: it may have moved that to a tmpfs by chroot(2) or pivot_root(2). It does not count if the
+    LXC monitor that started it answers for another container, such as one of the same name in another LXC path, nor if
+    no LXC started it: root in a systemd-nspawn guest can create such a cgroup inside its own. Nor does it count if its
+    root is a subvolume, which can be so for one whose monitor has ended: then the root tells whether it is this
+    container's.
     """
     with contextlib.suppress(OSError):  # it has ended
         return _is_called_so(pid, _cgroup(pid), name, lxcpath, cgroup)
@@ -122,16 +128,16 @@ def is_called_so(pid: int, name: str, lxcpath: Path, cgroup: str = "") -> bool:
 
 
 def is_answered_for(pid: int, name: str, lxcpath: Path) -> bool:
-    """Whether who has started it answers as LXC's monitor for this container, be it that he takes no connection."""
+    """Whether its parent answers as LXC's monitor for this container, or would but accepts no connection."""
     with contextlib.suppress(OSError, ValueError):  # it has ended
         return monitor_socket.is_its(_parent(pid), name, lxcpath)
     return False
 
 
 def _is_called_so(pid: int, said: str, name: str, lxcpath: Path, cgroup: str = "") -> bool:
-    """The same, of what /proc/PID/cgroup says."""
-    with contextlib.suppress(OSError, ValueError):  # it has ended, or cannot be told
-        # The cheapest first: of all that live in containers.
+    """As `is_called_so`, where `said` is the content of /proc/PID/cgroup."""
+    with contextlib.suppress(OSError, ValueError):  # it has ended, or cannot be inspected
+        # The cheapest test first, because this is asked about everything that lives in containers.
         return (((_may_be_called_so(said, name) and lxc.is_payload(name, lxc.payload_cgroup(said)))
                  or (bool(cgroup) and cgroups.holds(cgroup, said)))
                 and is_start(pid) and monitor_socket.may_be_its(_parent(pid), name, lxcpath)
@@ -144,9 +150,9 @@ def _may_be_called_so(said: str, name: str) -> bool:
 
 
 def doubt(pid: int, name: str, rootfs: Path) -> str:
-    """For who is told to end what passes for a start: that it may be another container, and how he sees that.
+    """A hint for whoever is told to end what looks like a start: that it may be another container, and how to check.
 
-    "" where both its root and what LXC calls it tell that it is this one's.
+    "" if both its root and LXC's name for it show that it is this container's.
     """
     cgroup = Path("/")
     with contextlib.suppress(OSError, ValueError):  # it has ended
@@ -159,20 +165,20 @@ def doubt(pid: int, name: str, rootfs: Path) -> str:
 
 
 def is_start(pid: int) -> bool:
-    """Whether it is the first process of a container, in namespaces of its own of processes and of mounts, as LXC makes
-    them for root.
+    """Whether it is PID 1 of a container: in pid and mount namespaces of its own, of the kind that LXC makes for root.
 
-    A visitor is not, be he in a pid namespace of his own, as arch-chroot makes one, or in another container, whose
-    root can make any such namespaces in there.
+    A visitor is not, even in a pid namespace of its own as arch-chroot makes one, or in another container, whose root
+    can create any number of such namespaces in there.
     """
-    with contextlib.suppress(OSError):  # it has ended, or cannot be told
+    with contextlib.suppress(OSError):  # it has ended, or cannot be inspected
         return (_is_first(pid) and _id(f"/proc/{pid}/ns/mnt") != _id("/proc/self/ns/mnt") and _is_made_by_root(pid))
     return False
 
 
 def is_visitor(pid: int) -> bool:
-    """Whether it lives in this host's mount namespace, as nothing that runs in a container does: an administrator who
-    looks around, by chroot or arch-chroot.
+    """Whether it is in this host's mount namespace, as nothing that runs in a container is.
+
+    That is an administrator looking around by chroot or arch-chroot.
     """
     with contextlib.suppress(OSError):  # it has ended
         return _id(f"/proc/{pid}/ns/mnt") == _id("/proc/self/ns/mnt")
@@ -180,10 +186,12 @@ def is_visitor(pid: int) -> bool:
 
 
 def _is_beside(pid: int, root: roots.Root, inside: tuple[int, int], frozen: Frozen) -> bool:
-    """It has that root by a mount of its own, and not by a descriptor, as a user in there can hand one to the root of
-    another container. Unless the frozen one has called chroot(2): then neither has it so. Or it `is_called_so`.
+    """Whether it has that root through a mount of its own (not a descriptor), or `is_called_so`.
+
+    A user in the container can pass a descriptor of its root to another container. If the frozen process itself has
+    called chroot(2), neither has the root through a mount of its own, so that test is dropped.
     """
-    with contextlib.suppress(OSError):  # it has ended, or cannot be told
+    with contextlib.suppress(OSError):  # it has ended, or cannot be inspected
         has_root, said = roots.of(pid) == root, _cgroup(pid)
         if not (has_root or _may_be_called_so(said, frozen.name)) or cgroups.holds(str(frozen.cgroup), said):
             return False
@@ -199,24 +207,24 @@ def _cgroup(pid: int) -> str:
 
 
 def _parent(pid: int) -> int:
-    """Who has started it, or where that has ended, who waits for it now; raises OSError."""
+    """Its parent, or if that has ended the process it was reparented to; raises OSError."""
     return int(status(pid, b"PPid")[0])
 
 
 def _is_first(pid: int) -> bool:
-    """Whether it is the first process of a pid namespace right below this host's (NSpid in proc_pid_status(5)).
+    """Whether it is PID 1 of a pid namespace directly below this host's (NSpid in proc_pid_status(5)).
 
-    What a container makes for itself lies further down. Raises OSError.
+    Namespaces that a container makes for itself are further down. Raises OSError.
     """
     ids = status(pid, b"NSpid")
     return len(ids) == 2 and ids[1] == b"1"
 
 
 def _is_made_by_root(pid: int) -> bool:
-    """Whether its pid namespace was, as all are that LXC makes for root, for a container with ids of its own too.
+    """Whether root made its pid namespace, as with all that root's LXC makes, for unprivileged containers too.
 
-    Any user of this host may make one, in a user namespace that he has made and so owns, and take a container's root
-    there, through /proc/PID/root of a process of his id in it. Raises OSError.
+    Any user of this host can make a pid namespace inside a user namespace that they made and therefore own, and enter a
+    container's root from there, through /proc/PID/root of one of its processes that has their uid. Raises OSError.
     """
     with contextlib.ExitStack() as opened:
         space = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -224,13 +232,13 @@ def _is_made_by_root(pid: int) -> bool:
         users = fcntl.ioctl(space, _NS_GET_USERNS)
         opened.callback(os.close, users)
         if os.path.sameopenfile(users, opened.enter_context(Path("/proc/self/ns/user").open("rb")).fileno()):
-            return True  # who may do that is root
+            return True  # whoever may do that is root
         (owner,) = struct.unpack("=I", fcntl.ioctl(users, _NS_GET_OWNER_UID, bytes(4)))
-        return bool(owner == os.geteuid())  # ours: only root comes here
+        return bool(owner == os.geteuid())  # our own uid: only root gets here
 
 
 def _descends(pid: int, inside: tuple[int, int]) -> bool:
-    """Whether a process is in that pid namespace, or in one that was made in it; raises OSError."""
+    """Whether a process is in that pid namespace or in a descendant of it; raises OSError."""
     fd = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     while True:
         try:
@@ -238,7 +246,7 @@ def _descends(pid: int, inside: tuple[int, int]) -> bool:
             if (found.st_dev, found.st_ino) == inside:
                 return True
             above = fcntl.ioctl(fd, _NS_GET_PARENT)
-        except PermissionError:  # this host's: there is none above, or none that we may see (ioctl_ns(2))
+        except PermissionError:  # this host's own: it has no parent, or none that we may see (ioctl_ns(2))
             return False
         finally:
             os.close(fd)
@@ -246,14 +254,15 @@ def _descends(pid: int, inside: tuple[int, int]) -> bool:
 
 
 def _id(path: str) -> tuple[int, int]:
-    """Which namespace a process is in; raises OSError where it has ended."""
+    """Identifies the namespace that a process is in; raises OSError if the process has ended."""
     found = Path(path).stat()
     return found.st_dev, found.st_ino
 
 
 def _end(frozen: Frozen, second: int, ask_lxc: bool) -> str:
-    """How that start is ended. By its name only if LXC knows it by that: else it is the frozen one that is ended so,
-    and before that thawed.
+    """The command that ends that start: by name only if LXC knows it by that name.
+
+    Otherwise that command would end the frozen one, after thawing it.
     """
     with contextlib.suppress(MigratorError, OSError):
         if ask_lxc and lxc.Container(frozen.name, frozen.lxcpath).init_pid == second:

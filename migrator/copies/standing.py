@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether what was brought to a stand on the source still stands still: looked at before its destination is told so.
+"""Whether what was frozen or stopped on the source still is; checked before its destination is told so.
 
-From the offer on the fence keeps it from being started, and nobody thaws it. But a fence is text, which somebody may
-take away (what keeps a host's configurations in order does), and anybody may type lxc-unfreeze. So before the token is
-offered once more, and before the word is given that it may be let run there, the source looks, and puts the fence back.
-So with what keeps it silent, which goes where somebody loads the host's nftables anew.
+From the offer on, the fence keeps it from being started and nobody thaws it. But a fence is just text, which anything
+that manages the host's configuration files may remove, and anybody may type lxc-unfreeze. So the source checks, and
+restores the fence, before the token is offered again and before it gives its word that the container may run there. The
+same goes for what keeps it silent, which is lost when someone reloads the host's nftables rules.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from migrator.record import next_commands
 from migrator.record.journal import Migration
 from migrator.record.states import State
 
-_PUT_BACK = "The fence was put back in boot"  # in its message
+_PUT_BACK = "The fence was put back in boot"  # as it appears in the fence's message
 
 
 def require(migration: Migration, stage: str, next_: str = "") -> None:
-    """See to it that it cannot be started here; raises OutOfOrder where it runs, so that `stage` must not go on.
+    """Make sure that it cannot be started here; raises OutOfOrder if it runs, in which case `stage` must not go on.
 
-    What comes then, `next_`, is a rollback unless the caller does that. OutOfOrder too while an lxc-autostart is under
-    way that may be older than the fence, where that was put back: then `stage` is tried again once it has ended.
+    `next_` is the command to advise; a rollback by default. Also raises OutOfOrder if the fence had to be restored
+    while an lxc-autostart is running that may have read the old configuration: `stage` can be tried again once that has
+    ended.
     """
     restore_fence(migration)
     if migration.ended and is_in_use(migration):
         raise OutOfOrder(stage=stage, next=next_commands.command("status", migration),
                          missing=f"that has ended on {next_commands.this_host()}, where someone has since removed the "
                                  f"fence of {migration.name}, so that it may run here again")
-    late = autostart.under_way() if is_put_back(migration) else None  # what has ended by now has started all it does
+    # one that has ended by now has started all it ever will
+    late = autostart.under_way() if is_put_back(migration) else None
     if runs(migration):
         raise OutOfOrder(
             stage=stage, next=next_ or next_commands.command("rollback", migration),
@@ -48,10 +50,10 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
 
 
 def refuse_end(migration: Migration, stage: str) -> None:
-    """Raises OutOfOrder where it has run on with this disk: nobody but its administrator ends that.
+    """Raise OutOfOrder if it has carried on with this disk: only its administrator may end that.
 
-    Once its end has begun, what is thawed or on its way to it is ending; another start is none of that. Who only
-    looks into its root file system is no start either: a finish ends nothing of his.
+    Once ending it has begun, anything thawed, or about to be, is being ended; another start of it is not. Someone who
+    merely looks into its root file system is no start either: a finish ends nothing of theirs.
     """
     ending = migration.state is State.FINISHING
     thawed = not ending and remains.was_thawed(migration)
@@ -66,8 +68,7 @@ def refuse_end(migration: Migration, stage: str) -> None:
 
 
 def end_of(migration: Migration, *, thawed: bool = False) -> str:
-    """How its administrator ends what was `thawed`, or else what was started: by its name only where LXC knows that
-    very start by it.
+    """How its administrator ends what was `thawed`, or else started: by name only if LXC knows that very start by it.
     """
     pid = migration.still.first[0] if thawed else _beside(migration) or remains.on_disk(migration)
     by_name = pid is None
@@ -75,11 +76,11 @@ def end_of(migration: Migration, *, thawed: bool = False) -> str:
         by_name = by_name or lxc.Container(migration.name, migration.lxcpath).init_pid == pid
     if by_name:
         return shlex.join(["lxc-stop", "-P", str(migration.lxcpath), "-n", migration.name])
-    return f"kill -9 {pid}"  # the first of its pid namespace: all others go with it
+    return f"kill -9 {pid}"  # PID 1 of its pid namespace: all others go with it
 
 
 def doubt(migration: Migration) -> str:
-    """Of what was started beside it, or on its disk: see `second_start.doubt`."""
+    """What is uncertain about what was started beside it or on its disk; see `second_start.doubt`."""
     found = _beside(migration)
     if found is None:
         found = remains.on_disk(migration)
@@ -87,17 +88,17 @@ def doubt(migration: Migration) -> str:
 
 
 def refuse_autostart(migration: Migration, stage: str) -> None:
-    """Before what is frozen here is ended: raises OutOfOrder where an lxc-autostart, as in `require`, may start it."""
+    """Before ending what is frozen here: raise OutOfOrder while an lxc-autostart (see `require`) may start it."""
     restore_fence(migration)
     if is_put_back(migration):
         autostart.refuse(migration, stage, next_commands.again(stage, migration))
 
 
 def restore_fence(migration: Migration) -> None:
-    """Put the fence back where somebody has taken it away, or part of it; another container of that name gets none.
+    """Restore the fence if someone removed all or part of it; another container of that name gets none.
 
-    Nor does what has moved away for good: who takes its fence away then may have no other copy any more. A snapshot of
-    it that somebody has put in its place does, as LXC makes that container without one.
+    Neither does one that has moved away for good: whoever removes its fence then may have no other copy. A snapshot
+    that someone has put in its place does get one, because LXC creates that container without a fence.
     """
     if migration.ended:
         return
@@ -112,14 +113,16 @@ def restore_fence(migration: Migration) -> None:
 
 
 def is_heard(migration: Migration) -> bool:
-    """Whether nothing keeps what stands still here silent any more, so that its kernel answers for it."""
+    """Whether nothing silences the frozen container any more, so that its kernel answers the network for it."""
     return (migration.state in (State.OFFERED, State.DUMPED) and bool(migration.still.ports)
             and remains.first_is_here(migration) and not remains.was_thawed(migration)
             and not network.is_silent(migration.id))
 
 
 def restore_silence(migration: Migration) -> None:
-    """Silence it again then. Whoever calls has the container locked: nobody thaws it meanwhile, to be cut off by this.
+    """Silence it again if necessary.
+
+    The caller has the container locked, so nobody can thaw it meanwhile and be cut off.
     """
     try:
         if is_heard(migration):
@@ -133,19 +136,22 @@ def restore_silence(migration: Migration) -> None:
 
 
 def is_in_use(migration: Migration) -> bool:
-    """On the source: whether it can be started here, for all that its fence does."""
+    """On the source: whether it can be started here despite its fence."""
     folder = migration.lxcpath / migration.name
     try:
         text = container_config.text_of(folder / "config")
     except FileNotFoundError:
         return False  # it was removed
-    held = fences.holds(folder, text, migration.id) or (  # first: it reads nothing that is included
+    held = fences.holds(folder, text, migration.id) or (  # first, because it does not read any included files
         container_config.fence_of(text) == migration.id and fences.refuses(folder, text))
     return not held and origins.has_source_disk(migration)
 
 
 def fence_anew(migration: Migration, text: str, said: str) -> bool:
-    """On a destination: fence what has that configuration; whether that puts the fence back, now or in this boot."""
+    """On a destination: fence the container that has this configuration.
+
+    Returns whether a removed fence was thereby put back, now or earlier in this boot.
+    """
     folder = migration.lxcpath / migration.name
     held = container_config.fence_of(text) == migration.id and fences.refuses(folder, text)
     late = not held or is_put_back(migration)
@@ -155,12 +161,12 @@ def fence_anew(migration: Migration, text: str, said: str) -> bool:
 
 
 def put_back(said: str) -> str:
-    """The message of a fence that an lxc-autostart which began before in this boot has not read."""
+    """The message of a fence that an lxc-autostart which began earlier in this boot has not read."""
     return f"{said}\n{_PUT_BACK} {_boot()}."
 
 
 def is_put_back(migration: Migration) -> bool:
-    """Whether that was in this boot: what has begun before in it has not read the fence."""
+    """Whether the fence was restored in this boot, so that an lxc-autostart which began earlier has not read it."""
     with contextlib.suppress(OSError):
         hook = migration.lxcpath / migration.name / container_config.FENCE_HOOK
         return f"{_PUT_BACK} {_boot()}" in hook.read_text(errors="replace")
@@ -172,7 +178,7 @@ def _boot() -> str:
 
 
 def message(migration: Migration) -> str:
-    """What the fence says to whoever tries to start it."""
+    """What the fence says to whoever tries to start the container."""
     if migration.state in (State.FINISHING, State.FINISHED):
         return (f"{migration.name} was migrated to {next_commands.moved_to(migration)} (migration {migration.id}) and"
                 f" runs there. To get it back, migrate it from there. {container_config.SUPERSEDED}"
@@ -182,42 +188,42 @@ def message(migration: Migration) -> str:
 
 
 def _disk(migration: Migration) -> str:
-    """What a copy's fence says of its disk, for who removes it when nobody remembers the migration any more."""
+    """What a copy's fence says about its disk, for whoever removes it when nobody remembers the migration any more."""
     uuid = migration.copy.rootfs_uuid
     return f"\n{container_config.DISK} {uuid}." if uuid else ""
 
 
 def runs(migration: Migration) -> bool:
-    """Whether it runs here: what was brought to a stand, thawed by somebody, or another start of it."""
+    """Whether it runs here: either what was frozen or stopped, thawed by someone, or another start of it."""
     return remains.was_thawed(migration) or started_anew(migration)
 
 
 def started_anew(migration: Migration) -> bool:
-    """Whether another start of it than the one that was brought to a stand lives here, be it that LXC has lost it."""
+    """Whether a start other than the one that was frozen or stopped is alive here, even if LXC has lost track of it."""
     if _beside(migration) is not None:
         return True
     still = remains.first_is_here(migration)
     with contextlib.suppress(ContainerNotFound):  # it may have been started before its configuration was removed
         container = lxc.Container(migration.name, migration.lxcpath)
         if not origins.has_source_disk(migration):
-            return False  # another one has its name
+            return False  # another container has its name
         init = remains.init_of(container)
         if init is not None:
             return not still or init[0] != migration.still.first[0]
         if not still and lxc.told_state(container) != "STOPPED":
-            return True  # on its way to that, or from it
+            return True  # starting or stopping
     return remains.on_disk(migration) is not None
 
 
 def _beside(migration: Migration) -> int | None:
-    """The first process of another start that lives beside what is frozen, be it that LXC does not know it."""
+    """PID 1 of another start that lives beside the frozen one, even if LXC does not know of it."""
     if not migration.memory or not remains.first_is_here(migration):
         return None
     return second_start.of(Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still))
 
 
 def _is_another(migration: Migration) -> bool:
-    """The same while it is being ended: LXC's monitor may be on its way out, which counts for nothing then."""
+    """As `_beside` while that is being ended: LXC's monitor may be about to exit, and then it counts for nothing."""
     if _beside(migration) is not None:
         return True
     with contextlib.suppress(ContainerNotFound):

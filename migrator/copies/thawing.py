@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Give a frozen container back: on its network, and running. Nothing here needs a disk, a journal or a terminal."""
+"""Give a frozen container back: reconnect its network and let it run. Needs no disk, no journal and no terminal."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """What must be known of a container to give it back: written down before it is frozen."""
+    """What must be known of a container to give it back; noted before it is frozen."""
 
     migration: str  # its id
     name: str
     lxcpath: Path
-    pid: int  # of its first process
+    pid: int  # of its PID 1
     cgroup: Path
     ports: tuple[Port, ...]
     dad: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see network.hush_dad
-    started: int | None = None  # when that process began, see `container_lock.start_time`; older versions do not say
+    # when that process began, see `container_lock.start_time`; older versions did not record it
+    started: int | None = None
 
     @classmethod
     def on_record(cls, migration: str, name: str, lxcpath: Path, still: Still) -> Self:
-        """As a journal has it, or `recorded` made it."""
+        """From the record in a journal, or from what `recorded` returned."""
         pid, (init, started) = NO_PROCESS if still.pid is None else still.pid, still.first
         return cls(migration, name, lxcpath, pid, Path(still.cgroup), tuple(still.ports), still.dad,
                    started if init == pid else None)
@@ -45,9 +46,10 @@ class Frozen:
                      init=(self.pid, self.started))
 
     def is_here(self) -> bool:
-        """Whether it still is that container which lives in the cgroup; raises OSError.
+        """Whether the cgroup still holds that container; raises OSError.
 
-        Two of one name, in two LXC paths, have it in turn, as have two starts. Another one its owner may have frozen.
+        Two containers of one name in two LXC paths use the same cgroup in turn, as do two starts of one container. If
+        it is now another one, its owner may be the one who froze it.
         """
         try:
             return self.cgroup.is_dir() and self.started in (None, container_lock.start_time(self.pid))
@@ -56,10 +58,10 @@ class Frozen:
 
 
 def thaw(frozen: Frozen) -> None:
-    """Give the container its network again and let it run; safe to repeat.
+    """Reconnect the container's network and let it run; safe to repeat.
 
-    It runs in the end even where a step on the way fails; that is only told. Raises
-    OSError where the kernel does not thaw it. No signal by hand comes between the steps.
+    If a step on the way fails, that is only logged and the container still runs in the end. Raises OSError if the
+    kernel does not thaw it. Signals from a user (Ctrl-C and the like) do not interrupt the steps.
     """
     with undisturbed():
         for what, step in (
@@ -76,26 +78,27 @@ def thaw(frozen: Frozen) -> None:
 
 
 def attempt(otherwise: str, step: Callable[[], None]) -> None:
-    """A step on the way to where it runs, which nothing but the last one may keep it from; says `otherwise` if not."""
+    """A step on the way to the thaw whose failure must not prevent it; logs `otherwise` if it fails."""
     try:
         step()
-    except Exception as error:  # nothing is worth more than the thaw, which comes after
+    except Exception as error:  # nothing matters more than the thaw that comes after
         log.warning(f"{otherwise}: {error}")
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals by hand wait until the block has ended.
+    """Hold back signals sent by hand until the block has ended.
 
-    To block them does not help: the kernel hands a signal to any thread that does not (signal(7)), and one that keeps a
-    connection alive is always there. Python then runs its handler in the main thread, and no other is ever disturbed.
+    Blocking them would not help: the kernel delivers a signal to any thread that does not block it (signal(7)), and
+    there is always one that keeps a connection alive. Python then runs the handler in the main thread; other threads
+    are never interrupted.
     """
     came: list[int] = []
     try:
         with contextlib.ExitStack() as stack:
             for number in _BY_HAND if threading.current_thread() is threading.main_thread() else ():
                 before = signal.getsignal(number)
-                if before not in (signal.SIG_IGN, None):  # which stays so
+                if before not in (signal.SIG_IGN, None):  # an ignored signal stays ignored
                     stack.callback(signal.signal, number, before)
                     signal.signal(number, lambda which, _: came.append(which))
             yield

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Gives a frozen container back when the program that froze it does not: it was stopped, has hung or was killed.
+"""Gives a frozen container back if the program that froze it does not: because it was stopped, hangs or was killed.
 
-A process of its own, started before the freeze, in a session of its own, so that no Ctrl-Z, hang-up or `kill` meant for
-that program reaches it, and in the root of the cgroup tree, see `apart`. It thaws
+The watchdog is a separate process, started before the freeze. It is in its own session, so that no Ctrl-Z, hang-up or
+`kill` meant for that program reaches it, and in the root of the cgroup tree (see `apart`). It thaws
 
 - when the freeze has lasted for its limit by the monotonic clock, and
-- when that program has ended without having taken its leave, provided that nobody else has the container's lock and
+- when that program has ended without taking its leave, provided that nobody else has the container's lock and
   the journal still has it as being dumped;
 
-but not before CRIU has let go of the container, nor beside another start of it. Before the ownership token is offered
-its clock is stopped, and it answers whether it has thawed: from then on no clock decides. It stays until the offer is
-on record, and is dismissed: who is killed between the two has offered nothing, and the journal says so.
+but not before CRIU has let go of the container, nor beside another start of it. Before the ownership token is offered,
+its clock is stopped, and it reports whether it has thawed: from then on no clock decides. It stays until the offer is
+on record and is then dismissed: a program killed between the two has offered nothing, and the journal says so.
 
-Lines of JSON: from the program that freezes, a `Task`, `begins` before the freeze, `dad` (see network.hush_dad) after
-it, `clock` where that is stopped, and `dismissed`, or `left`; to it `watching`, and for `clock` `thawed`, true or
-false.
+The protocol is lines of JSON. From the program that freezes: a `Task`, `begins` before the freeze, `dad` (see
+network.hush_dad) after it, `clock` to stop the clock, and `dismissed` or `left`. To it: `watching`, and in reply to
+`clock` `thawed`, true or false.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from migrator.record.states import Role, State
 from migrator.record.transactions import HURRY
 
 FOR_EVER = 1e6  # seconds
-POLL = 0.2  # seconds between two looks: whether CRIU has let go, or whether it was frozen again
-ANSWER_LIMIT = 60.0  # seconds that a watchdog may take to answer; it does nothing else but thaw
+POLL = 0.2  # seconds between two checks of whether CRIU has let go, or the container was frozen again
+ANSWER_LIMIT = 60.0  # seconds that a watchdog may take to answer; all it ever does is thaw
 LINE_LIMIT = 1 << 20  # bytes
 
 
@@ -61,12 +61,13 @@ class Task:
     """What a watchdog is told."""
 
     frozen: Frozen
-    attempt: int  # the number of the dump, as the journal has it
-    images: tuple[str, ...]  # folders that CRIU may dump into
+    attempt: int  # the number of the dump in the journal
+    images: tuple[str, ...]  # directories that CRIU may dump into
     limit: float  # seconds
     journal: str  # its path
-    locks: str = str(container_lock.LOCKS)  # the folder of the containers' locks
-    program: tuple[int, int] = dataclasses.field(default_factory=container_lock.this_process)  # that freezes it
+    locks: str = str(container_lock.LOCKS)  # the directory of the containers' locks
+    # the program that freezes it
+    program: tuple[int, int] = dataclasses.field(default_factory=container_lock.this_process)
 
     def to_json(self) -> str:
         return json.dumps({
@@ -86,14 +87,14 @@ class Task:
 
 
 class Watchdog:
-    """The watchdog as the program that freezes sees it."""
+    """The watchdog as seen by the program that freezes."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
         self._program: Program | None = None
 
     def start(self) -> None:
-        """Start it; returns when it watches. Raises WatchdogFailed."""
+        """Start it and return once it is watching. Raises WatchdogFailed."""
         self._program = detached([sys.executable, "-I", "-m", __name__, container_lock.WATCHDOG],
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._say(self._task.to_json())
@@ -109,23 +110,26 @@ class Watchdog:
         self._say(json.dumps({"begins": True}))
 
     def note_dad(self, dad: dict[str, str]) -> None:
-        """It is frozen, and this is what its interfaces had before."""
+        """It has been frozen; `dad` is what its interfaces had set before."""
         self._say(json.dumps({"dad": dad}))
 
     def stop_clock(self) -> bool:
-        """From here on it thaws only where this program ends; returns whether it has thawed, or may have."""
+        """From now on it thaws only if this program ends; returns whether it has thawed, or may have."""
         self._say(json.dumps({"clock": "stopped"}))
         return bool(self._answer() != {"thawed": False})
 
     def dismiss(self) -> None:
-        """From here on it does nothing any more; safe to repeat."""
+        """From now on it does nothing; safe to repeat."""
         program, self._program = self._program, None
         if program is not None:
             self._say(json.dumps({"dismissed": True}), program)
             program.kill()
 
     def leave(self) -> None:
-        """This program could not give it back, and lives on: from here on the journal alone decides. Safe to repeat."""
+        """This program could not give the container back and lives on: from now on only the journal decides.
+
+        Safe to repeat.
+        """
         program, self._program = self._program, None
         if program is not None:
             self._say(json.dumps({"left": True}), program)
@@ -134,12 +138,12 @@ class Watchdog:
 
     def _say(self, line: str, program: Program | None = None) -> None:
         if program := program or self._program:
-            with contextlib.suppress(OSError):  # it has ended: `dismiss` learns that
+            with contextlib.suppress(OSError):  # it has ended, which `dismiss` finds out
                 program.stdin.write(f"{line}\n".encode())
                 program.stdin.flush()
 
     def _answer(self, program: Program | None = None) -> Any:
-        """None where it says nothing."""
+        """None if it does not answer."""
         if program := program or self._program:
             ready, _, _ = select.select([program.stdout], [], [], ANSWER_LIMIT)
             line = program.stdout.readline(LINE_LIMIT) if ready else b""
@@ -151,21 +155,22 @@ class Watchdog:
 
 
 class Watch:
-    """What the process does. `lines` tells what happens: the next line, "" at their end, None after so many seconds."""
+    """What the process does. `lines(seconds)` returns the next line, "" at the end, None if none came within `seconds`.
+    """
 
     def __init__(self, task: Task, lines: Callable[[float], str | None], clock: Callable[[], float],
                  answer: Callable[[bool], None]) -> None:
-        """`answer` tells the program whether it has thawed."""
+        """`answer` tells the program whether the container was thawed."""
         self.task = task
         self.frozen = task.frozen
         self._lines = lines
         self._answer = answer
         self._clock = clock
-        self._end: float | None = None  # by the clock, once the freeze has begun
-        self._may_be_offered = False  # the program has stopped the clock to offer the token, or may come to it
+        self._end: float | None = None  # on `clock`, set once the freeze has begun
+        self._may_be_offered = False  # the program has stopped the clock to offer the token, or may get to that
 
     def run(self) -> bool:
-        """Until it is dismissed, or left alone and not needed any more; returns whether it has thawed."""
+        """Watch until dismissed, or until abandoned and no longer needed; returns whether it has thawed."""
         thawed = False
         while True:
             line = self._lines(self._wait(thawed))
@@ -184,32 +189,34 @@ class Watch:
                         self._end, self._may_be_offered = None, True
                     self._answer(thawed)
                 self.frozen = dataclasses.replace(self.frozen, dad=data.get("dad", self.frozen.dad))
-            elif self._end is not None and (not thawed or self._is_frozen()):  # who goes on after a stop may freeze it
-                with contextlib.suppress(MigratorError, OSError):  # then once more: nobody else does it
+            # a program that carries on after a stop may freeze it again
+            elif self._end is not None and (not thawed or self._is_frozen()):
+                with contextlib.suppress(MigratorError, OSError):  # then try again: nobody else will
                     self._thaw()
                     thawed = True
 
     def _wait(self, thawed: bool) -> float:
-        """For how many seconds there is nothing to do if nothing happens."""
+        """Seconds for which there is nothing to do unless something happens."""
         if self._end is None:
             return FOR_EVER
         return POLL if thawed else max(POLL, self._end - self._clock())
 
     def _left_alone(self) -> bool:
-        """The program that froze it has ended; whoever has the lock now takes care of it first.
+        """The program that froze it has ended; whoever has the lock now takes care of the container first.
 
-        A full disk, a journal that cannot be read or a file system without a free descriptor may be all right again
-        when it is tried once more; the container stands still until then. At its limit it is thawed even where the
-        journal cannot be read, if nobody can have offered the token: that program had not come to it, and nobody else
-        has had the lock since.
+        A full disk, an unreadable journal or a shortage of file descriptors may have passed by the next try; until then
+        the container stays frozen. Once the limit has passed, it is thawed even if the journal cannot be read, provided
+        that nobody can have offered the token: that program had not got that far and nobody else has held the lock
+        since.
         """
         untouched = not self._may_be_offered
         while True:
             with contextlib.suppress(MigratorError, OSError):
                 if not self._must_run(untouched):
                     return False
-                if not self._criu_is_at_work():  # who takes the container up meanwhile waits for that too
-                    self._refuse_beside()  # but not for that: who meets this process with the lock waits for its end
+                if not self._criu_is_at_work():  # someone who takes the container over meanwhile waits for CRIU too
+                    # but not for this: whoever finds this process holding the lock waits until it ends
+                    self._refuse_beside()
                     with locked(self.frozen.name, Path(self.task.locks), lxcpath=self.frozen.lxcpath) as last:
                         untouched = untouched and last <= {self.task.program, container_lock.this_process()}
                         if self._must_run(untouched):
@@ -218,7 +225,7 @@ class Watch:
             time.sleep(POLL)
 
     def _must_run(self, untouched: bool) -> bool:
-        """Whether it is to be thawed, by the journal, or else by the clock; raises MigratorError, OSError."""
+        """Whether it is to be thawed, by the journal or else by the clock; raises MigratorError, OSError."""
         try:
             return self._is_still_being_dumped()
         except (MigratorError, OSError):
@@ -227,10 +234,11 @@ class Watch:
             raise
 
     def _is_still_being_dumped(self) -> bool:
-        """Whether the journal has nothing later than that dump: nobody was offered the token since.
+        """Whether the journal has nothing later than that dump, so that nobody was offered the token since.
 
-        Where its disk is gone none is made, and one that somebody has made there since, which knows nothing, says
-        nothing: as one that cannot be read. Forgotten is only what has ended, and then does not stand still.
+        If the journal's disk is gone, no new journal is created. One that someone has created there since knows
+        nothing, so it counts as unreadable. Only migrations that have ended are forgotten, and their container is not
+        frozen.
         """
         path = Path(self.task.journal)
         path.stat()
@@ -246,12 +254,12 @@ class Watch:
         return bool(criu_dump.processes(Path(folder) for folder in self.task.images))
 
     def _refuse_beside(self) -> None:
-        """Raises StartFailed while another start of it lives, as somebody has made who took it for stopped."""
+        """Raise StartFailed while another start of it is alive, made by someone who took it for stopped."""
         if self.frozen.is_here():
-            second_start.refuse(self.frozen, ask_lxc=False)  # whose monitor may never answer
+            second_start.refuse(self.frozen, ask_lxc=False)  # its monitor may never answer
 
     def _is_frozen(self) -> bool:
-        with contextlib.suppress(OSError):  # it is looked at again
+        with contextlib.suppress(OSError):  # it is checked again
             return self.frozen.is_here() and lxc.is_frozen(self.frozen.cgroup)
         return False
 
@@ -262,7 +270,7 @@ class Watch:
         self._refuse_beside()
         if self.frozen.is_here():
             thawing.thaw(self.frozen)
-        elif self.frozen.ports:  # it has ended meanwhile, and what kept its veths silent would stay
+        elif self.frozen.ports:  # it has ended meanwhile, but the rules that silence its veths would stay
             network.hear(self.frozen.migration)
 
 
@@ -273,7 +281,7 @@ def main() -> int:
     log.level = log.Level.QUIET
     lines = Lines(sys.stdin.fileno())
     task = Task.from_json(lines(ANSWER_LIMIT) or "null")
-    with contextlib.suppress(MigratorError):  # what has to be loaded for this is loaded before the freeze
+    with contextlib.suppress(MigratorError):  # load what this needs before the freeze
         lxc.Container(task.frozen.name, task.frozen.lxcpath)
     programs.learn()
     print(json.dumps({"watching": True, "trouble": apart.stand(os.getpid())}), flush=True)
@@ -287,14 +295,14 @@ def _answer(thawed: bool) -> None:
 
 
 class Lines:
-    """The lines of a file descriptor, each waited for with a limit."""
+    """Lines read from a file descriptor, each with a time limit."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._read = b""
 
     def __call__(self, wait: float) -> str | None:
-        """The next line, "" at the end, None when none has come within `wait` seconds."""
+        """The next line, "" at the end, None if none came within `wait` seconds."""
         end = time.monotonic() + wait
         while b"\n" not in self._read:
             ready, _, _ = select.select([self._fd], [], [], max(0.0, end - time.monotonic()))

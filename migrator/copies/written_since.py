@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a copy that was left behind has been written to since: by the transaction of btrfs that changed it last."""
+"""Whether a copy that was left behind has been written to since: by the btrfs transaction that changed it last."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from migrator.record.journal import Journal
 
 
 def changed(rootfs: Path) -> int:
-    """By which transaction a root file system was last written to; 0 where that cannot be told.
+    """The transaction (generation) in which a root file system was last written to; 0 if that cannot be determined.
 
-    What is on its way to the disk is not counted yet: it is waited for.
+    Dirty data does not count until it is written out, so this syncs first.
     """
     try:
         btrfs.sync(rootfs)
@@ -26,11 +26,12 @@ def changed(rootfs: Path) -> int:
 
 
 def was_written_to(journal: Journal, config: Path, rootfs: Path) -> bool:
-    """Whether somebody has written to the copy behind the fence in `config` since its container had left here for good.
+    """Whether someone has written to the copy behind the fence in `config` since its container left here for good.
 
-    Started past its fence, or from another container that has a folder of it: what he wrote is nowhere else. A file
-    that is only read counts too, where the file system keeps the time of that (relatime), see `only_read`; and what
-    cannot be told. Older versions did not record when that was.
+    It may have been started past its fence, or be used by another container that mounts a directory of it; what was
+    written then exists nowhere else. On a file system that records access times (relatime), merely reading a file
+    counts too (see `only_read`), as does anything that cannot be determined. Older versions did not record when the
+    container left.
     """
     went = origins.left_by(journal, config)
     left = went.copy.changed if went else None
@@ -39,10 +40,10 @@ def was_written_to(journal: Journal, config: Path, rootfs: Path) -> bool:
 
 @contextlib.contextmanager
 def only_read(journal: Journal, config: Path, rootfs: Path) -> Iterator[None]:
-    """What is read meanwhile of the copy behind the fence in `config` is no write to it, if it was as it had been left.
+    """Do not count what is read meanwhile from the copy behind the fence in `config` as a write, if it was untouched.
 
-    Ask with the container locked. What somebody else writes in the same time is not told from that, unless he is still
-    there at the end.
+    Call with the container locked. Writes by others at the same time cannot be told apart, unless their processes are
+    still there at the end.
     """
     went = origins.left_by(journal, config) if config.is_file() else None
     left = went.copy.changed if went else None
@@ -51,6 +52,6 @@ def only_read(journal: Journal, config: Path, rootfs: Path) -> Iterator[None]:
         yield
     finally:
         if went and counts and not lxc.lives_in(config.parent.name, rootfs):
-            with contextlib.suppress(MigratorError, OSError):  # else it counts as written to, and is kept
+            with contextlib.suppress(MigratorError, OSError):  # otherwise it counts as written to, and is kept
                 if (found := changed(rootfs)) not in (0, left):
                     went.note("read", changed=found)
