@@ -83,11 +83,11 @@ def is_source(migration: Migration) -> bool:
 
 
 def has_source_disk(migration: Migration) -> bool:
-    """On the source: the same, or a snapshot of that root file system, or a snapshot of one, stands in its place.
+    """On the source: as `is_source`, but a snapshot of its root file system, or one of such a snapshot, counts as well.
 
-    As where somebody has gone back to what he had put by (lxc-snapshot -r): by all that its users know it is still the
-    container, and must not run while its destination may run it. But that he has made, so it is nothing that may be
-    ended or removed. Raises ContainerNotFound, OSError.
+    That is what is in its place after someone has gone back to an earlier state (lxc-snapshot -r). To its users it is
+    still the container, and it must not run while its destination may run it. But that person made it, so it must not
+    be ended or removed. Raises ContainerNotFound, OSError.
     """
     if is_source(migration):
         return True
@@ -191,10 +191,10 @@ def rootfs_uuid(migration: Migration) -> str:
 
 
 def has_its_disk(migration: Migration) -> bool:
-    """Whether in its place stands the root file system that this migration has brought here, or a snapshot of that.
+    """Whether the root file system in its place is what this migration brought here, or a snapshot descended from that.
 
-    Or a snapshot of one, as where somebody has gone back to what he had put by: by all that its users know it is still
-    the container. But that he has made, so it is nothing that may be removed. Raises OSError.
+    A snapshot is there after someone has gone back to an earlier state: to its users it is still the container. But
+    that person made it, so it must not be removed. Raises OSError.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):

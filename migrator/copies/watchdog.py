@@ -264,7 +264,7 @@ class Watch:
         return False
 
     def _thaw(self) -> None:
-        """CRIU runs code of its own in tasks that it dumps: they must not go on before it has taken that out again."""
+        """Thaw once CRIU has finished: it injects code into the tasks it dumps, and removes it before they may run."""
         while self._criu_is_at_work():
             time.sleep(POLL)
         self._refuse_beside()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much the journal keeps for one caller, as `grant.Grant.caller` has it."""
+"""How much the journal holds on behalf of one caller (`grant.Grant.caller`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from migrator.record.journal import Journal
 
 
 def count(journal: Journal, caller: str) -> tuple[int, int]:
-    """How many migrations, also those that have never begun, and how many of them have not ended."""
+    """The number of its migrations, including those that never began, and how many of them have not ended."""
     ended = sorted(states.ENDED)
     ((known, unfinished),) = journal.rows(
         f"SELECT count(*), count(*) FILTER (WHERE state NOT IN ({', '.join('?' * len(ended))}))"  # noqa: S608
@@ -17,7 +17,7 @@ def count(journal: Journal, caller: str) -> tuple[int, int]:
 
 
 def told(journal: Journal, caller: str) -> int:
-    """The bytes of what is recorded of all of them, and of all that has happened in them."""
+    """The size in bytes of the records of all its migrations and of their events."""
     of_events = "SELECT total(length(detail)) FROM events WHERE events.id = each.id AND events.role = each.role"
     ((found,),) = journal.rows(
         f"SELECT total(length(detail) + ({of_events})) FROM migrations AS each"  # noqa: S608 -- all of it is above

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who works on a container at this moment: the process that has its lock, and how far it says it has come.
+"""Who is working on a container: the process that has its lock, and how far it reports to have come.
 
-A lock file holds `PID STARTED COMMAND LXCPATH` on its first line, and on the second what `publish` was told, as JSON.
+The first line of a lock file is `PID STARTED COMMAND LXCPATH`, the second what `publish` was told, as JSON.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from migrator.errors.this_host import HolderUnknown
 from migrator.host import processes, roots
 
 LOCKS = Path("/run/migrator/lock")
-SERVE = "serve"  # what answers another host is called with
-WATCHDOG = "watchdog"  # what a watchdog is called with: it has the lock for the moment that a thaw takes
-ABORT = signal.SIGUSR1  # what `migrator abort` sends: as a first Ctrl-C, however often it comes (migrator/__main__.py)
+SERVE = "serve"  # the command name of a process that answers another host
+WATCHDOG = "watchdog"  # the command name of a watchdog, which holds the lock only for the moment that a thaw takes
+# What `migrator abort` sends; like a first Ctrl-C, however often it arrives (migrator/__main__.py)
+ABORT = signal.SIGUSR1
 _PROGRESS_WIDTH = 200  # bytes of the second line: each write replaces all of it
 
 _interrupted: list[Interrupted] = []
-_blocks = 0  # of `held_back`, at this moment
-_held: list[tuple[int, int]] = []  # of this process: the descriptor of each lock, and where its second line begins
+_blocks = 0  # how many `held_back` blocks are active
+# This process's locks: the file descriptor of each, and the offset of its second line.
+_held: list[tuple[int, int]] = []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +40,16 @@ class Holder:
     """A process that has the lock on a container."""
 
     pid: int
-    started: int  # clock ticks from boot to its start (proc_pid_stat(5)): tells it from a later one of that id
-    command: str  # what it was called with: migrate, serve, ...; "?" while it has not said so
+    # Its start in clock ticks since boot (proc_pid_stat(5)): tells it from a later process with the same pid.
+    started: int
+    command: str  # the command it was started as: migrate, serve, ...; "?" until it has said so
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)  # `what`, `bytes`, `total` (or null)
-    lxcpath: str = ""  # of the container, as it was spelled; "" where that is not known
-    file: Path = dataclasses.field(default=Path(), compare=False)  # that is locked
+    lxcpath: str = ""  # of the container, as that process spelled it; "" if unknown
+    file: Path = dataclasses.field(default=Path(), compare=False)  # the file that is locked
 
     def works_on(self, lxcpath: Path) -> bool:
-        """Whether that may be the container in this LXC path: the lock of an older version is one for all of a name."""
+        """Whether that may be the container in this LXC path; an older version's lock is for all containers of a name.
+        """
         return not self.lxcpath or names.same_path(Path(self.lxcpath), lxcpath)
 
     def to_json(self) -> dict[str, Any]:
@@ -54,10 +58,10 @@ class Holder:
 
 @contextlib.contextmanager
 def recorded(fd: int, lxcpath: Path | None = None) -> Iterator[tuple[int, int] | None]:
-    """Write into the lock file `fd`, which this process has locked, who that is.
+    """Write who we are into the lock file `fd`, which this process has locked.
 
-    Where that cannot be written, as /run is full, the lock holds all the same. Yields who had it last, as
-    `this_process` has it; None where that is not on record, or nobody had.
+    If that fails because /run is full, the lock holds all the same. Yields who held the lock last, in the form of
+    `this_process`; None if that is not on record or nobody did.
     """
     last = None
     with contextlib.suppress(OSError, ValueError):
@@ -76,26 +80,26 @@ def recorded(fd: int, lxcpath: Path | None = None) -> Iterator[tuple[int, int] |
 
 
 def holds() -> bool:
-    """Whether this process has a lock."""
+    """Whether this process holds a lock."""
     return bool(_held)
 
 
 def this_process() -> tuple[int, int]:
-    """What `Holder.pid` and `Holder.started` are where this process has a lock."""
+    """What `Holder.pid` and `Holder.started` are for locks of this process."""
     return os.getpid(), start_time(os.getpid())
 
 
 def interrupted(error: Interrupted) -> None:
-    """A signal has asked this process to stop, and `error` is raised for it: now, or see `held_back`."""
+    """Raise `error` because a signal has asked this process to stop: at once, or later if `held_back`."""
     _interrupted.append(error)
 
 
 @contextlib.contextmanager
 def held_back(*, raised: bool = True) -> Iterator[None]:
-    """What is done in the block gives a container back: a first signal by hand stops it at its end only.
+    """For a block that gives a container back: a first signal sent by hand stops it only at its end.
 
-    It is raised then, if `raised`, and unless something else comes out of the block. A second Ctrl-C ends the process
-    at once. Blocks may stand within each other; the outermost counts.
+    The signal's exception is raised then, if `raised` and unless another one comes out of the block. A second Ctrl-C
+    ends the process at once. Blocks may be nested; the outermost counts.
     """
     global _blocks
     before = len(_interrupted)
@@ -109,38 +113,38 @@ def held_back(*, raised: bool = True) -> Iterator[None]:
 
 
 def is_held_back() -> bool:
-    """Whether a first signal by hand has to wait."""
+    """Whether a first signal sent by hand has to wait."""
     return _blocks > 0
 
 
 def check_interrupted() -> None:
-    """Raises what a signal has raised, should it have been lost on its way through somebody else's code."""
+    """Raise what a signal has raised, in case third-party code swallowed it."""
     if _interrupted:
         raise _interrupted[0]
 
 
 def publish(what: str, done: int, total: int) -> None:
-    """Let others see how many bytes of a transfer are there; `total` is 0 where it is not known."""
+    """Let others see how many bytes have been transferred; `total` is 0 if unknown."""
     line = json.dumps({"what": what, "bytes": done, "total": total or None})
     _write_second_line(f"{line:<{_PROGRESS_WIDTH}}\n".encode())
 
 
 def publish_end() -> None:
-    """The transfer that `publish` told of is over."""
+    """The transfer that `publish` reported on is over."""
     _write_second_line(b" " * _PROGRESS_WIDTH)
 
 
 def _write_second_line(text: bytes) -> None:
     for fd, at in _held:
-        with contextlib.suppress(OSError):  # /run may be full; a transfer does not end for that
+        with contextlib.suppress(OSError):  # /run may be full; a transfer does not fail because of that
             os.pwrite(fd, text, at)
 
 
 def files(name: str, lxcpath: Path) -> list[str]:
-    """The names of the files that are locked for a container: by the LXC path that is its own, and by that folder.
+    """The names of the files to lock for a container: one by the spelling of its LXC path, one by the directory itself.
 
-    Both, as one folder may be spelled in several ways (`names.same_path`), and as one path may be a folder of the root
-    file system now, and in a moment that of a disk that is mounted there.
+    It takes both, because one directory may be spelled in several ways (`names.same_path`), and because one path may be
+    a directory of the root file system now and of a newly mounted disk a moment later.
     """
     found = [names.in_path(name, lxcpath)]
     with contextlib.suppress(OSError):
@@ -150,22 +154,23 @@ def files(name: str, lxcpath: Path) -> list[str]:
 
 
 def of(name: str, lxcpath: Path, folder: Path | None = None) -> Holder | None:
-    """Who has the container's lock now; None when nobody has."""
+    """Who holds the container's lock now; None if nobody does."""
     folder = folder or LOCKS
     for file in files(name, lxcpath):
         if found := of_file(folder / file):
             return found
-    older = of_file(folder / name)  # a command of an older version
+    older = of_file(folder / name)  # the lock of a command of an older version
     return older if older and older.works_on(lxcpath) else None
 
 
 def of_file(path: Path) -> Holder | None:
-    """Who has locked this file alone.
+    """Who holds the lock on this one file.
 
-    The kernel says who (/proc/locks, proc_locks(5)): to try the lock would keep others off it meanwhile. It names the
-    file by its inode, which a file of another device may have too, and the device not always as stat(2) does (btrfs):
-    so it must be a process that has this file open. Any user can lock a file of that number on a file system of his
-    own, which refuses, or never answers: so it must be one of our own user's, and no file system is asked.
+    We ask the kernel (/proc/locks, proc_locks(5)), because trying to take the lock would keep others off it meanwhile.
+    The kernel names the file by its inode, a number that a file of another device may have too, and its device not
+    always in the way that stat(2) does (btrfs). So the process must also have this very file open. Any user can lock a
+    file with that inode number on a file system of their own, which may refuse access or hang. So the process must also
+    be one of our own user, and no file system is asked.
     """
     try:
         file = roots.at(path)
@@ -174,7 +179,7 @@ def of_file(path: Path) -> Holder | None:
     for line in Path("/proc/locks").read_text().splitlines():
         words = line.split()
         if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].rsplit(":", 1)[1] == str(file.inode):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it is just ending
                 if _has_open(int(words[4]), file):
                     return _described(int(words[4]), path)
     return None
@@ -184,7 +189,7 @@ def _has_open(pid: int, file: roots.Root) -> bool:
     if int(processes.status(pid, b"Uid")[0]) != os.geteuid():
         return False
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # closed meanwhile, or it cannot be told
+        with contextlib.suppress(OSError):  # closed meanwhile, or it cannot be determined
             if roots.at(descriptor) == file:
                 return True
     return False
@@ -205,28 +210,28 @@ def _described(pid: int, file: Path) -> Holder:
 
 
 def ask_to_stop(name: str, holder: Holder) -> None:
-    """Send a process what a Ctrl-C is, if it still is the one that has the lock, stopped or not; safe to repeat.
+    """Send a process the equivalent of Ctrl-C, even if it is stopped, provided it still holds the lock; safe to repeat.
 
-    Raises HolderUnknown where it does not listen to that, as no command of ours would.
+    Raises HolderUnknown if it has no handler for that signal, which all commands of ours have.
     """
     with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
         if not _is_still(holder):
-            return  # it has ended, and what has its id now was never meant
+            return  # it has ended, and the process that has its pid now was never meant
         if not _catches(holder.pid, ABORT):
             raise HolderUnknown(name=name, pid=holder.pid, command=holder.command)
         signal.pidfd_send_signal(fd, ABORT)
-        signal.pidfd_send_signal(fd, signal.SIGCONT)  # one that was stopped (Ctrl-Z) hears nothing before
+        signal.pidfd_send_signal(fd, signal.SIGCONT)  # a stopped process (Ctrl-Z) handles no signal before this
 
 
 def go_on(holder: Holder) -> None:
-    """Have a process go on that was stopped (Ctrl-Z), if it still is the one that has the lock; safe to repeat."""
+    """Continue a process that was stopped (Ctrl-Z), provided it still holds the lock; safe to repeat."""
     with contextlib.suppress(ProcessLookupError), _pidfd(holder.pid) as fd:
         if _is_still(holder):
             signal.pidfd_send_signal(fd, signal.SIGCONT)
 
 
 def _is_still(holder: Holder) -> bool:
-    """Whether it has the lock now."""
+    """Whether it holds the lock now."""
     now = of_file(holder.file)
     return now is not None and (now.pid, now.started) == (holder.pid, holder.started)
 
@@ -246,7 +251,10 @@ def has_ended(holder: Holder, limit: float) -> bool:
 
 @contextlib.contextmanager
 def _pidfd(pid: int) -> Iterator[int]:
-    """A process by a descriptor (pidfd_open(2)), which never comes to mean another one; raises ProcessLookupError."""
+    """A process as a file descriptor (pidfd_open(2)), which never comes to mean another process.
+
+    Raises ProcessLookupError.
+    """
     fd = os.pidfd_open(pid)
     try:
         yield fd
@@ -255,15 +263,16 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 
 def start_time(pid: int) -> int:
-    """When a process began, in clock ticks since boot: with its id it means one process for ever. Raises OSError.
+    """When a process began, in clock ticks since boot: together with its pid this is unique until the next boot.
 
-    Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may hold any character.
+    Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may contain any character. Raises
+    OSError.
     """
     return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
 
 
 def began(pid: int) -> int | None:
-    """The same; None where it has ended."""
+    """As `start_time`; None if the process has ended."""
     with contextlib.suppress(OSError):
         return start_time(pid)
     return None

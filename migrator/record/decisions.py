@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a stage may run, which one comes next, and what is missing: pure functions of both hosts' states."""
+"""Whether a stage may run, which one comes next, and what is missing: pure functions of the states of both hosts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Verdict(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """Whether a stage may run; if not, what is missing and which command comes next, and on which host."""
+    """Whether a stage may run; if not, what is missing, and which command comes next on which host."""
 
     verdict: Verdict
     missing: str = ""
@@ -38,7 +38,7 @@ def _refuse(missing: str, next_stage: str) -> Decision:
     return Decision(Verdict.REFUSE, missing, next_stage)
 
 
-# Which command comes next, by the state of the host that one looks at. `@destination` and `@source` say where.
+# Which command comes next, by the state of the host being looked at. `@destination` and `@source` say where to run it.
 NEXT: dict[tuple[Role, State], str] = {
     (Role.SOURCE, S.PREPARING): "prepare-data",
     (Role.SOURCE, S.PREPARED): "import-data@destination",
@@ -61,22 +61,22 @@ NEXT: dict[tuple[Role, State], str] = {
 
 
 def next_stage(role: Role, state: State) -> str:
-    """The command that carries a migration on, with `@source` or `@destination` where it belongs; "" when ended."""
+    """The command that continues a migration, with `@source` or `@destination` if it belongs there; "" once ended."""
     return NEXT.get((role, state), "")
 
 
 def decide(stage: str, here: State | None, there: State | None = None) -> Decision:
-    """May `stage` run on the host where it belongs, whose state is `here`? `there` is the other host's, where asked.
+    """May `stage` run on the host where it belongs, whose state is `here`? `there` is the other host's, if known.
 
-    Answers GO, ALREADY (it has succeeded; doing nothing is right) or REFUSE with what is missing.
+    The answer is GO, ALREADY (it has succeeded before, so doing nothing is right) or REFUSE with what is missing.
     """
     return _DECIDERS[stage](here, there)
 
 
 def step(here: State | None, there: State | None) -> str:
-    """The stage that carries a migration on, for who does them all in turn and knows both states; "" when it has ended.
+    """The stage that continues a migration, for a driver that knows both states; "" once it has ended.
 
-    It leads forward wherever the destination has not given up. `decide` of that stage agrees with it.
+    It leads forward unless the destination has given up. `decide` agrees with it for that stage.
     """
     if here in ENDED:
         return ""
@@ -110,7 +110,7 @@ def _prepare_data(here: State | None, there: State | None) -> Decision:
         if there in (S.RECEIVED, S.IMPORTING):
             return _already("import-data@destination")
         if there in (S.RECEIVING, S.IMPORTED, S.RECEIVING_DUMP, S.DUMP_RECEIVED, None):
-            return GO  # RECEIVING: what it had received turned out to be damaged
+            return GO  # RECEIVING: what was received turned out to be damaged
     return _refuse(f"the migration is past it (state {here})", next_stage(Role.SOURCE, here) or "status")
 
 
@@ -141,9 +141,9 @@ def _create_dump(here: State | None, there: State | None) -> Decision:
         if there in (S.RESTORED, S.FINISHED):
             return _already("finish")
         if there in (S.RECEIVING_DUMP, S.DUMP_RECEIVED):
-            return GO  # the offer was lost: it is made again
+            return GO  # the offer got lost and is made again
         return GIVEN_UP
-    if here not in (S.PREPARED, S.DUMPING):  # after DUMPING it was killed: it thaws, and begins anew
+    if here not in (S.PREPARED, S.DUMPING):  # it was killed after DUMPING: it thaws and starts over
         return _refuse(f"the migration is in state {here}", next_stage(Role.SOURCE, here) or "status")
     if there in (S.IMPORTED, S.RECEIVING_DUMP, S.DUMP_RECEIVED):
         return GO
@@ -153,10 +153,10 @@ def _create_dump(here: State | None, there: State | None) -> Decision:
 
 
 def _restore_dump(here: State | None, _there: State | None) -> Decision:
-    if here in (S.DUMP_RECEIVED, S.OWNED, S.RESTORING):  # DUMP_RECEIVED: the offer came, to take it was not recorded
+    if here in (S.DUMP_RECEIVED, S.OWNED, S.RESTORING):  # DUMP_RECEIVED: the offer came, but taking it was not recorded
         return GO
     if here in (S.RESTORED, S.FINISHED):
-        return _already("finish@source")  # also where this host had ended it alone, and the source has come back
+        return _already("finish@source")  # also if this host had ended it alone and the source has come back
     if here is None:
         return _refuse("no dump has arrived", "prepare-data@source")
     if here in (S.ABANDONING, S.ABANDONED):
@@ -174,7 +174,7 @@ def _finish(here: State | None, there: State | None) -> Decision:
     if here is S.FINISHING:
         return GO
     if here in (S.OFFERED, S.DUMPED):
-        if there in (S.RESTORED, S.FINISHED):  # with OFFERED: it was taken, only the answer got lost
+        if there in (S.RESTORED, S.FINISHED):  # with OFFERED: the offer was taken and only the answer got lost
             return GO
         if there in (S.ABANDONING, S.ABANDONED):
             return GIVEN_UP

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a caller of `migrator serve` may do here.
 
-Who logs in as root over SSH may do everything: that is root. A paired peer may do what `migrator peer allow` says, by
-default nothing but ask about what was sent to it; a line of authorized_keys may say the same with `serve --only`.
+Whoever logs in as root over SSH may do everything, being root. A paired peer may do what `migrator peer allow` permits,
+by default only ask about what was sent to it; a line in authorized_keys can grant the same with `serve --only`.
 """
 
 from __future__ import annotations
@@ -29,45 +29,49 @@ from migrator.record.next_commands import this_host
 if TYPE_CHECKING:
     from tunnel.identity.peers import Peer
 
-ASKING = frozenset({"source-state"})  # operations of a host that containers have gone to; all others are a source's
-FACTS_MAX = 32  # times that a connection may have this host looked at
-UNFINISHED_MAX = 64  # migrations of one caller
-KNOWN_MAX = 5000  # that the journal keeps of one caller
-EVENTS_MAX = 10_000  # of a migration, with which a caller may have this host begin more of it
-EVENTS_SIZE = 8 << 20  # bytes of what these tell
-TOLD_MAX = 128 << 20  # bytes of what is recorded of all of a caller's migrations, with which it may begin more
-UNKNOWN_MAX = 128  # ids that a connection may name of which nothing is recorded, or nothing of its caller's
-ORIGINS_MAX = 16  # containers that a connection may ask about, by their origins; it brings one
-ABANDONS_MAX = 64  # of a connection, of migrations that this host has never heard of
-PEER = "peer:"  # begins both the caller and the destination of a paired host
+ASKING = frozenset({"source-state"})  # operations for a host that containers have moved to; all others are a source's
+FACTS_MAX = 32  # times that a connection may have this host's facts collected
+UNFINISHED_MAX = 64  # unfinished migrations of one caller
+KNOWN_MAX = 5000  # migrations that the journal keeps for one caller
+EVENTS_MAX = 10_000  # events of a migration up to which a caller may begin more steps of it here
+EVENTS_SIZE = 8 << 20  # bytes of what these events say
+TOLD_MAX = 128 << 20  # bytes recorded about all of a caller's migrations up to which it may begin more
+UNKNOWN_MAX = 128  # ids a connection may name that are not on record, or not for its caller
+ORIGINS_MAX = 16  # containers, by origin, that a connection may ask about; it brings just one
+ABANDONS_MAX = 64  # migrations unknown to this host that a connection may abandon
+PEER = "peer:"  # prefix of a paired host, both as caller and as destination
 _AS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Grant:
-    """`caller` is whom migrations are bound to; `name` is what people call it, and `fix` how it could get more."""
+    """What one caller may do.
+
+    `caller` is what migrations are bound to, `name` what people call it, `fix` how to allow more.
+    """
 
     caller: str = ROOT_CALLER
     name: str = "root over SSH"
     receive: bool = True
     ask: bool = True
-    lxcpaths: tuple[Path, ...] | None = None  # it may bring containers to; (): this host's own; None: any
-    hooks: bool = True  # what reaches out of the container comes along
+    # Where it may bring containers; (): this host's own LXC path; None: anywhere.
+    lxcpaths: tuple[Path, ...] | None = None
+    hooks: bool = True  # settings that reach out of the container may come along
     fix: str = ""
-    hooks_fix: str = ""  # what has to be done here for it to bring along what reaches out; "" where it may
+    hooks_fix: str = ""  # what has to be done here before it may bring those along; "" if it may
 
     @property
     def restricted(self) -> bool:
         return self.lxcpaths is not None
 
     def check(self, op: str) -> None:
-        """Raises NotAllowed where the caller may not ask for that at all."""
+        """Raise NotAllowed if the caller may not request that operation at all."""
         if not (self.ask if op in ASKING else self.receive):
             what = "ask about what it was sent" if op in ASKING else "move containers here"
             raise self.refusal(f"it may not {what}")
 
     def lxcpath(self, wanted: str) -> Path:
-        """The LXC path that was asked for, or by default this host's own; raises InvalidName and NotAllowed."""
+        """The LXC path that was asked for, or this host's own by default; raises InvalidName and NotAllowed."""
         allowed = self.lxcpaths if self.lxcpaths != () else (lxc.default_lxcpath(),)
         if allowed is None:
             return names.lxcpath(wanted) if wanted else lxc.default_lxcpath()
@@ -77,38 +81,38 @@ class Grant:
         return path
 
     def owns(self, migration: Migration) -> bool:
-        """Whether this caller has begun it; what was begun before callers were recorded is root's."""
+        """Whether this caller began it; migrations begun before callers were recorded are root's."""
         return migration.caller == self.caller
 
     def check_owner(self, migration: Migration) -> None:
-        """Raises NotAllowed for a migration that another caller has begun."""
+        """Raise NotAllowed for a migration that another caller began."""
         if not self.owns(migration):
             raise self.not_its_own(migration)
 
     def not_its_own(self, migration: Migration) -> NotAllowed:
-        """Which is said in the same words of what another caller has begun, and of what goes out from here.
+        """The error for a migration that another caller began or that goes out from here, in the same words for both.
 
-        Who has guessed the id learns no more by it: not which container that is.
+        So whoever guesses an id learns nothing from it: not even which container it is.
         """
         return NotAllowed(host_name=this_host(), caller=self.name,
                           reason=f"migration {migration.id} was begun by someone else",
                           fix=f"Whoever began it can continue it; on {this_host()}: migrator status")
 
     def source(self, said: str) -> str:
-        """Where migrations of this caller come from, as `-d` would have it; `said` is the name that it gives itself."""
+        """Where this caller's migrations come from, in the form of `-d`; `said` is the name the caller gives itself."""
         if self.caller.startswith(PEER):
             return f"{PEER}{self.name}"
         return names.host_name(said) if self.restricted else said[:253]
 
     def check_destination(self, migration: Migration) -> None:
-        """Raises NotAllowed for a migration from here that does not go to this peer."""
+        """Raise NotAllowed for a migration from here that does not go to this peer."""
         if self.caller.startswith(PEER) and not self.is_destination(migration):
             raise self.refusal(f"migration {migration.id} does not go to it")
 
     def check_leave(self, migration: Migration) -> None:
-        """Raises NotAllowed for who is not known to be the host that a migration from here goes to.
+        """Raise NotAllowed unless the caller is known to be the host that a migration from here goes to.
 
-        A word that was given to another host would keep a forced rollback waiting.
+        A word given to a different host would make a forced rollback wait for nothing.
         """
         self.check_destination(migration)
         if not self.is_destination(migration):
@@ -117,10 +121,10 @@ class Grant:
                                f" (as={there})")
 
     def is_destination(self, migration: Migration) -> bool:
-        """Whether this is the host that a migration from here goes to; of a limited key only `as=NAME` tells.
+        """Whether this is the host that a migration from here goes to; for a limited key only `as=NAME` tells.
 
-        A peer is known by its fingerprint: under its name another host may be paired by now. What an older version has
-        begun says only the name.
+        A peer is identified by its fingerprint, because a different host may be paired under its name by now.
+        Migrations begun by an older version record only the name.
         """
         if not self.restricted:
             return True
@@ -131,12 +135,12 @@ class Grant:
         return self.caller == f"{ROOT_CALLER}:{migration.begun.destination_host}"
 
     def check_config(self, name: str, text: str, mapped_root: int) -> None:
-        """Raises ConsentNeeded for a configuration that reaches out, where this caller's must not; see `reaching`."""
+        """Raise ConsentNeeded for a configuration that reaches out if this caller's must not; see `reaching`."""
         if not self.hooks:
             self.check_reaching(name, reaching(text, mapped_root))
 
     def check_reaching(self, name: str, lines: str) -> None:
-        """The same of what `reaching` has found."""
+        """As `check_config`, for what `reaching` has found."""
         if lines and not self.hooks:
             raise ConsentNeeded(host_name=this_host(), caller=self.name, name=name, lines=lines,
                                 fix=f"on {this_host()}: {self.hooks_fix}")
@@ -146,7 +150,7 @@ class Grant:
 
     @property
     def text(self) -> str:
-        """What it may do, for people: `move containers to /pool, with hooks`."""
+        """What it may do, in words: `move containers to /pool, with hooks`."""
         if not self.receive:
             return "do nothing"
         where = ", ".join(map(str, self.lxcpaths or ())) or "this host's LXC path"
@@ -162,9 +166,9 @@ ROOT = Grant()
 
 
 def reaching(text: str, mapped_root: int) -> str:
-    """What in a configuration reaches out here, for people; "" for nothing.
+    """Which settings of a configuration reach out of the container on this host, in words; "" for none.
 
-    `mapped_root` is the user that its folder will belong to.
+    `mapped_root` is the uid that will own its directory.
     """
     lines = consent.reaching(text, lambda path: Path(path).exists())
     if mapped_root and mapped_root < consent.IDS_FROM:
@@ -173,7 +177,7 @@ def reaching(text: str, mapped_root: int) -> str:
 
 
 def words_of(*, receive: bool, lxcpaths: Iterable[str] = (), hooks: bool = False) -> tuple[str, ...]:
-    """A permission as the store of peers and `serve --only` have it; raises InvalidName for a path that is none."""
+    """A permission in the form that the peer store and `serve --only` use; raises InvalidName for an invalid path."""
     if not receive:
         return ()
     paths = [f"lxcpath={urllib.parse.quote(str(names.lxcpath(path)))}" for path in dict.fromkeys(lxcpaths)]
@@ -181,7 +185,7 @@ def words_of(*, receive: bool, lxcpaths: Iterable[str] = (), hooks: bool = False
 
 
 def of_peer(peer: Peer) -> Grant:
-    """What a paired host may do. A word that is not known here allows nothing."""
+    """What a paired host may do. A word that this version does not know allows nothing."""
     paths, plain = _read(peer.allowed)
     hooks = "hooks" in plain
     fix = shlex.join(["migrator", "peer", "allow", peer.name, "receive",
@@ -193,10 +197,11 @@ def of_peer(peer: Peer) -> Grant:
 
 
 def of_migration(migration: Migration) -> Grant:
-    """What who has begun a migration to this host may bring along, as it stands now, for that alone.
+    """What whoever began a migration to this host may bring along as of now, for this migration alone.
 
-    Of a paired host that is what `peer allow` has said last, and nothing once it was removed. What a key's line says is
-    not known here: there, and where the store of peers cannot be read, it is what its last request has found.
+    For a paired host that is what `peer allow` said last, and nothing once it was removed. What a line of
+    authorized_keys says cannot be known here; for such a key, or if the peer store cannot be read, the last request's
+    finding applies.
     """
     found = recorded(migration)
     if not found.caller.startswith(PEER):
@@ -216,7 +221,7 @@ def of_migration(migration: Migration) -> Grant:
 
 
 def recorded(migration: Migration) -> Grant:
-    """The same as the journal has it: what the last request that brings something has found."""
+    """As `of_migration`, from the journal: what was found at the last request that brought something."""
     caller, consent = migration.caller, migration.consent
     return Grant(caller=caller, name=migration.peer.removeprefix(PEER),
                  hooks=caller == ROOT_CALLER if consent.hooks is None else consent.hooks,
@@ -228,7 +233,7 @@ def _anew(migration: Migration) -> str:
 
 
 def of_peer_id(id: bytes) -> Grant:
-    """What the paired host with that id may do, at this moment; raises TunnelFileUnusable."""
+    """What the paired host with that id may do right now; raises TunnelFileUnusable."""
     from tunnel.identity import private_files
     from tunnel.identity.peers import Peers
 
@@ -237,7 +242,7 @@ def of_peer_id(id: bytes) -> Grant:
 
 
 def nobody(name: str) -> Grant:
-    """For a peer that was removed while its tunnel stood."""
+    """For a peer that was removed while its tunnel was up."""
     return Grant(caller="", name=name, receive=False, ask=False, lxcpaths=(), hooks=False,
                  fix="migrator peer invite")
 

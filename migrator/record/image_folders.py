@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Folders for memory images: in memory, on a tmpfs of their own, where it has room for them, else on disk."""
+"""Directories for memory images: on a tmpfs of their own if memory has room for them, otherwise on disk."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ RUNTIME = Path("/run/migrator")
 FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it is believed
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
-_GROWTH = 256 << 20  # bytes that a container's memory may always grow by between its check and its dump
-_LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean without a limit
-INODES = 50_000  # of a tmpfs, whose size does not count them: for `spool.FOLDER_MAX` streams, with an index each
+_GROWTH = 256 << 20  # bytes that a container's memory may always grow between its check and its dump
+_LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean unlimited
+INODES = 50_000  # of a tmpfs, in addition to its size: for `spool.FOLDER_MAX` streams with an index each
 
 
 def place_images(folders: Sequence[Path], needed: int, room: int | None = None) -> tuple[Path, str]:
-    """Which of `Layout.image_folders` `needed` bytes of memory images should go to, and why, in words.
+    """Which of `Layout.image_folders` should take `needed` bytes of memory images, and why, in words.
 
-    Memory is the faster place, as long as what is then left of it is as much again: a restore needs the pages twice.
-    What other migrations were promised is not there for this one, nor what is beyond the `room` that it has (bytes).
+    Memory is faster, as long as the same amount remains free: a restore needs the pages twice. What was promised to
+    other migrations is not available to this one, nor is anything beyond its `room` (bytes).
     """
     memory, disk = folders
     available = _bytes_available(room)
@@ -41,31 +41,33 @@ def _bytes_available(room: int | None) -> int:
 
 
 def make_images(path: Path, needed: int, room: int | None = None) -> None:
-    """An empty images folder for `needed` bytes, only for root: whoever could write there could have root write
-    elsewhere, through a link, or restore something else than what was checked.
+    """Create an empty images directory for `needed` bytes, accessible to root only.
 
-    Below RUNTIME it is a tmpfs that has just been mounted: /run itself is small by default, and in /dev/shm anybody
-    could have made a folder before us. Where it cannot be mounted (in a container, for example) it is a plain folder.
-    It holds more than was announced, as a container's memory grows until it is frozen, but no more than half of what
-    is available, as in `place_images`.
+    Anyone who could write to it could make root write elsewhere through a symlink, or restore something other than what
+    was checked.
+
+    Below RUNTIME it is a freshly mounted tmpfs: /run itself is small by default, and in /dev/shm anybody could have
+    created the directory before us. If a tmpfs cannot be mounted, inside a container for example, it is a plain
+    directory. It can hold more than was announced, because a container's memory grows until it is frozen, but no more
+    than half of what is available, as in `place_images`.
     """
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     remove_images(path)
     path.mkdir(mode=0o700)
     if path.parent == RUNTIME:
         try:
-            needed = max(0, needed)  # as another host has it
+            needed = max(0, needed)  # the value comes from the other host
             _mount(path, max(_LEAST, min(needed + max(needed // 2, _GROWTH), _bytes_available(room) // 2)))
         except OSError as error:
             log.verbose(f"No tmpfs could be mounted at {path}: {error}")
 
 
 def memory_promised() -> int:
-    """Bytes that the images of all migrations may still take of memory, and the containers restored from them."""
+    """Bytes of memory that all migrations' images, and the containers restored from them, may still take."""
     promised = 0
     with contextlib.suppress(FileNotFoundError):
         for path in RUNTIME.iterdir():
-            with contextlib.suppress(OSError):  # it goes at this moment
+            with contextlib.suppress(OSError):  # it is just being removed
                 if path.is_mount():
                     found = os.statvfs(path)
                     promised += (found.f_bfree + found.f_blocks) * found.f_frsize
@@ -73,9 +75,9 @@ def memory_promised() -> int:
 
 
 def former_images() -> list[Path]:
-    """Folders of memory images that older versions have left in memory; none where somebody else has made their place.
+    """Image directories that older versions left in memory; none if someone else owns the place.
 
-    Anybody may make things in /dev/shm, but rename only what is their own (its sticky bit).
+    In /dev/shm anybody may create files, but rename only their own (its sticky bit).
     """
     try:
         found = FORMER_MEMORY.lstat()
@@ -87,9 +89,9 @@ def former_images() -> list[Path]:
 
 
 def remove_images(path: Path) -> None:
-    """Remove an images folder with all that is in it, mounted or not; safe to repeat.
+    """Remove an images directory with everything in it, mounted or not; safe to repeat.
 
-    A monitor of LXC's keeps its log there open, so the mount goes at once and its memory with the last who uses it.
+    An LXC monitor keeps its log there open, so the mount is detached at once and its memory freed with the last user.
     """
     removal.tree(path, mounted=True)
     if path.is_mount():
@@ -100,7 +102,7 @@ def remove_images(path: Path) -> None:
 
 
 def _mount(path: Path, size: int) -> None:
-    """mount(2) of a tmpfs that holds `size` bytes at most (tmpfs(5))."""
+    """Mount a tmpfs that holds at most `size` bytes (mount(2), tmpfs(5))."""
     options = f"size={size},nr_inodes={INODES},mode=0700".encode()
     if _libc().mount(b"migrator", os.fsencode(path), b"tmpfs", _MS_NOSUID | _MS_NODEV, options) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -111,11 +113,11 @@ def _libc() -> ctypes.CDLL:
 
 
 def give_images(folder: Path, files: Iterable[Path], group: int) -> None:
-    """Let the container's root, group id `group` on this host, read these images in their folder.
+    """Let the container's root, gid `group` on this host, read these images in their directory.
 
-    A restored task opens images after it has become that user, but the one of the time namespace before (prepare_timens
-    in criu/timens.c): then it is still root, without any privilege outside its new user namespace. So they stay root's,
-    and the container's root reads them as their group.
+    A restored task opens images after it has become that user, except for the time namespace's, which it opens before
+    (prepare_timens in criu/timens.c): then it is still root, but without privileges outside its new user namespace. So
+    the images stay owned by root, and the container's root reads them through their group.
     """
     for path, mode in ((folder, 0o750), *((path, 0o640) for path in files)):
         if group:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The journal: what this host knows of each migration, written before a step is taken and after its outcome.
+"""The journal: what this host knows of each migration, written before each step and after its outcome.
 
-One SQLite file a host with full synchronisation: when a state or a note is recorded, it has survived a power cut
-(sqlite.org/pragma.html#pragma_synchronous). Steps within a state are only told; they survive a crash of the program,
-and a power cut from the next state on. `docs/states.md` says what the states mean.
+It is one SQLite file per host, with full synchronisation: a state or a note that has been recorded survives a power cut
+(sqlite.org/pragma.html#pragma_synchronous). Steps within a state are written without a sync; they survive a crash of
+the program, and a power cut once the next state is recorded. `docs/states.md` explains the states.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from migrator.record.states import Event, Owner, Role, State
 from migrator.record.transactions import Transactions
 
 DEFAULT_PATH = Path("/var/lib/migrator/journal.db")
-KEPT = 20  # migrations of a container that have ended; older ones are forgotten when the next one begins
+KEPT = 20  # ended migrations of a container; older ones are forgotten when the next begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One event: `step` with `phase` begin, done or failed; `time` in seconds since 1970."""
+    """One event: `step` with `phase` begin, done or failed; `time` is Unix time in seconds."""
 
     time: float
     step: str
     phase: str
     detail: dict[str, Any]  # all of it, as `--json` shows it
-    told: Told  # of that, what is known of steps
+    told: Told  # the part of it that concerns steps
 
 
 class AlreadyRecorded(Exception):
@@ -45,7 +45,7 @@ class AlreadyRecorded(Exception):
 
 
 class Migration(Recorded):
-    """One migration as this host sees it. Reads are of the last write through this object."""
+    """One migration as this host sees it. Attributes reflect the last write made through this object."""
 
     def __init__(self, journal: Journal, row: sqlite3.Row) -> None:
         super().__init__(row["detail"], journal.path)
@@ -66,12 +66,12 @@ class Migration(Recorded):
 
     @property
     def other_name(self) -> str:
-        """What the container is called on the other host."""
+        """The container's name on the other host."""
         return self.begun.other_name or self.name
 
     @property
     def caller(self) -> str:
-        """Who has begun it, as `grant.Grant.caller` has it."""
+        """Who began it, in the form of `grant.Grant.caller`."""
         return self.consent.caller
 
     @property
@@ -79,24 +79,24 @@ class Migration(Recorded):
         return self.state in states.ENDED
 
     def was_ended_by(self, pid: int, started: int) -> bool:
-        """Whether it was this process of this boot that has ended it."""
+        """Whether this process of the current boot ended it."""
         return self.ending.ended_by == (boot_clock.BOOT_ID.read_text().strip(), pid, started)
 
     @property
     def never_began(self) -> bool:
-        """A source has given it up before this host had heard of it: recorded so that nothing begins it any more."""
+        """The source gave it up before this host had heard of it; recorded so that nothing begins it any more."""
         return self.begun.never_began
 
     @property
     def owes(self) -> bool:
-        """It was rolled back, by force or before the token was offered, and the destination has not heard of it yet."""
+        """Rolled back, by force or before the token was offered, without the destination having heard of it yet."""
         return self.ending.abandoned is False
 
     @property
     def may_be_asked_for(self) -> bool:
-        """It has ended without the other host's word, which may come back: it must not hear that nobody knows of it.
+        """It ended without the word of the other host, which may come back and must not be told that nobody knows it.
 
-        So too where it was finished by force, until the source has ended its copy, and said so.
+        The same holds if it was finished by force, until the source has ended its copy and said so.
         """
         return self.owes or (self.state is State.FINISHED and self.ending.forced)
 
@@ -112,27 +112,27 @@ class Migration(Recorded):
 
     @property
     def still_at(self) -> float:
-        """On the source: when it was frozen, or with --no-memory stopped; seconds since 1970, 0 for never."""
+        """On the source: when it was frozen, or stopped with --no-memory; Unix time in seconds, 0 for never."""
         return (self.still.frozen_at if self.memory else self.still.stopped_at) or 0.0
 
     @property
     def still_since(self) -> float:
-        """On the source: the same by time.monotonic(), which counts anew with each boot; 0 for never."""
+        """On the source: the same by time.monotonic(), which starts anew at each boot; 0 for never."""
         return self.still.still_monotonic
 
     def move(self, event: Event, **detail: Any) -> None:
         """Take the step that `event` names in the state machine, durably; `detail` is merged into the record.
 
-        Each key is a field of a part of `migrator.record.detail`; raises TypeError for others.
+        Each key must be a field of a part in `migrator.record.detail`; raises TypeError for others.
 
-        An end that is asked for once more is recorded `anew`: see `note`.
+        An end that is requested again is recorded `anew`: see `note`.
         """
         new = states.after(self.role, self.state, event)
         again = new is self.state and event in (Event.FINISHED, Event.ABANDON)
         self._write(new, states.owner(new), str(event), "done", written(detail), anew=again)
 
     def refresh(self) -> None:
-        """Take over what is recorded: an exception may have come between a write and this object's learning of it."""
+        """Reload what is on record: an exception may have come between a write and this object's update."""
         self.journal.end_unfinished()
         (row,) = self.journal.rows(
             "SELECT state, owner, detail FROM migrations WHERE id = ? AND role = ?", self.id, self.role)
@@ -142,19 +142,20 @@ class Migration(Recorded):
     def note(self, step: str, *, anew: bool = False, **detail: Any) -> None:
         """Record something without a change of state; `detail` is merged into the record.
 
-        With `anew` in the place of the last event, if that is the same step: for what the other host may have recorded
-        again and again.
+        With `anew`, it replaces the last event if that is of the same step: for what the other host can cause to be
+        recorded over and over.
         """
         self._write(self.state, self.owner, step, "done", written(detail), anew=anew)
 
     @contextlib.contextmanager
     def step(self, step: str, *, must_be_recorded: bool = True,
              end_must_be: bool = True) -> Iterator[Told]:
-        """Record that `step` begins, and how it ended; what the block has to tell of it goes with the record.
+        """Record that `step` begins and how it ended; what the block fills in is recorded along with it.
 
-        Where the record cannot be made the step is not taken, unless it need not be recorded: it gives something back.
-        Then nobody who has the journal locked is waited for, either.
-        Of one that lets something run only the begin must be: what runs is not ended for want of a record.
+        If the record cannot be written, the step is not taken; unless `must_be_recorded` is off, for a step that gives
+        something back, which then does not wait for whoever has the journal locked either. `end_must_be` is off for a
+        step that lets something run: only its beginning must be on record, and what runs is not ended for want of a
+        record.
         """
         record = self._event if must_be_recorded else self._event_at_once
         record(step, "begin", {})
@@ -184,7 +185,7 @@ class Migration(Recorded):
         return [Record(row["time"], row["step"], row["phase"], *self._told(row["detail"])) for row in rows]
 
     def length(self) -> tuple[int, int]:
-        """How many events are recorded, and the bytes of what they tell."""
+        """How many events are recorded, and the size in bytes of what they say."""
         ((count, size),) = self.journal.rows(
             "SELECT count(*), total(length(detail)) FROM events WHERE id = ? AND role = ?", self.id, self.role)
         return count, int(size)
@@ -227,7 +228,7 @@ class Migration(Recorded):
 
 
 def _this_process() -> list[Any]:
-    """Boot, process and its start: no other one is ever called so."""
+    """Boot id, pid and start time: together these never identify another process."""
     return [boot_clock.BOOT_ID.read_text().strip(), *container_lock.this_process()]
 
 
@@ -237,7 +238,7 @@ class Journal(Transactions):
     def create(
         self, *, id: str, role: Role, name: str, lxcpath: Path, peer: str, event: Event, **detail: Any
     ) -> Migration:
-        """A new migration, in the state that `event` leads to from nothing; recorded with its event, or not at all.
+        """A new migration, in the state that `event` leads to from nothing; recorded with its event or not at all.
 
         Raises AlreadyRecorded.
         """
@@ -245,7 +246,7 @@ class Journal(Transactions):
                                  detail=written(detail))
         try:
             self._forget_old(migration)
-        except JournalBroken as error:  # the next one does it
+        except JournalBroken as error:  # the next migration will do it
             log.warning(f"What has ended long ago could not be forgotten: {error}")
         return migration
 
@@ -268,8 +269,8 @@ class Journal(Transactions):
     def never_begin(self, *, id: str, name: str, lxcpath: Path, peer: str, caller: str) -> Migration:
         """Record that an attempt which this host has never heard of must not begin; see `Migration.never_began`.
 
-        That takes no lock on the container: it says nothing about it, and a `begin` of the same id that is under way
-        finds the place in the journal taken. Raises AlreadyRecorded where it was the faster one.
+        That takes no lock on the container, because it says nothing about it; a `begin` of the same id in progress
+        finds the id already recorded. Raises AlreadyRecorded if the `begin` was faster.
         """
         migration = self._record(id=id, role=Role.DESTINATION, name=name, lxcpath=lxcpath, peer=peer,
                                  event=Event.ABANDON, detail={"never_began": True, "caller": caller})
@@ -280,14 +281,15 @@ class Journal(Transactions):
 
     @staticmethod
     def _like(migration: Migration, recorded: list[Migration]) -> list[Migration]:
-        """Those of the same place that the same caller has begun, newest first: no other caller's make way for it."""
+        """Those of the same place that the same caller began, newest first: no other caller's make way for it."""
         return [each for each in reversed(recorded)
                 if names.same_path(each.lxcpath, migration.lxcpath) and each.caller == migration.caller]
 
     def _forget_old(self, begun: Migration) -> None:
-        """Forget what has ended long ago, but nothing whose snapshot is the next one's base.
+        """Forget what ended long ago, except for migrations whose snapshots the next one can start from.
 
-        These are the newest that succeeded, and attempts that have kept one. Nor one that has left the last copy.
+        Those are the newest ones that succeeded, and attempts that have kept a base. One that left a last copy stays as
+        well.
         """
         ended = [each for each in self._like(begun, self.all(begun.name)) if each.ended]
         succeeded = next((each.id for each in ended if each.state is State.FINISHED), "")
@@ -314,7 +316,7 @@ class Journal(Transactions):
         return found[-1] if found else None
 
     def all(self, name: str | None = None) -> list[Migration]:
-        """Every migration that has begun here, oldest first: in the order in which they were recorded."""
+        """Every migration that has begun here, in the order in which they were recorded."""
         return [each for each in self._recorded(name) if not each.never_began]
 
     def _recorded(self, name: str | None = None) -> list[Migration]:

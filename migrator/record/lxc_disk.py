@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the disk that an LXC path lies on is there: what is not to be seen was removed only if it is.
+"""Whether the disk of an LXC path is there: something that cannot be seen was removed only if it is.
 
-A mount that has failed, or is late (`nofail`), a volume that nobody has unlocked yet, an `umount` for a check: then an
-empty folder stands there, or another disk, and shows neither the container nor the mark that it has run. What tells is
-the spool of the migration, which is kept below the LXC path until the migration has ended here, and which nothing of
-LXC's removes along with a container. It is looked for in the very folder that the container is looked for in, held open
-meanwhile: so nothing that is mounted between the two looks makes them disagree. Nor is what is concluded from several
-looks concluded before the disk was seen to be there behind the last of them: see `held`.
+A mount may have failed or be late (`nofail`), a volume may not have been unlocked yet, someone may have unmounted it
+for a check: then there is an empty directory, or another disk, with neither the container nor the mark that it ran.
+What tells is the migration's spool, which is kept below the LXC path until the migration has ended here, and which LXC
+never removes along with a container. It is looked for in the very directory that the container is looked for in, which
+is kept open meanwhile, so that nothing mounted between the two looks makes them disagree. For the same reason, nothing
+is concluded from several looks before the disk was seen to be there after the last of them: see `held`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ from migrator.record.next_commands import this_host
 
 
 def require(layout: Layout) -> None:
-    """Raises DiskAway unless what this migration, which has not ended here, keeps below its LXC path is there."""
+    """Raise DiskAway unless what this unfinished migration keeps below its LXC path is there."""
     with _opened(layout):
         pass
 
 
 @contextlib.contextmanager
 def held(layout: Layout) -> Iterator[None]:
-    """For a block that looks at more, and from which something is concluded: the disk stays there until its end.
+    """For a block that looks at several things and draws a conclusion: the disk stays there until its end.
 
-    A folder that is open keeps its file system from being unmounted (EBUSY in umount(2)). Raises DiskAway as `require`,
-    and at the end where another folder has its path by now: `umount -l` asks nobody, and one may be mounted over it.
+    An open directory keeps its file system from being unmounted (EBUSY in umount(2)). Raises DiskAway as `require`
+    does, and also at the end if another directory has the path by then: `umount -l` asks nobody, and a disk may get
+    mounted over it.
     """
     with _opened(layout) as folder:
         yield
@@ -45,7 +46,7 @@ def held(layout: Layout) -> Iterator[None]:
 
 
 def is_here(layout: Layout) -> bool:
-    """The same as an answer; also False once the migration has ended, and what it has kept was removed."""
+    """As `require`, as an answer; also False once the migration has ended and what it kept was removed."""
     try:
         require(layout)
     except DiskAway:
@@ -54,9 +55,10 @@ def is_here(layout: Layout) -> bool:
 
 
 def is_removed(layout: Layout) -> bool:
-    """Whether LXC knows no container in its place any more: destroyed, say, or renamed.
+    """Whether LXC no longer knows a container in its place: destroyed, say, or renamed.
 
-    Raises DiskAway where that cannot be told. A link may lead to a disk that is not mounted yet: that is there.
+    Raises DiskAway if that cannot be determined. A symlink may lead to a disk that is not mounted yet: that counts as
+    there.
     """
     if os.path.lexists(layout.container / "config"):
         return False
@@ -65,7 +67,7 @@ def is_removed(layout: Layout) -> bool:
 
 
 def of(lxcpath: Path) -> str:
-    """Which file system an LXC path lies on, and which subvolume of btrfs: its f_fsid (statvfs(3)); raises OSError.
+    """Identifies the file system of an LXC path, and on btrfs the subvolume: its f_fsid (statvfs(3)); raises OSError.
 
     It is the same whenever and wherever that is mounted (btrfs_statfs in the kernel's fs/btrfs/super.c).
     """
@@ -73,10 +75,10 @@ def of(lxcpath: Path) -> str:
 
 
 def require_same(layout: Layout, disk: str | None) -> None:
-    """Raises DiskAway where the LXC path lies on another file system than `disk`, as `of` has told it; None: not known.
+    """Raise DiskAway if the LXC path is on a file system other than `disk`, a result of `of`; None: not known.
 
-    To be asked before a spool is made. Once one is made on what lies below a mount point, it says that the disk is
-    there whenever it is not.
+    Ask before a spool is created: one created on what is below a mount point would say that the disk is there whenever
+    it is not.
     """
     try:
         found = of(layout.lxcpath)
@@ -87,17 +89,18 @@ def require_same(layout: Layout, disk: str | None) -> None:
 
 
 def require_ended(layout: Layout, disk: str | None) -> None:
-    """Where the migration has ended here, and its spool is gone with that: raises DiskAway as `require_same`.
+    """For a migration that has ended here, along with its spool: raise DiskAway as `require_same` does.
 
-    Unless somebody has made a spool, which says that the disk is lost for good.
+    Unless someone has created a spool, which declares that the disk is lost for good.
     """
     if not is_here(layout):
         require_same(layout, disk)
 
 
 def has_ended(layout: Layout, disk: str | None) -> bool:
-    """Whether the spool has gone with the migration's end here, for one of which the journal does not say that it has
-    ended, as an older one: its LXC path lies on the same `disk` as ever.
+    """Whether the spool went with the migration's end here, although an older journal does not have it as ended.
+
+    That is so if its LXC path is on the same `disk` as ever.
     """
     if is_here(layout) or disk is None:
         return False
@@ -108,7 +111,7 @@ def has_ended(layout: Layout, disk: str | None) -> bool:
 
 @contextlib.contextmanager
 def _opened(layout: Layout) -> Iterator[int]:
-    """The LXC path; raises DiskAway unless it has the spool of the migration, or an older version's, in it."""
+    """The LXC path, opened; raises DiskAway unless it contains the spool of the migration, or an older version's."""
     try:
         folder = os.open(layout.lxcpath, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:

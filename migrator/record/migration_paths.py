@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a migration's things lie on a host. Every name carries the migration's id, so that several run side by side.
+"""Where a migration's files are on a host. Each name carries the migration's id, so that several can run side by side.
 
     LXCPATH/.migrator/NAME/ID.N          read-only snapshot of round N, or what was received of it
     LXCPATH/.migrator/NAME+/ID.spool/    what has arrived and is not used yet
-    LXCPATH/.migrator/NAME+/ID.old/      what the arriving container takes the place of
-    LXCPATH/.migrator/NAME+/ID.ran.N     one that ran here before its restore failed, or in an earlier stay
+    LXCPATH/.migrator/NAME+/ID.old/      what the arriving container replaces
+    LXCPATH/.migrator/NAME+/ID.ran.N     a container that ran here before its restore failed, or in an earlier stay
     LXCPATH/.migrator/NAME+/ID.root/     where LXC mounts its root file system for CRIU; always empty as seen by us
-    LXCPATH/.migrator/NAME+/ID.folder/   the container's folder before it is put in its place, and when it goes
-    LXCPATH/.migrator/NAME+/ID.images/   memory images, where memory has no room for them
+    LXCPATH/.migrator/NAME+/ID.folder/   the container's directory before it is put in its place, and when it goes
+    LXCPATH/.migrator/NAME+/ID.images/   memory images, if memory has no room for them
     /run/migrator/ID/                    memory images, on a tmpfs of their own
 
 Older versions kept ID.spool, ID.old and ID.images among the snapshots, and memory images in /dev/shm/migrator/ID. What
-is left there of a migration that one of them began is removed with the migration, and never read: whoever sends streams
-can make such things in the first place, and in the second anybody could.
+is left there of a migration begun by such a version is removed with the migration, and never read: a stream's sender
+can create such files in the former place, and anybody in the latter.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def container(self) -> Path:
-        """The container's own folder."""
+        """The container's own directory."""
         return self.lxcpath / self.name
 
     @property
@@ -59,13 +59,13 @@ class Layout:
     def folder(self) -> Path:
         """The snapshots that migrations of this container keep, and nothing else.
 
-        `btrfs receive` is confined to it, and what it reads may lead it to anything that lies there.
+        `btrfs receive` is confined to this directory, because what it reads can direct it to anything in there.
         """
         return self.lxcpath / FOLDER / self.name
 
     @property
     def work(self) -> Path:
-        """Everything else that they keep on disk. No container has such a name."""
+        """Everything else that migrations keep on disk. No container can have such a name."""
         return self.lxcpath / FOLDER / f"{self.name}{WORK}"
 
     def snapshot(self, round: int) -> Path:
@@ -86,7 +86,8 @@ class Layout:
 
     @property
     def beside(self) -> Path:
-        """The container's folder while it is made or removed: what stands in its place always has its fence."""
+        """The container's directory while it is being made or removed, so that one in its place always has its fence.
+        """
         return self.work / f"{self.id}.folder"
 
     def set_aside(self) -> list[Path]:
@@ -99,25 +100,26 @@ class Layout:
         return self.work / f"{self.id}.ran.{max(numbers, default=0) + 1}"
 
     def is_own_rootfs(self) -> bool:
-        """Whether what is in the root file system's place was made by this migration: from one of its snapshots."""
+        """Whether what is in the root file system's place was made by this migration, from one of its snapshots."""
         return self.is_own(self.rootfs)
 
     def is_own(self, path: Path) -> bool:
-        """Whether `path` is the top of a subvolume that this migration has made of one of its snapshots."""
+        """Whether `path` is the top of a subvolume that this migration made from one of its snapshots."""
         if not btrfs.is_subvolume(path):
             return False
         return btrfs.info(path).parent_uuid in {btrfs.info(each).uuid for each in self.own_snapshots()}
 
     def make_folder(self) -> None:
-        """Create `folder` and `work`, only for root."""
+        """Create `folder` and `work`, accessible to root only."""
         for path in (self.folder, self.work):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.folder.parent.chmod(0o700)
 
     def snapshots(self) -> list[Path]:
-        """The read-only snapshots of this container, oldest first: of earlier migrations, and then of this one.
+        """The read-only snapshots of this container, oldest first: earlier migrations', then this one's.
 
-        Its own are told by the number of the round: a balance gives any of them a new generation, on one of two hosts.
+        Its own are ordered by the number of the round, because a balance can give any of them a new generation on one
+        of the hosts.
         """
         if not self.folder.is_dir():
             return []
@@ -127,7 +129,7 @@ class Layout:
                       else (0, btrfs.info(path).generation))
 
     def own_snapshots(self) -> list[Path]:
-        """Those that this migration made, oldest first."""
+        """Those made by this migration, oldest first."""
         return [path for path in self.snapshots() if self._made(path)]
 
     def _made(self, snapshot: Path) -> bool:
@@ -139,7 +141,7 @@ class Layout:
         return [subvolume for subvolume in found if subvolume.read_only]
 
     def images(self) -> Path | None:
-        """The folder that holds this migration's memory images, if there is one."""
+        """The directory that holds this migration's memory images, if there is one."""
         return next((path for path in self.image_folders() if path.is_dir()), None)
 
     def image_folders(self) -> list[Path]:
@@ -157,12 +159,12 @@ class Layout:
                 image_folders.remove_images(path)
 
     def began_formerly(self) -> bool:
-        """Whether an older version has received what this migration has brought: it is not read any more."""
+        """Whether an older version received what this migration brought, in which case it is not read any more."""
         return not self.spool.is_dir() and self.former_spool.is_dir()
 
     @property
     def former_old(self) -> Path:
-        """What a migration that an older version began has put aside."""
+        """What a migration begun by an older version has put aside."""
         return self.folder / f"{self.id}.old"
 
     def drop_beside(self) -> None:
@@ -174,14 +176,14 @@ class Layout:
             removal.tree(path)
 
     def tidy(self) -> None:
-        """Remove the folders that are empty now."""
+        """Remove the directories that are empty now."""
         for path in (self.work, self.folder, self.folder.parent):
             with contextlib.suppress(OSError):
                 path.rmdir()
 
 
 def put(source: Path, target: Path) -> None:
-    """Rename, and never over anything, not even an empty folder; raises FileExistsError (renameat2(2))."""
+    """Rename without ever replacing anything, not even an empty directory; raises FileExistsError (renameat2(2))."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
         number = ctypes.get_errno()
@@ -191,20 +193,20 @@ def put(source: Path, target: Path) -> None:
 @contextlib.contextmanager
 def locked(name: str, folder: Path | None = None, *, lxcpath: Path,
            needless: Callable[[], bool] = lambda: False) -> Iterator[set[tuple[int, int] | None]]:
-    """Keep other migrator commands off a container for a while; raises Busy. The lock ends with this process.
+    """Keep other migrator commands off a container; raises Busy. The lock ends with this process.
 
-    Another container of that name, in another LXC path, is nobody's business here: see `container_lock.files`.
+    A container of the same name in another LXC path is not affected: see `container_lock.files`.
 
-    A watchdog, which gives a container back, is waited for: it ends at once. So is, for a moment, who has not yet said
-    what it is, has the lock no more, or answers another host: that may be but one question. Yields who had it last, see
-    `container_lock.recorded`: more than one, where they have spelled the LXC path differently. The
-    files stay, unless they are `needless` when the lock ends.
+    If a watchdog holds the lock, which gives the container back and ends at once, we wait for it. We also wait briefly
+    for a holder that has not yet written who it is, has just let go, or answers another host, perhaps just one
+    question. Yields who held the lock last (see `container_lock.recorded`), which can be more than one process if they
+    spelled the LXC path differently. The files stay unless they are `needless` when the lock ends.
     """
     folder = folder or container_lock.LOCKS
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.parent.chmod(0o711)
     with contextlib.ExitStack() as stack:
-        older = folder / name  # which older versions lock, for all containers of that name
+        older = folder / name  # what older versions lock, for all containers of that name
         _take(stack, name, older, needless, shared=True)
         taken = [_take(stack, name, folder / file, needless) for file in container_lock.files(name, lxcpath)]
         yield {stack.enter_context(container_lock.recorded(fd, lxcpath)) for fd in taken}
@@ -228,16 +230,16 @@ def _take(stack: contextlib.ExitStack, name: str, file: Path, needless: Callable
                           and container_lock.has_ended(found, WATCHDOG_LIMIT)):
                     raise Busy(name=name, pid=found.pid if found else "?") from None
                 continue
-            if os.fstat(fd).st_nlink:  # else who had it has removed it: who comes next will lock another one
+            if os.fstat(fd).st_nlink:  # otherwise its holder has removed it, and the next to come will lock a new one
                 opened.callback(_remove, fd, file, needless)
                 stack.enter_context(opened.pop_all())
                 return fd
 
 
 def _remove(fd: int, file: Path, needless: Callable[[], bool]) -> None:
-    """Remove a lock file that `fd` has locked, if it is needless, and nobody else's: several may share it."""
+    """Remove a lock file that we have locked as `fd`, if it is needless and nobody shares the lock."""
     with contextlib.suppress(OSError, JournalBroken):
         if needless():
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_nlink:  # so it stands there until it is removed here
+            if os.fstat(fd).st_nlink:  # so it exists until it is removed here
                 file.unlink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which command comes next, written out so that it can be pasted, and on which host."""
+"""Which command comes next and on which host, written out so that it can be pasted."""
 
 from __future__ import annotations
 
@@ -16,34 +16,33 @@ BEGINS = {"migrate", "prepare-data"}
 
 
 def command(stage: str, migration: Migration, *more: str) -> str:
-    """`stage` as a command for `migration`, where `stage` may say `@source` or `@destination`; `more` are its options.
-    """
+    """`stage` as a command for `migration`; `stage` may say `@source` or `@destination`, `more` are options."""
     return written(stage, migration.role, migration.name, migration.peer, migration.begun, *more)
 
 
 def typed(stage: str, migration: Migration, *more: str) -> str:
-    """The same where the sentence says on which host."""
+    """As `command`, for a sentence that says on which host."""
     return shlex.join([*words(stage, migration), *more])
 
 
 def words(stage: str, migration: Migration) -> list[str]:
-    """The same, to be run on that host."""
+    """As `command`, as a list of words to be run on that host."""
     return _words(stage, migration.role, migration.name, migration.peer, migration.begun)
 
 
 def path(migration: Migration) -> str:
-    """`-P PATH` where it was given here, else "": for the ends of the commands in `errors`."""
+    """`-P PATH` if it was given here, else "": for the ends of the commands in `errors`."""
     return shlex.join(words("status", migration)[3:])
 
 
 def next_command(migration: Migration) -> str:
-    """The command that carries a migration on, or "" when it has ended."""
+    """The command that continues a migration, or "" when it has ended."""
     stage = next_stage(migration.role, migration.state)
     return again(stage, migration) if stage else ""
 
 
 def again(stage: str, migration: Migration) -> str:
-    """As `command`; but a migration that `migrator migrate` has begun is carried on by `migrator resume`."""
+    """As `command`, except that a migration begun by `migrator migrate` is continued by `migrator resume`."""
     if migration.begun.one_shot and not stage.startswith("rollback"):
         carries_on = migration.role is Role.SOURCE or stage == "restore-dump"
         stage = "resume" if carries_on else "resume@source"
@@ -51,15 +50,15 @@ def again(stage: str, migration: Migration) -> str:
 
 
 def anew(migration: Migration) -> str:
-    """On the source: what moves it once more where an attempt of the driver's was given up."""
+    """On the source: the command that moves it again after an attempt of `migrator migrate` was given up."""
     return written("migrate", Role.SOURCE, migration.name, migration.peer, migration.begun)
 
 
 def back(migration: Migration) -> str:
-    """On the source of one that has moved away: what brings it back, typed on the other host, to where it was here.
+    """For the source of a container that has moved away: the command, typed on the other host, that brings it back.
 
-    The LXC path there is always named: whether it is that host's own is not known here. Nor is by which name a paired
-    host knows this one.
+    The LXC path there is always spelled out, because this host does not know whether it is the other one's default. Nor
+    does it know under which name a paired host knows this one.
     """
     paired = migration.peer.startswith("peer:")
     begun = Begun(other_name=migration.name, source_lxcpath=migration.begun.destination_lxcpath, lxcpath_given=True)
@@ -70,7 +69,7 @@ def back(migration: Migration) -> str:
 
 
 def written(stage: str, role: Role, name: str, peer: str, begun: Begun, *more: str) -> str:
-    """As `command`, from the single facts."""
+    """As `command`, from the individual facts."""
     text = shlex.join([*_words(stage, role, name, peer, begun), *more])
     if _on_source(stage, role) == (role is Role.SOURCE):
         return text
@@ -87,7 +86,7 @@ def _words(stage: str, role: Role, name: str, peer: str, begun: Begun) -> list[s
     other_name, here = begun.other_name or name, on_source == (role is Role.SOURCE)
     words = ["migrator", verb, name if here else other_name]
     path = begun.source_lxcpath if on_source else begun.destination_lxcpath
-    if path and (not here or begun.lxcpath_given):  # whether it is the other host's usual one is not known here
+    if path and (not here or begun.lxcpath_given):  # whether it is the other host's default is not known here
         words += ["-P", path]
     if verb in NEEDS_DESTINATION:
         words += ["-d", peer if role is Role.SOURCE else begun.destination]
@@ -106,7 +105,7 @@ def _other_host(role: Role, peer: str, begun: Begun) -> str:
 
 
 def moved_to(migration: Migration) -> str:
-    """Where a container has moved, for whom it has left: the host, and its name there if that is another."""
+    """Where a container has moved, as seen from the host it left: the host, and its name there if different."""
     host = other_host(migration)
     return host if migration.other_name == migration.name else f"{host} as {migration.other_name}"
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two state machines of a migration, one on each host, as data and without I/O.
+"""The two state machines of a migration, one on each host, as data; no I/O.
 
-`docs/states.md` explains them. The program moves only through `after`; a stage asks `decide` whether it may run.
+`docs/states.md` explains them. The program changes state only through `after`; a stage asks `decide` whether it may
+run.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Event(enum.StrEnum):
     IMPORT = "import"
     IMPORTED = "imported"
     RECEIVE_DUMP = "receive-dump"
-    DROP_DUMP = "drop-dump"  # a dump that broke off was removed
+    DROP_DUMP = "drop-dump"  # an incomplete dump was removed
     DUMP_RECEIVED = "dump-received"
     OWN = "own"
     RESTORE = "restore"
@@ -104,12 +105,12 @@ DESTINATION: dict[tuple[State | None, Event], State] = {
     (S.RECEIVED, E.RECEIVE): S.RECEIVING,
     (S.RECEIVED, E.IMPORT): S.IMPORTING,
     (S.IMPORTING, E.IMPORT): S.IMPORTING,
-    (S.IMPORTING, E.RECEIVE): S.RECEIVING,  # what was received turned out to be damaged: sent again
+    (S.IMPORTING, E.RECEIVE): S.RECEIVING,  # what was received turned out to be damaged and is sent again
     (S.IMPORTING, E.IMPORTED): S.IMPORTED,
     (S.IMPORTED, E.RECEIVE): S.RECEIVING,
     (S.IMPORTED, E.RECEIVE_DUMP): S.RECEIVING_DUMP,
     (S.RECEIVING_DUMP, E.RECEIVE_DUMP): S.RECEIVING_DUMP,
-    (S.RECEIVING_DUMP, E.RECEIVE): S.RECEIVING,  # the dump never came, another round of data does
+    (S.RECEIVING_DUMP, E.RECEIVE): S.RECEIVING,  # the dump never came; another round of data does
     (S.RECEIVING_DUMP, E.DROP_DUMP): S.IMPORTED,
     (S.RECEIVING_DUMP, E.DUMP_RECEIVED): S.DUMP_RECEIVED,
     (S.DUMP_RECEIVED, E.RECEIVE): S.RECEIVING,
@@ -156,7 +157,7 @@ class IllegalMove(AssertionError):
 
 
 def after(role: Role, state: State | None, event: Event) -> State:
-    """The state that `event` leads to; raises IllegalMove where the table has none."""
+    """The state that `event` leads to; raises IllegalMove if the table has none."""
     try:
         return TABLES[role][(state, event)]
     except KeyError:
@@ -166,7 +167,7 @@ def after(role: Role, state: State | None, event: Event) -> State:
 def owner(state: State) -> Owner:
     """Who owns the token as far as a host in `state` knows.
 
-    A source rolls back only with the destination's word, or before it has offered the token; on a destination that
-    abandons, the token has gone back the moment that is recorded.
+    A source rolls back only with the destination's word or before it has offered the token; when a destination records
+    that it abandons, the token has at that moment gone back.
     """
     return _OWNER.get(state, Owner.SOURCE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading a journal, and writing to it: all or nothing, and with a limit on how long others are waited for."""
+"""Reading and writing a journal: all or nothing, and with a limit on how long to wait for others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from migrator.errors.this_host import JournalBroken
 from migrator.record.journal_file import PRIMARY, JournalFile
 
 WAIT_FOR_LOCK = 10.0  # seconds
-HURRY = 0.2  # seconds, while what is to be recorded keeps a container from running
+HURRY = 0.2  # seconds; used when a container cannot run until something is recorded
 
 
 def is_busy(error: JournalBroken) -> bool:
-    """Whether nothing is wrong with the journal, but others have not let go of it in time."""
+    """Whether nothing is wrong with the journal except that others have not released it in time."""
     cause = error.__cause__
     return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode & PRIMARY == sqlite3.SQLITE_BUSY
 
@@ -25,13 +25,13 @@ def is_busy(error: JournalBroken) -> bool:
 class Transactions:
     """An open journal. Use it as a context manager, or call `close`.
 
-    Each access waits for others' for up to `patience` seconds.
+    Each access waits for others for up to `patience` seconds.
     """
 
     def __init__(self, path: Path, patience: float = WAIT_FOR_LOCK) -> None:
         self.path = path
         self._patience = patience
-        self._latest: object = None  # the transaction that began last
+        self._latest: object = None  # the most recently begun transaction
         try:
             self._file = JournalFile(path, patience)
         except (OSError, sqlite3.Error) as error:
@@ -57,9 +57,10 @@ class Transactions:
 
     @contextlib.contextmanager
     def transaction(self, *, synced: bool = True) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on disk when the block has been left, unless `synced` is off.
+        """All or nothing, and on disk once the block has been left, unless `synced` is off.
 
-        A Ctrl-C may come between any two steps, also of this; what it leaves open the next use of the journal ends.
+        A Ctrl-C may come between any two steps, of this function too; the next use of the journal ends what it leaves
+        open.
         """
         mine = self._latest = object()
         try:
@@ -72,14 +73,14 @@ class Transactions:
                 yield db
                 db.execute("COMMIT")
             finally:
-                if self._latest is mine:  # else it was left behind open, and this is its end, late
+                if self._latest is mine:  # otherwise it was left open, and this is its late end
                     self.end_unfinished()
         except sqlite3.Error as error:
             raise JournalBroken(path=self.path, reason=error) from error
 
     @contextlib.contextmanager
     def hurried(self) -> Iterator[None]:
-        """Who writes in the block waits no longer than HURRY for others, who may have been stopped in the middle."""
+        """Writes within the block wait at most HURRY for others, which may be stopped half-way."""
         self._wait_for(HURRY)
         try:
             yield
@@ -87,11 +88,11 @@ class Transactions:
             self._wait_for(self._patience)
 
     def _wait_for(self, seconds: float) -> None:
-        with contextlib.suppress(sqlite3.Error):  # whoever writes next is told
+        with contextlib.suppress(sqlite3.Error):  # whoever writes next gets the error
             self._file.wait_for(seconds)
 
     def end_unfinished(self) -> None:
-        """Take back what was written in a transaction that an exception has left open; raises JournalBroken."""
+        """Roll back a transaction that an exception has left open; raises JournalBroken."""
         try:
             self._file.release()
         except sqlite3.Error as error:
