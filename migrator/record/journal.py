@@ -303,7 +303,9 @@ class Journal(Transactions):
         return Migration(self, rows[0]) if rows else None
 
     def unused_id(self) -> str:
-        """For a migration that begins here: what hangs on an id is not told apart by its direction."""
+        """An id for a migration that begins here: unused in both roles, because what is named by an id does not show
+        the role.
+        """
         while True:
             id = names.new_migration_id()
             if not any(self.by_id(id, role) for role in Role):
