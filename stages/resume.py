@@ -51,22 +51,22 @@ HELP = "continue an interrupted migration"
 class ResumeOptions:
     container: NamedContainer | None = None  # None for every unfinished migration of this host
     destination: str | None = None  # None for the one that the migration began with
-    source: str | None = None  # typed on the destination; None for its host name
+    source: str | None = None  # on the destination; None for the source's host name
     connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
     migration: str | None = None  # its id
     at_boot: bool = False
     no_memory: bool = False
-    # Those of MoveOptions that were given.
+    # The fields of MoveOptions that were given.
     given: Mapping[str, Any] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
 
     def request(self, migration: Migration) -> MoveRequest:
-        """What is to go where, of a migration from here."""
+        """What is to move where, for a migration from here."""
         container = NamedContainer(migration.name, self.container.given_lxcpath if self.container else None)
         return MoveRequest(container, self.destination or migration.peer, self.connect, no_memory=self.no_memory)
 
     @property
     def asking(self) -> Asking:
-        """How the source is asked, of a migration to here."""
+        """How to ask the source, for a migration to here."""
         return Asking(self.connect, self.source, self.given.get("max_downtime", MAX_DOWNTIME),
                       among_others=self.container is None)
 
@@ -108,7 +108,7 @@ def run(options: ResumeOptions) -> Result:
 
 
 def one(options: ResumeOptions, name: str, lxcpath: Path, *, at_boot: bool = False) -> Result:
-    """Carry the newest migration of a container on, or bring the container to where it may run."""
+    """Continue the newest migration of a container, or get the container to run wherever it may."""
     with Journal(DEFAULT_PATH) as journal:
         with prologue.locked_for(journal, name, lxcpath):
             migration = journal.latest(name, lxcpath)
@@ -124,7 +124,7 @@ def one(options: ResumeOptions, name: str, lxcpath: Path, *, at_boot: bool = Fal
             stopped = stopped_here.is_stopped(migration)
         if _is_all(migration, at_boot=at_boot):
             return done
-        done = ask_source.act(options.asking, migration, done)  # which needs the lock on this host
+        done = ask_source.act(options.asking, migration, done)  # this needs the lock on this host
         migration.refresh()
         if stopped and migration.state is State.FINISHED and not migration.arrived.given_way:
             return Result(done.data, f"{done.text} {after_crash.where(migration)}")
@@ -132,19 +132,19 @@ def one(options: ResumeOptions, name: str, lxcpath: Path, *, at_boot: bool = Fal
 
 
 def _is_all(migration: Migration, *, at_boot: bool) -> bool:
-    """Whether nothing is left that the source must do, or that it will do by itself."""
+    """Whether nothing is left that the source must do, or that it will do without being asked."""
     if migration.state is State.ABANDONED:
         return not migration.ending.given_up_here or migration.ending.source_knows
-    if at_boot:  # data that are under way can wait
+    if at_boot:  # data in transfer can wait
         return migration.state not in (State.RESTORED, State.ABANDONING)
     return migration.ended
 
 
 def every(options: ResumeOptions) -> Result:
-    """Each unfinished migration of this host, one after the other; one that fails stops none of the others.
+    """Each unfinished migration of this host, one after the other; a failure of one does not stop the others.
 
-    Those from here come first, as their containers may stand still here, and of those to here root's own: who is not
-    root may have begun many, and each is asked about.
+    Those from here come first, because their containers may be frozen here. Of those to here root's own come first:
+    others may have begun many, and each takes a question to its source.
     """
     with Journal(DEFAULT_PATH) as journal:
         newest: dict[tuple[str, str], Migration] = {}
@@ -173,8 +173,8 @@ def every(options: ResumeOptions) -> Result:
                 log.cure(ours.hint)
             lines.append(f"{migration.name}: not done (exit status {ours.exit_status}).")
         outcomes.append(outcome)
-        container_lock.check_interrupted()  # a signal may have come while that one was given back
-    with Journal(DEFAULT_PATH) as journal:  # last: it reads configurations, which can lie on a file server that is gone
+        container_lock.check_interrupted()  # a signal may have come while that container was being given back
+    with Journal(DEFAULT_PATH) as journal:  # last: it reads configurations, which can be on a file server that is gone
         for told in filter(None, map(after_crash.in_use_note, journal.all())):
             log.warning(told)
     return Result({"stage": NAME, "migrations": outcomes}, "\n".join(lines) or "There is no unfinished migration.",
@@ -182,7 +182,7 @@ def every(options: ResumeOptions) -> Result:
 
 
 def worst(statuses: list[int]) -> int:
-    """The exit status that weighs most: what was frozen first, then any failure; 0 when all is well."""
+    """The most serious exit status: something frozen comes first, then any failure; 0 if all is well."""
     return max(statuses, key=lambda status: (status in (3, 4, 5), status), default=0)
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What several commands have in common: parts of a stage, and the answers that the other host gives."""
+"""What several commands share: parts of stages, and the answers given to the other host."""

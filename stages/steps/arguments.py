@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Arguments that several commands take, and the records that are made of them (`stages.steps.options`)."""
+"""Arguments that several commands take, and the records made from them (`stages.steps.options`)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ exit status:
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """What every command takes."""
+    """Arguments of every command."""
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="results, progress and errors as JSON (docs/json.md)")
     group.add_argument("-v", "--verbose", action="store_true", help="report each step and how long it takes")
@@ -35,7 +35,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def add_container(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The container's name, as a word or with -n, and -P, as with the lxc-* tools."""
+    """The container's name, positional or with -n, and -P, as with the lxc-* tools."""
     parser.add_argument("name_word", metavar="NAME", nargs="?", help="name of the container")
     parser.add_argument("-n", "--name", metavar="NAME", help="the same, as with the lxc-* tools")
     parser.add_argument("-P", "--lxcpath", metavar="PATH", help="where this host keeps its containers")
@@ -43,7 +43,7 @@ def add_container(parser: argparse.ArgumentParser, *, required: bool = True) -> 
 
 
 def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """-d and how to reach it."""
+    """-d and how to reach that host."""
     parser.add_argument(
         "-d", "--destination", metavar="[USER@]HOST[:PORT]|peer:NAME", required=required,
         help="the host to move to" + ("" if required else " (default: the one that the migration began with)"),
@@ -56,7 +56,7 @@ def add_destination(parser: argparse.ArgumentParser, *, required: bool = True) -
 
 
 def add_path(parser: argparse.ArgumentParser) -> None:
-    """--path, for whoever opens tunnels."""
+    """--path, for commands that open tunnels."""
     parser.add_argument("--path", choices=("prefer-direct", "direct-only", "relay-only"), default="prefer-direct",
                         help="how to reach a paired peer (default: %(default)s)")
 
@@ -93,7 +93,7 @@ def positive(text: str) -> float:
 
 
 def container(args: argparse.Namespace) -> NamedContainer:
-    """Which one is meant; raises InvalidName, and ends the program where none was named."""
+    """Which container is meant; raises InvalidName, and exits with a usage error if none was named."""
     name = name_of(args)
     if not name:
         args.usage_error("the name of a container is missing")
@@ -103,7 +103,7 @@ def container(args: argparse.Namespace) -> NamedContainer:
 
 
 def name_of(args: argparse.Namespace) -> str:
-    """A container's name; "" where none was given. Raises InvalidName."""
+    """A container's name; "" if none was given. Raises InvalidName."""
     if args.name and args.name_word and args.name != args.name_word:
         args.usage_error("two different names were given")
     name = args.name or args.name_word
@@ -111,22 +111,22 @@ def name_of(args: argparse.Namespace) -> str:
 
 
 def connect(args: argparse.Namespace) -> ConnectOptions:
-    """How the other host is reached, of `add_destination`."""
+    """How to reach the other host, from the arguments of `add_destination`."""
     return ConnectOptions(timeout=args.timeout, accept_new_host_key=args.accept_new_host_key, path=args.path)
 
 
 def target(args: argparse.Namespace) -> TargetOptions:
-    """What the container becomes there; raises InvalidName."""
+    """What the container becomes on the destination; raises InvalidName."""
     new_name = names.container_name(args.new_name) if args.new_name else ""
     return TargetOptions(args.destination_lxcpath, new_name, tuple(args.map_bridge))
 
 
 def request(args: argparse.Namespace) -> MoveRequest:
-    """What is to go where; raises InvalidName."""
+    """What is to move where; raises InvalidName."""
     return MoveRequest(container(args), args.destination or "", connect(args), target(args), args.no_memory)
 
 
 def require_root(command: str) -> None:
-    """Raises NotRoot unless this process may freeze, dump and snapshot."""
+    """Raise NotRoot unless this process is allowed to freeze, dump and snapshot."""
     if os.geteuid() != 0:
         raise NotRoot(command=f"migrator {command}")

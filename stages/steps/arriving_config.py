@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration of a container that arrives: made for this host, and read here as LXC will read it."""
+"""The configuration of an arriving container: adapted to this host, and read here the way LXC will read it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from migrator.record.migration_paths import Layout
 
 def adopted(migration: Migration, layout: Layout, carried: Carried, bridges: dict[str, str], *,
             trusted: bool) -> tuple[str, dict[Path, str]]:
-    """See `container_config.adopted`. Raises ConfigInvalid where it cannot be told what LXC will read."""
-    own = f"{migration.begun.source_lxcpath}/{migration.other_name}/"  # what lies there is of the container's own
+    """See `container_config.adopted`. Raises ConfigInvalid if it cannot be determined what LXC will read."""
+    # What is in there belongs to the container itself.
+    own = f"{migration.begun.source_lxcpath}/{migration.other_name}/"
 
-    def there(path: str) -> bool:  # of who is not trusted nothing comes along, wherever it says that its own lies
+    # From an untrusted sender nothing comes along, wherever it claims that its own files are.
+    def there(path: str) -> bool:
         return not trusted or (path.startswith("/") and not path.startswith(own) and Path(path).exists())
 
     config, added = layout.container / "config", list[str]()
@@ -30,7 +32,7 @@ def adopted(migration: Migration, layout: Layout, carried: Carried, bridges: dic
 
 
 def write(layout: Layout, folder: Path, text: str, copies: dict[Path, str], message: str) -> None:
-    """Into `folder`, which is the container's, or will be; fenced, with `message` for who starts it."""
+    """Write it into `folder`, the container's present or future directory; fenced, with `message` for who starts it."""
     for path, copy in copies.items():
         file = folder / Path(path).relative_to(layout.container)
         file.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

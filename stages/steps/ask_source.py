@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a destination asks its source, and has it act: the one way round in which a destination connects.
+"""How a destination asks its source, or has it act: the only case in which a destination makes the connection.
 
 A source whose administrator has given this host up for lost runs the container again, and says so to whoever asks.
 """
@@ -39,35 +39,35 @@ from stages.steps import abandon, ask_state, force
 from stages.steps.options import MAX_DOWNTIME
 
 RESUME = "resume"
-ONLY = "--migration"  # an option of it
+ONLY = "--migration"  # an option of `resume` on the source
 OUTCOMES = (3, 4, 5)  # exit statuses
-ASK_LIMIT = 10.0  # seconds for that
-SOURCE_LIMIT = 86400.0  # seconds: `resume` there has limits of its own, and prints at its end
-AMONG_OTHERS = 600.0  # seconds for the same, where others wait: what is left at boot is but to finish, or to roll back
-SAID_MAX = 1 << 20  # bytes that are kept of what it prints: the last line counts
+ASK_LIMIT = 10.0  # seconds for an answer
+SOURCE_LIMIT = 86400.0  # seconds: `resume` there has limits of its own, and prints only when it ends
+AMONG_OTHERS = 600.0  # seconds for the same while others wait: at boot, all that is left is to finish or to roll back
+SAID_MAX = 1 << 20  # bytes of its output that are kept: only the last line counts
 
 
 @dataclasses.dataclass(frozen=True)
 class Asking:
-    """How the source is reached by the destination, and how long what is asked of it may take."""
+    """How the destination reaches the source, and how long requests to it may take."""
 
     connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
-    source: str | None = None  # its address, where that is not the host name that it came with
-    max_downtime: float = MAX_DOWNTIME  # seconds for which the container may be let run by its word
-    among_others: bool = False  # others wait until it is done
+    source: str | None = None  # its address, if that is not the host name recorded for it
+    max_downtime: float = MAX_DOWNTIME  # seconds for which its word lets the container be started
+    among_others: bool = False  # others wait until this is done
 
     def where(self, migration: Migration) -> str:
         return self.source or migration.peer
 
 
-# By a command that has no options for that.
+# For commands that have no options for it.
 QUICKLY = Asking(ConnectOptions(timeout=ASK_LIMIT))
 
 
 def state_of_source(asking: Asking, migration: Migration, needed: bool = False) -> State | None:
-    """The source's state of this migration; None where it does not know it, or cannot be asked, which is warned of.
+    """The source's state of this migration; None, with a warning, if the source cannot be asked or does not know it.
 
-    Where it is `needed`, as the container must not be started before that: raises SourceNeeded then.
+    If it is `needed`, because the container must not be started without it, raises SourceNeeded instead.
     """
     try:
         found = ask(asking, migration)
@@ -96,16 +96,16 @@ def _no_word(found: State | None) -> str:
 
 
 def ask(asking: Asking, migration: Migration) -> State | None:
-    """The source's state of this migration; None where it does not know it. Raises as `connected`.
+    """The source's state of this migration; None if the source does not know it. Raises what `connected` raises.
 
-    NotKnownThere where another host than the source says so.
+    NotKnownThere if a host other than the source says so.
     """
     return _asked(asking, migration)[0]
 
 
 def _asked(asking: Asking, migration: Migration,
            within: float | UnsetType = UNSET) -> tuple[State | None, float]:
-    """And for how many seconds the container may be let run here, where it asks for them."""
+    """As `ask`, and for how many seconds the container may be let run here, if `within` asks for them."""
     with connected(asking.connect, asking.where(migration)) as there:
         never = migration.state is State.ABANDONED or migration.arrived.given_way
         answer = there.call_within(ask_state.LIMIT, AskSourceState(id=migration.id, never=never, within=within))
@@ -118,15 +118,15 @@ def _asked(asking: Asking, migration: Migration,
 
 
 def _is_source(host: str, paired: str, answer: SourceState, migration: Migration) -> bool:
-    """Whether who has answered may be the source: of a host that was `paired` its fingerprint, else the `host` name.
+    """Whether the host that answered may be the source: by its fingerprint if it was `paired`, else by its `host` name.
 
-    One that knows the migration also has this host's ticket, as no other has. That it has not before its own record, or
-    where it cannot tell that it is asked by the destination; that takes it back it may say then, but not that the
-    container may run here.
+    A host that knows the migration also has this host's ticket, which no other has. The source itself lacks it before
+    its own record exists, or when it cannot tell that it is the destination that asks. It may then say that it takes
+    the container back, but not that the container may run here.
     """
     caller = migration.caller
     if paired and caller.startswith(PEER) and caller != f"{PEER}{paired}":
-        return False  # another one is paired under its name by now
+        return False  # another host is paired under its name by now
     if answer.state:
         return not (answer.ticket or answer.state in resume_rules.LETS_RUN) or resume_rules.is_known(
             migration.ticket, known=True, answered=answer.ticket)
@@ -136,12 +136,12 @@ def _is_source(host: str, paired: str, answer: SourceState, migration: Migration
 
 
 def leave_for(asking: Asking, migration: Migration, limit: float, *, by_hand: bool = False) -> float:
-    """Until when, by `boot_clock.now`, the container may be let run here: 0 where the source runs it again.
+    """Until when, by `boot_clock.now`, the container may be let run here; 0 if the source runs it again.
 
-    Asks for `limit` seconds; but not where the step is taken `by_hand`, soon after create-dump. Raises SourceNeeded
-    where the source says nothing.
+    Asks for `limit` seconds, unless the step is taken `by_hand` soon after create-dump. Raises SourceNeeded if the
+    source says nothing.
     """
-    since = boot_clock.now()  # before anything else: whatever stands still from here on takes off from the word
+    since = boot_clock.now()  # before anything else: time spent stopped from here on counts against the word
     left = boot_clock.left(migration.handover.leave) if by_hand else None
     if left is not None and not resume_rules.must_ask(left):
         return since + left
@@ -159,9 +159,9 @@ def leave_for(asking: Asking, migration: Migration, limit: float, *, by_hand: bo
 
 
 def has_word(asking: Asking, migration: Migration, found: State | None) -> bool:
-    """Whether the source, which has answered `found`, gives its word too: before that it looks that it stands still.
+    """Whether the source, which answered `found`, gives its word as well, having checked that the container is frozen.
 
-    So an earlier answer, that it takes the container back, has come to nothing: a rollback by force was broken off.
+    If so, an earlier answer that it takes the container back is void: a forced rollback was interrupted.
     """
     if found not in resume_rules.LETS_RUN:
         return False
@@ -173,18 +173,18 @@ def has_word(asking: Asking, migration: Migration, found: State | None) -> bool:
 
 
 def give_up(migration: Migration) -> Result:
-    """The source runs it again."""
+    """Give the migration up, because the source runs the container again."""
     log.warning(f"{migration.name} runs on its source again: this host gives it up")
     return abandon.give_up_here(migration)
 
 
 def act(asking: Asking, migration: Migration, done: Result) -> Result:
-    """Have the source carry it on: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
+    """Have the source continue the migration: `migrator resume` there, over SSH; raises its error, or SourceNeeded."""
     known = done.text.partition(" Next: ")[0]
     try:
         answer: dict[str, Any] | None = None
         there = ask(asking, migration)
-        if there is not None and there not in ENDED:  # else its newest migration of that name is another one
+        if there is not None and there not in ENDED:  # otherwise its newest migration of that name is a different one
             log.info(f"{known} {migration.peer} is told to continue.")
             answer = _resume_there(asking, migration)
     except DocumentedError as error:
@@ -198,15 +198,15 @@ def act(asking: Asking, migration: Migration, done: Result) -> Result:
 
 
 def _resume_there(asking: Asking, migration: Migration) -> dict[str, Any]:
-    """Whatever has begun there meanwhile: of this migration alone.
+    """Run `resume` there for this migration only, whatever has begun there meanwhile.
 
-    A source of before 2026-11-30 does not know the option for that. Its container shall not stay frozen for it: the
-    name and the LXC path tell which one it is, and that the migration has not ended there was asked a moment ago.
+    A source older than 2026-11-30 does not have the option for that. Its container must not stay frozen because of it:
+    the name and the LXC path identify the migration, and that it has not ended there was confirmed a moment ago.
     """
     words, this = next_commands.words(f"{RESUME}@source", migration), [ONLY, migration.id]
     try:
         return _run_on_source(asking, migration, [*words, *this, "--json"])
-    except InternalError as error:  # which is what a usage error there becomes here
+    except InternalError as error:  # a usage error there arrives as this
         if " ".join(this) not in str(error):
             raise
         log.verbose(f"{migration.peer} has an older version of migrator: {error}")
@@ -214,7 +214,7 @@ def _resume_there(asking: Asking, migration: Migration) -> dict[str, Any]:
 
 
 def _run_on_source(asking: Asking, migration: Migration, argv: list[str]) -> dict[str, Any]:
-    """What a command prints there with --json; raises the error that it prints."""
+    """The JSON that a command prints there; raises the error that it prints."""
     from migrator.remote import ssh
 
     target, connect = destination.parse(asking.where(migration)), asking.connect
@@ -228,7 +228,7 @@ def _run_on_source(asking: Asking, migration: Migration, argv: list[str]) -> dic
     if not isinstance(answer, dict):
         raise InternalError(reason=f"{target} answered {said[-200:]!r}")
     if isinstance(answer.get("error"), dict):
-        if answer["error"].get("status") in OUTCOMES:  # these say where a container is as seen from there
+        if answer["error"].get("status") in OUTCOMES:  # these say where a container is, as seen from there
             raise SourceFailed(source=migration.peer, name=migration.other_name, reason=answer["error"].get("message"),
                                next=next_commands.command("status@source", migration))
         raise from_json(answer["error"], migration.peer)
@@ -236,7 +236,7 @@ def _run_on_source(asking: Asking, migration: Migration, argv: list[str]) -> dic
 
 
 def _said(stream: ByteStream, limit: float, where: str) -> bytes:
-    """The end of what is printed there, in `limit` seconds; raises ConnectionLost where that is nothing."""
+    """The end of what is printed there within `limit` seconds; raises ConnectionLost if that is nothing."""
     end = time.monotonic() + limit
     said, buffer = b"", bytearray(65536)
     try:
@@ -257,13 +257,13 @@ def _said(stream: ByteStream, limit: float, where: str) -> bytes:
 def source_state(service: Service, asked: AskSourceState) -> SourceState:
     """What this host, the source, knows of a migration.
 
-    After a forced rollback it learns by `never` that the destination knows, and will never let the container run; from
-    nobody else, as the reminder that another host may come back with the container would end with it. While
-    one is being forced, the destination, which has come back in the middle of it, hears the end of it already.
+    After a forced rollback, `never` tells it that the destination knows of that and will never let the container run.
+    It believes nobody else, because the reminder that another host may come back with the container would end with it.
+    While a rollback is being forced, a destination that comes back in the middle of it already hears how it will end.
 
-    With `within` it asks for how many seconds it may let the container run. That is recorded before it is said: a
-    rollback that is forced meanwhile waits for it. Raises Busy where somebody works on it, who may have it decided
-    otherwise, and OutOfOrder where it runs here, past its fence.
+    With `within`, the destination asks for how many seconds it may let the container run. That is recorded before it is
+    said: a rollback that is forced meanwhile waits for it. Raises Busy while someone works on the container, who may
+    have it decided otherwise, and OutOfOrder if it runs here, past its fence.
     """
     migration = service.journal.by_id(asked.id, Role.SOURCE)
     if not migration or not service.grant.is_destination(migration):
@@ -289,7 +289,7 @@ def source_state(service: Service, asked: AskSourceState) -> SourceState:
                 given = min(asked.within, leave.MOST)
                 migration.note("leave", anew=True, leave=leave.given(migration.handover.leave, given))
             let_go()
-    # By the ticket it knows this host, under whatever name, for the one that it has the migration from.
+    # The ticket proves to the asking host, under whatever name it knows this one, that this one sent it the migration.
     ticket = migration.ticket if migration and service.grant.is_destination(migration) else ""
     return SourceState(state=migration.state if migration else None, owner=migration.owner if migration else None,
                        leave=given, ticket=ticket)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a migration stands on the other host: what that says, asked for its state, and read strictly.
+"""How a migration stands on the other host: asks for its state and reads the answer strictly.
 
-Who answers may be of another version, or lie, and may keep its connection alive for ever without an answer.
+The host that answers may run another version, or lie, or keep the connection alive for ever without answering.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from migrator.record.states import State
 from migrator.transfer.messages import AskState, MigrationState
 from migrator.transfer.rpc import Connection
 
-LIMIT = 60.0  # seconds for that answer: nothing is done for it
+LIMIT = 60.0  # seconds for that answer, which takes no work
 
 
 def ask(there: Connection, id_: str) -> MigrationState:
     """The destination's answer, for `told` and `stages.steps.same_host`.
 
-    Raises ConnectionLost where it takes too long, and ProtocolError for a state that is not known here.
+    Raises ConnectionLost if it takes too long, and ProtocolError for a state that this version does not know.
     """
     return there.call_within(LIMIT, AskState(id=id_))
 
 
 def state(there: Connection, migration: Migration) -> State | None:
-    """The destination's state of this migration; None when it doesn't know it, or is not the host that it went to."""
+    """The destination's state of this migration; None if it does not know it, or is not the host that it went to."""
     return told(ask(there, migration.id), migration)
 
 
 def told(answer: MigrationState, migration: Migration) -> State | None:
-    """The same, as answered."""
+    """As `state`, from an answer."""
     known = resume_rules.is_known(migration.ticket, known=answer.state is not None, answered=answer.ticket)
     return answer.state if known else None

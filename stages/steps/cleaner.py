@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `migrator cleanup` removes, or would remove, and what stays all the same: whatever it is, it is told."""
+"""What `migrator cleanup` removes, or would remove; and what stays all the same, which is always reported."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from migrator.transfer import received_snapshot
 
 
 class Cleaner:
-    """Removes things, or only tells what it would remove."""
+    """Removes things, or in a dry run only reports what it would remove."""
 
     def __init__(self, *, dry_run: bool) -> None:
         self.dry_run = dry_run
         self.removed: list[str] = []
-        self.kept: list[str] = []  # what somebody may still want: it goes with its container's name alone
-        self.left: list[str] = []  # what lies in a container's folder and is not migrator's, or is in use
-        self.sizes: dict[str, int] = {}  # what removing a subvolume would free, bytes; in a dry run
+        self.kept: list[str] = []  # what someone may still want: it is removed only along with its container's name
+        self.left: list[str] = []  # what is in a container's directory and not migrator's, or in use
+        self.sizes: dict[str, int] = {}  # in a dry run: bytes that removing a subvolume would free
 
     def remove(self, path: Path, how: Callable[[Path], None]) -> None:
         self.take_back(str(path), lambda: how(path))
@@ -40,10 +40,10 @@ class Cleaner:
             how()
 
     def leaves(self, name: str, rootfs: Path) -> bool:
-        """Whether a root file system stays, and what belongs to it: for what lives in it, of whatever container.
+        """Whether a root file system and what belongs to it stay, because something lives in it, of whatever container.
 
-        Or for what is mounted in it, as far as this process sees, and the subvolumes: no migration sends these. Raises
-        SnapshotFailed where it cannot be told.
+        Or because something is mounted in it, as far as this process sees, or it contains subvolumes, which no
+        migration sends. Raises SnapshotFailed if that cannot be determined.
         """
         if lxc.lives_in(name, rootfs):
             log.warning(f"{rootfs} stays, as something lives in it")
@@ -60,9 +60,10 @@ class Cleaner:
         return bool(inner)
 
     def leaves_copy(self, journal: Journal, folder: Path, config: Path, rootfs: Path, remove: list[str]) -> bool:
-        """Whether the root file system of a copy, with this configuration, stays with it, though it is one.
+        """Whether a copy's root file system, with this configuration, stays although it is a copy.
 
-        For clones of the container, whose folder is `folder`; or as it is another disk, for whom `remove` is told.
+        Either clones depend on the container, whose directory is `folder`; or it is another disk, and whoever is to
+        `remove` it is told.
         """
         if os.path.lexists(rootfs) and clones.lie_on(folder):
             log.warning(f"{rootfs} stays, as clones depend on it, see {folder / clones.LIST}. Destroy them first, or "
@@ -76,7 +77,7 @@ class Cleaner:
         return False
 
     def remove_folder(self, path: Path) -> None:
-        """A container's: what others have put there, or mounted, stays, and so the folder."""
+        """Remove a container's directory; what others have put or mounted there stays, and the directory with it."""
         strange = container_config.strange_in(path)
         if not self.dry_run:
             strange = container_config.remove(path)
@@ -85,10 +86,10 @@ class Cleaner:
             self.removed.append(str(path))
 
     def give_names_back(self, journal: Journal, layout: Layout) -> None:
-        """Undo what streams have done among the snapshots when their receives were broken off.
+        """Undo what streams did to the names of snapshots when receiving them was interrupted.
 
-        Before that no name counts. The last one's first: it has found things as those before had left them. Whom no
-        record is about came before all.
+        Until then no name can be trusted. The latest stream's first, because it found things as the earlier ones had
+        left them; those of which there is no record are older than all others.
         """
         begun = {each.id: number for number, each in enumerate(journal.all(layout.name))}
         notes = layout.work.glob(f"????????.spool/{received_snapshot.NOTE}")
@@ -100,7 +101,7 @@ class Cleaner:
                 received_snapshot.clear(layout.folder, spool, but=partial(_is_not_of, journal, spool.stem))
 
     def measure(self, journal: Journal, lxcpath: Path) -> None:
-        """In a dry run: fill `sizes` in. All of a copy is read for that, which is no write to it."""
+        """In a dry run, fill in `sizes`. That reads all of a copy, which does not count as a write to it."""
         if not (self.dry_run and self.removed):
             return
         btrfs.wait_deleted(lxcpath)  # until then it shares what is left with these
@@ -114,9 +115,10 @@ def records(journal: Journal, id_: str) -> list[Migration]:
 
 
 def _is_not_of(journal: Journal, id_: str, name: str) -> bool:
-    """Whether what is called so among the snapshots may not go as brought by a stream of that migration.
+    """Whether snapshots of that name must not be removed as brought by a stream of that migration.
 
-    It is another one's; or nothing tells how long ago that migration was under way, and what has come there since.
+    Either it is another migration's, or nothing tells how long ago that migration was in progress and what has come
+    there since.
     """
     other = name.partition(".")[0]
     known = re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) and other != id_ and records(journal, other)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Before the source ends its copy: the destination's word that the container runs there.
 
-Where that host can say so only against what is on record there, or not any more, it takes the migration's id, typed.
+If the destination can only say so against its own records, or not any more, the migration's id has to be typed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from stages.steps import unrecorded
 
 def require(migration: Migration, there: str, state_there: State | None, given: str | None,
             running: Callable[[], object]) -> bool:
-    """Whether the destination, `there`, has on record what ends there, and is to be told of the end.
+    """Whether the destination, `there`, has on record what is ended there and must be told of the end.
 
-    `running` asks it, which is in `state_there`; `given` is the id, None where nothing was forced. Raises what it says,
-    OutOfOrder, and ForceRefused.
+    `running` asks it; its state is `state_there`; `given` is the id typed, None if nothing was forced. Raises what the
+    destination says, OutOfOrder, and ForceRefused.
     """
     finishing = migration.state is State.FINISHING
     if finishing and state_there is None:
@@ -38,7 +38,7 @@ def require(migration: Migration, there: str, state_there: State | None, given: 
         if not finishing:
             _require_choice(migration, given, error)
         return state_there is not None
-    except UsageError:  # by an older journal, and it has stopped since
+    except UsageError:  # its journal is an older one, and the container has stopped since
         if not finishing or state_there not in (*unrecorded.OLDER, State.RESTORING):
             raise
         _require_id(migration, given, there, "does not have it on record")
@@ -47,9 +47,9 @@ def require(migration: Migration, there: str, state_there: State | None, given: 
 
 
 def _require_id(migration: Migration, given: str | None, there: str, lacks: str) -> None:
-    """For a destination that has confirmed that it runs there, and `lacks` it now.
+    """For a destination that once confirmed that it runs the container and now `lacks` it.
 
-    Raises OutOfOrder where nothing was forced, and ForceRefused.
+    Raises OutOfOrder if nothing was forced, else ForceRefused.
     """
     command = next_commands.command("finish", migration, "--force")
     unknown = f"{there} {lacks}"
@@ -62,7 +62,7 @@ def _require_id(migration: Migration, given: str | None, there: str, lacks: str)
 
 
 def _require_choice(migration: Migration, given: str | None, error: MigratorError) -> None:
-    """For a destination where it runs against what is on record there; raises that `error` where nothing was forced."""
+    """For a destination that runs it against its own records; raises that `error` if nothing was forced."""
     if given is None:
         raise error
     _require_given(migration, given, str(error).rstrip("."),

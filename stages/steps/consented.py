@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was defined here with its sender's consent, where that may have been taken back since (docs/tunnel.md)."""
+"""What was defined here with consent to its sender that may have been withdrawn since (docs/tunnel.md)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from migrator.record.migration_paths import Layout
 
 
 def require(migration: Migration) -> None:
-    """Raises ConsentNeeded for what may not be handed over any more.
+    """Raise ConsentNeeded for what may no longer be handed over.
 
-    ContainerNotFound and ContainerExists where that would have to be looked at, and is not there any more.
+    ContainerNotFound or ContainerExists if the container would have to be looked at for that and is no longer there.
     """
     allowed = grant.of_migration(migration)
     if not allowed.hooks:
@@ -23,9 +23,11 @@ def require(migration: Migration) -> None:
 
 
 def _reaching(migration: Migration) -> str:
-    """What reaches out of what was defined. A version that did not record it has left the configuration itself.
+    """What reaches out of the container as it was defined.
 
-    There a copy of a file that came along reaches out, too, whatever is in it: that took consent.
+    If the version did not record that, the configuration itself tells.
+
+    In it, a copy of a file that came along counts as reaching out too, whatever it contains: bringing it took consent.
     """
     if migration.consent.reaching is not None:
         return migration.consent.reaching
@@ -36,9 +38,9 @@ def _reaching(migration: Migration) -> str:
 
 
 def confine(migration: Migration) -> bool:
-    """Before it is started from its disk: what `restore.prepare` adds to its configuration. Whether anything was.
+    """Before a start from disk: add to its configuration what `restore.prepare` adds; returns whether anything was.
 
-    Raises ConfigInvalid where that is not fenced by this migration.
+    Raises ConfigInvalid if the configuration is not fenced by this migration.
     """
     if grant.of_migration(migration).hooks:
         return False

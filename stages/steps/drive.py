@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The driver of `migrator migrate` and `migrator resume`: step by step, as the states of both hosts have it.
+"""The driver of `migrator migrate` and `migrator resume`: runs step by step, as the states of both hosts require.
 
-Each step is a stage's own function, called over one connection. When one fails, the container shall run where it may:
-see `_back`.
+Each step is a stage's own function, called over one connection. If one fails, the container is made to run wherever it
+may: see `_back`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from stages.steps.options import MoveOptions, MoveRequest
 from stages.steps.reconnect import Link, cause_of, say
 
 T = TypeVar("T")
-BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection has begun
+BUSY_LIMIT = 60.0  # seconds that the destination may take to end what an earlier connection began
 
 
 class Drive:
@@ -65,17 +65,17 @@ class Drive:
 
     def __init__(self, command: str, request: MoveRequest, move: MoveOptions, journal: Journal,
                  container: lxc.Container, migration: Migration | None) -> None:
-        self.command = command  # that drives
+        self.command = command  # the command that drives
         self.request = request
         self.move = move
         self.journal = journal
         self.container = container
         self.migration = migration
         self.begun = time.monotonic()
-        self.still_seconds: float | None = None  # frozen, or with --no-memory stopped
+        self.still_seconds: float | None = None  # for how long it was frozen, or with --no-memory stopped
         self.dumped: dict[str, Any] = {}
         self.ended: Result | None = None  # by a rollback
-        self.stopped_there = ""  # what finish has said of one that does not run there
+        self.stopped_there = ""  # what finish said of a container that does not run there
         self.plan: Plan | None = None
         self._link = Link(request.connect, request.destination, move.reconnect)
 
@@ -85,27 +85,28 @@ class Drive:
                 while not self._came_through():
                     pass
             except BaseException as error:
-                with container_lock.held_back(raised=False):  # it ends either way, and its outcome tells more
+                # It ends either way, and its outcome says more than the interruption.
+                with container_lock.held_back(raised=False):
                     self._back(as_ours(error))
         return self.ended or self._result()
 
     def _came_through(self) -> bool:
-        """Go to the end; False where the connection was lost on the way and another try makes sense."""
+        """Go to the end; False if the connection was lost on the way and another try makes sense."""
         try:
             self._ahead()
             return True
         except DocumentedError as error:
-            container_lock.check_interrupted()  # it came while the container was thawed: nothing is tried again
+            container_lock.check_interrupted()  # it came while the container was being thawed: do not try again
             found = self._recorded()
-            if found and (self.migration or not found.ended):  # else it is an earlier one
+            if found and (self.migration or not found.ended):  # otherwise it is an earlier migration
                 self.migration = found
             self._link.wait_after(error, self._frozen_left())
             return False
 
     def _frozen_left(self) -> float | None:
-        """Seconds that the container, which may be the destination's by now, may stay frozen; None where it is not.
+        """Seconds for which the container, which may be the destination's by now, may stay frozen; None if it is not.
 
-        They count from the freeze; after a break, `migrator resume` has all of them anew.
+        They count from the freeze; after an interruption, `migrator resume` starts with the full time.
         """
         if self.migration is None or self.migration.state not in (State.OFFERED, State.DUMPED):
             return None
@@ -120,9 +121,9 @@ class Drive:
             freeze_and_offer.heal(self.migration)
         if self.migration:
             send_disk.choose(self.request, self.migration)
-        while stage := self._next(there := self._link.connect()):  # a stage may have made another
-            container_lock.check_interrupted()  # should the exception have been lost in somebody else's code
-            # An offer that was lost is made again as it was: the container is frozen.
+        while stage := self._next(there := self._link.connect()):  # a stage may have made a new connection
+            container_lock.check_interrupted()  # in case third-party code swallowed the exception
+            # An offer that got lost is made again unchanged, because the container is frozen.
             offered = self.migration is not None and self.migration.state is State.OFFERED
             if stage in ("prepare-data", "create-dump") and self.plan is None and not offered:
                 self.plan = self._look(there)
@@ -151,7 +152,7 @@ class Drive:
         return Round.sent(self.migration.data.rounds) if self.migration else ()
 
     def _look(self, there: Connection) -> Plan:
-        """The preflight, and what comes of it."""
+        """The preflight, and the plan that follows from it."""
         if self.container.state != "RUNNING":
             raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
                                       state=self.container.state)
@@ -183,7 +184,7 @@ class Drive:
 
     @property
     def _of(self) -> Migration:
-        """The migration, from the first round on."""
+        """The migration; exists from the first round on."""
         if self.migration is None:
             raise InternalError(reason="no migration has begun")
         return self.migration
@@ -196,7 +197,7 @@ class Drive:
         self._runs_there(done.data.get("running_for"))
 
     def _restore(self, there: Connection) -> None:
-        """What is left of the time frozen is the restore's."""
+        """The restore gets what is left of the time that the container may be frozen."""
         offer.settle(self._of, State.OWNED)
         left = self._frozen_left()
         if left is None or left <= 0:
@@ -208,10 +209,11 @@ class Drive:
         self._runs_there(done.running_for)
 
     def _runs_there(self, seconds: object) -> None:
-        """It has run there for so many seconds; None where it does not yet."""
+        """It has been running there for that many seconds; None if it is not running yet."""
         if isinstance(seconds, int | float):
             still = time.monotonic() - seconds - self._of.still_since
-            self.still_seconds = still if still >= 0 else None  # it came to a stand before this host was started anew
+            # Negative if it was stopped before this host was rebooted.
+            self.still_seconds = still if still >= 0 else None
 
     def _finish(self, there: Connection) -> None:
         self.stopped_there = end_copy.carry_out(self._of, there).data["stopped_there"]
@@ -222,7 +224,7 @@ class Drive:
     # --- back ---
 
     def _back(self, error: DocumentedError) -> None:
-        """After a failure: the container shall run, here if possible. Returns only where it runs there after all."""
+        """After a failure: make the container run, here if possible. Returns only if it turns out to run there."""
         self.migration = self._recorded()
         if self.migration is None or self.migration.ended:
             raise error
@@ -235,14 +237,14 @@ class Drive:
         else:
             advised = isinstance(error, OutcomeError) or self.migration.copy.gone or (
                 isinstance(error, OutOfOrder) and origins.is_another(self.migration))
-            if not advised:  # that one says how to go on
+            if not advised:  # that error says how to go on
                 does = "stays as it is" if isinstance(error, ContainerNotRunning) else "keeps running"
                 log.info(f"{self.migration.name} {does} here, and what has been sent is kept. Continue with: "
                          f"{next_commands.again('create-dump', self.migration)}")
             raise error
 
     def _give_up(self, error: DocumentedError) -> None:
-        """Take the token back and thaw; SourceStateUnknown where the destination does not answer."""
+        """Take the token back and thaw; raises SourceStateUnknown if the destination does not answer."""
         cause = cause_of(error)
         log.warning(f"{cause} Rolling back this attempt.")
         migration = self._of
@@ -255,7 +257,7 @@ class Drive:
             self._try_finish(error)
             return
         if isinstance(cause, Interrupted) or not (done.data["thawed"] or origins.is_there(migration)):
-            log.info(done.text)  # where it is now: what was destroyed meanwhile does not run again
+            log.info(done.text)  # where it is now; it may have been destroyed meanwhile and not run again
             raise cause
         runs_again = outcome(SourceRunsAgain, memory=migration.memory and bool(done.data["thawed"]))
         raise runs_again(cause, name=migration.name, next=next_commands.anew(migration)) from error
@@ -265,7 +267,7 @@ class Drive:
         return self._over_any_connection(lambda there: give_back.tell(self._of, there))
 
     def _try_finish(self, error: DocumentedError) -> None:
-        """It runs there: what is left to do needs a connection that works."""
+        """It runs there; what is left to do needs a working connection."""
         try:
             self._over_any_connection(self._finish)
         except DocumentedError as trouble:
@@ -274,9 +276,9 @@ class Drive:
             raise error from trouble
 
     def _over_any_connection(self, call: Callable[[Connection], T]) -> T:
-        """Over the connection that is there, or a new one; while the container is frozen, for as long as that may last.
+        """Call over the existing connection or a new one; while the container is frozen, for as long as it may stay so.
 
-        What an earlier connection has begun, and has the container locked for, gets its time to end.
+        If an earlier connection's work still has the container locked there, that gets time to end.
         """
         begun, old = time.monotonic(), self._link.there
         while True:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`migrator migrate --dry-run`: the commands of all stages that are left, in their order, each with its host.
+"""`migrator migrate --dry-run`: the commands of all stages that are left, in order, each with its host.
 
-They come from the functions that the stages' own --dry-run uses. A stage describes itself by its migration's record. As
-there is none yet, or not as it will be by then, one is made up for each host, in a journal that is thrown away.
+They come from the functions behind the stages' own --dry-run. A stage describes itself from its migration's record. As
+no such record exists yet, or not as it will be by then, one is made up for each host in a throw-away journal.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from stages.steps.options import MoveOptions, MoveRequest
 
 def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lxc.Container,
         migration: Migration | None) -> Result:
-    """The plan, and every command from the stage on that comes next."""
+    """The plan, and every command from the next stage on."""
     with connected(request.connect, request.destination) as there:
         first = step(migration.state, ask_state.state(there, migration)) if migration else send_disk.STAGE
         if migration and first == "rollback":
@@ -64,7 +64,7 @@ def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lx
 
 def _described(request: MoveRequest, move: MoveOptions, migration: Migration | None, container: lxc.Container,
                there: Connection, looked: examine.Look | None, first: str) -> Result:
-    """`looked` is what the preflight saw, where the dump is still to come."""
+    """`looked` is what the preflight saw, if the dump is still to come."""
     with _made_up(request, migration, container, there) as (journal, source, destination):
 
         def prepare() -> Result:
@@ -103,7 +103,8 @@ def _described(request: MoveRequest, move: MoveOptions, migration: Migration | N
 @contextlib.contextmanager
 def _made_up(request: MoveRequest, migration: Migration | None, container: lxc.Container,
              there: Connection) -> Iterator[tuple[Journal, Migration, Migration]]:
-    """A journal for as long as the block runs, with the migration as it would be on the source and the destination."""
+    """A throw-away journal for the block, with the migration as it would be recorded on the source and the destination.
+    """
     name = origins.name_there(request.target.new_name, migration, container.name)
     given: dict[str, Any] = migration.given() if migration else {
         "destination_lxcpath": send_disk.lxcpath_there(there, request.target.lxcpath),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The memory of a container, dumped while it is frozen and off its network, and sent with the last disk changes."""
+"""The memory of a container, dumped while it is frozen and cut off its network, and sent with the last disk changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from stages.steps.reconnect import Link
 
 
 class Dump(Handover):
-    """Freeze, dump, send; the source is thawed when anything fails before the token was offered."""
+    """Freeze, dump, send; the source is thawed if anything fails before the token is offered."""
 
     def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
                  there: Connection, looked: examine.Look, link: Link | None = None) -> None:
@@ -71,9 +71,10 @@ class Dump(Handover):
                                  nftables_lock=self.nftables_lock)
 
     def prepare(self) -> None:
-        network.silence_command(self.migration.id, self.ports)  # a name that this cannot do is found out now
+        # Raises now if the port has a name that it cannot handle.
+        network.silence_command(self.migration.id, self.ports)
         programs.find("criu", criu_dump.path())  # before the freeze
-        with contextlib.suppress(OSError):  # a process ends just now: it is looked at again when it stands still
+        with contextlib.suppress(OSError):  # a process is just ending: look again once it is frozen
             self._notes()
         room = apart.room()
         self.images, why = image_folders.place_images(self.layout.image_folders(), self.facts.memory, room)
@@ -100,13 +101,13 @@ class Dump(Handover):
                 "ports": [port.to_json() for port in self.ports]}
 
     def _rebooted(self) -> ContainerChanged:
-        """The watchdog knows one start of it, and thaws no other."""
+        """The error for a container that rebooted: the watchdog knows one start of it and thaws no other."""
         return ContainerChanged(name=self.container.name, reason="it has just been rebooted or stopped",
                                 next=next_commands.again("create-dump", self.migration))
 
     def take(self) -> Figures:
-        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:  # whose end waits for the dump
-            # For a thread that is just being started, as Ctrl-C comes, it would not: so that is there before.
+        with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:  # leaving this block waits for the dump
+            # If Ctrl-C came while a thread was being started, it would not wait; so start the thread now.
             pool.submit(lambda: None).result()
             self._freeze()
             return self._dump_and_send(pool)
@@ -125,7 +126,7 @@ class Dump(Handover):
         self.watchdog.leave()
 
     def result(self, figures: Figures, still: float) -> Result:
-        if not self.one_shot:  # there it still holds the container up; finish does it
+        if not self.one_shot:  # with one_shot it still holds the container; finish does it
             self.layout.drop_images()
         next_ = next_commands.next_command(self.migration)
         return Result(
@@ -146,7 +147,7 @@ class Dump(Handover):
             finally:
                 rebooted = not remains.first_is_here(self.migration)  # at this very moment
                 if rebooted:  # nobody else would thaw that start
-                    with thawing.undisturbed(), contextlib.suppress(OSError):  # it has only ended
+                    with thawing.undisturbed(), contextlib.suppress(OSError):  # it may just have ended
                         lxc.thaw(self.container, self.cgroup)
             if rebooted:
                 raise self._rebooted()
@@ -164,7 +165,8 @@ class Dump(Handover):
                 network.hush_dad(self.pid, dad)
 
     def _refuse_strangers(self) -> None:
-        """What was started from outside since the preflight is not dumped; raises ContainerChanged."""
+        """Raise ContainerChanged if processes were started from outside since the preflight: CRIU would not dump them.
+        """
         if "attached-task" in self.ignore:
             return
         stranger = descent.stranger(self.pid, cgroups.processes(str(self.cgroup)))
@@ -174,7 +176,8 @@ class Dump(Handover):
                                           "be lost; to accept that: --ignore attached-task")
 
     def _refuse_encrypted(self) -> None:
-        """What the kernel has begun to encrypt since the preflight would go on in clear; raises ContainerChanged."""
+        """Raise ContainerChanged for sockets that the kernel encrypts since the preflight: they would go on in clear.
+        """
         if "kernel-encryption" in self.ignore:
             return
         networks = net_state.namespaces(self.pid, cgroups.processes(str(self.cgroup)))
@@ -190,13 +193,13 @@ class Dump(Handover):
                                    reason=reason)
 
     def _dump_and_send(self, pool: concurrent.futures.Executor) -> Figures:
-        """The dump runs beside the snapshot and the sending of its increment; both see the frozen container."""
+        """Dump while the snapshot is made and its increment sent; both see the frozen container."""
         dumping = pool.submit(self._dump)
         try:
             increment = self.send_increment()
             early = self._send_pages(dumping.done)
         finally:
-            dump_seconds = dumping.result()  # CRIU must have let go before anybody thaws
+            dump_seconds = dumping.result()  # CRIU must have let go before anyone thaws
         self.left()
         rest = self._send_images(early)
         sent = [*early.values(), rest]
@@ -208,10 +211,10 @@ class Dump(Handover):
         begun = time.monotonic()
         self._note()
         criu_dump.dump(self.container.name, self.dump_command(), self.images)
-        self._refuse_strangers()  # who came while CRIU had it thawed; who comes later stands still at once
-        self.refuse_another_disk([self.pid])  # what has another root since is not what CRIU is given as one
+        self._refuse_strangers()  # that came while CRIU had it thawed; any that come later are frozen at once
+        self.refuse_another_disk([self.pid])  # a process that changed its root since is not the one CRIU is told of
         try:
-            mount_plan.require(self.images)  # mounts that were made since the preflight
+            mount_plan.require(self.images)  # mounts made since the preflight
             ghosts.require_here(self.images, self.pid)
             bound_sockets.require_here(self.images, self.pid, cgroups.processes(str(self.cgroup)))
         except (OSError, ValueError) as error:
@@ -220,7 +223,7 @@ class Dump(Handover):
         return time.monotonic() - begun
 
     def _notes(self) -> dict[str, bytes]:
-        """What CRIU does not dump, by its file's name; raises DumpFailed where the destination would not take it."""
+        """What CRIU does not dump, by file name; raises DumpFailed if the destination would not accept it."""
         notes = {
             terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
             cgroups.RECORD: cgroups.owners(str(self.cgroup)),
@@ -239,7 +242,7 @@ class Dump(Handover):
         return found
 
     def _note(self) -> None:
-        """In files that go along with CRIU's images."""
+        """Write these notes into files that go along with CRIU's images."""
         for name, data in self._notes().items():
             with (self.images / name).open("xb") as file:
                 file.write(data)
@@ -248,7 +251,7 @@ class Dump(Handover):
         return ImagesTransfer(id=self.migration.id, attempt=offer.attempt(self.migration), bytes=total)
 
     def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, sender.TransferResult]:
-        """Send memory while CRIU still dumps it: it writes one file of pages after the other, each to its end."""
+        """Send memory while CRIU is still dumping: it writes page files one after the other, each from start to end."""
         sent: dict[str, sender.TransferResult] = {}
         with self.migration.step("pages") as outcome:
             while not has_ended():
@@ -267,7 +270,7 @@ class Dump(Handover):
         return sent
 
     def _send_images(self, early: dict[str, sender.TransferResult]) -> sender.TransferResult:
-        """All images but those that were sent early to their end."""
+        """Send all images except the files that were already sent in full."""
         paths = [path for path in criu_dump.image_files(self.images)
                  if path.name not in early or path.stat().st_size != early[path.name].raw_bytes]
         total = sum(path.stat().st_size for path in paths)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stood in the place of what has arrived, once that is this host's for good: what goes, and what stays."""
+"""What was in the place of the arrived container, once that is here for good: what is removed and what stays."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from migrator.record.migration_paths import Layout
 
 
 def drop(migration: Migration, layout: Layout, old: Path) -> None:
-    """The copy of an earlier stay, if this is the container that it went away as.
+    """Drop the copy of an earlier stay, if it is the same container.
 
-    Any other has perhaps no second one: of another container that was called so, or of what had run here and gave way.
-    Without its configuration nothing tells. That may name a root file system in another place, which nothing else does.
-    Nor does another disk go that somebody has put behind its fence, or what clones lie on; and what somebody has
-    written to it since is nowhere else. Safe to repeat.
+    Anything else may be an only copy: of a different container that had this name, or of one that ran here and gave
+    way. Without its configuration nothing tells. The configuration may name a root file system in another place, which
+    nothing else does. Another disk that someone has put behind the fence stays too, as does a root file system that
+    clones depend on, and one that has been written to since, because those changes exist nowhere else. Safe to repeat.
     """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
     elsewhere = container_config.rootfs_elsewhere(config, layout.rootfs) if told else ""
     removes = next_commands.command("cleanup", migration)
     stood, until = f"What was in the place of {migration.name}", f"until: {removes}"
-    lived_in = rootfs.exists() and lxc.lives_in(layout.name, rootfs)  # first: what ends now may have written last
+    # First: a process that is just ending may have written last.
+    lived_in = rootfs.exists() and lxc.lives_in(layout.name, rootfs)
     mounted = removal.mounts_in(rootfs)
     why = _why_not(migration, layout, old, elsewhere)
     it = f"{stood} {why}: it" if why else stood
@@ -51,12 +52,12 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
         elif elsewhere:
             log.warning(f"{stood} {why}: it is in {elsewhere}, and stays there; its configuration is kept in {old}"
                         f" {until}")
-        if told:  # also by an earlier finish that was killed
+        if told:  # possibly also by an earlier finish that was killed
             return
     elif elsewhere:
         log.warning(f"The copy that {migration.name} had left here is removed, but its root file system, {elsewhere}, "
                     "is left alone. Remove it once you have made sure that nothing else uses it")
-        if rootfs.exists():  # an older version has made room so
+        if rootfs.exists():  # left by an older version, which made room this way
             log.warning(f"{stood} did not belong to that copy: it is kept in {_put_aside(layout, rootfs)} {until}")
     btrfs.delete(rootfs)
     for name in ("config", container_config.FENCE_HOOK):
@@ -66,11 +67,14 @@ def drop(migration: Migration, layout: Layout, old: Path) -> None:
 
 
 def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) -> str:
-    """Why it does not go by itself, for what it has: told whatever else keeps it, as it goes by name; "" if it may."""
+    """Why its content keeps it from being removed automatically; "" if nothing does.
+
+    Reported whatever else keeps it, because `cleanup NAME` removes it regardless.
+    """
     rootfs, config = old / "rootfs", old / "config"
     told = config.is_file()
-    another = told and origins.is_another_disk(migration.journal, config, rootfs)  # and no write to it is told
-    was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was killed then
+    another = told and origins.is_another_disk(migration.journal, config, rootfs)  # and then no write to it is reported
+    was_kept = not elsewhere and not rootfs.exists() and bool(layout.set_aside())  # by a finish that was then killed
     if _nested(rootfs):
         return "has subvolumes inside, which a move does not take along"
     if told and not another and written_since.was_written_to(migration.journal, config, rootfs):
@@ -81,7 +85,7 @@ def _why_not(migration: Migration, layout: Layout, old: Path, elsewhere: str) ->
 
 
 def _stays(migration: Migration, layout: Layout, config: Path, rootfs: Path) -> str:
-    """Why it is not to be touched at all, whatever its fence says, and what can be done about that; "" if it may go."""
+    """Why it must not be touched at all, whatever its fence says, and what can be done about that; "" if it may go."""
     if clones.lie_on(layout.container):
         return (f"clones may depend on it, see {layout.container / clones.LIST}. Once they are destroyed, this removes "
                 f"it: {next_commands.command('cleanup', migration)}")
@@ -97,7 +101,7 @@ def _put_aside(layout: Layout, rootfs: Path) -> Path:
 
 
 def _nested(rootfs: Path) -> bool:
-    """Whether subvolumes are, or may be, inside what stood in the container's place: no snapshot has taken them."""
+    """Whether subvolumes are, or may be, inside what was in the container's place: no snapshot has included them."""
     try:
         return btrfs.is_subvolume(rootfs) and bool(btrfs.nested(rootfs))
     except SnapshotFailed as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The source's half of a finish: the copy that was left behind is fenced, and ended."""
+"""The source's half of a finish: the copy left behind is fenced and ended."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from migrator.transfer.rpc import Connection
 from stages.steps import ask_state, confirmed, offer, prologue, unrecorded
 
 STAGE = "finish"
-ANSWER_LIMIT = 600.0  # seconds: there it is started first, where it was stopped, and snapshots are removed
+ANSWER_LIMIT = 600.0  # seconds: the destination may first have to start it, and removes snapshots
 
 
 def carry_out(migration: Migration, there: Connection, *, force: str | None = None, dry_run: bool = False) -> Result:
-    """The stage over a connection that is there."""
+    """The stage, over an existing connection."""
     name = migration.name
     state_there = ask_state.state(there, migration)
     if not dry_run:
@@ -38,7 +38,7 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
     if not dry_run:
         offer.settle(migration, state_there)
     refused = decision.verdict is Verdict.REFUSE
-    older = state_there in unrecorded.OLDER and migration.owner is not Owner.SOURCE  # else nothing was handed over
+    older = state_there in unrecorded.OLDER and migration.owner is not Owner.SOURCE  # otherwise nothing was handed over
     if refused and (dry_run or not older):
         raise prologue.out_of_order(STAGE, migration, decision)
     if dry_run:
@@ -50,10 +50,11 @@ def carry_out(migration: Migration, there: Connection, *, force: str | None = No
         if refused:
             raise prologue.out_of_order(STAGE, migration, decision) from error
         raise
-    standing.refuse_autostart(migration, STAGE)  # first: what that has started, and has ended, is seen then
+    # First: anything that lxc-autostart has started before it ended is then seen.
+    standing.refuse_autostart(migration, STAGE)
     standing.refuse_end(migration, STAGE)
     if migration.state is State.OFFERED:
-        migration.move(Event.TAKEN)  # the answer that would have said so was lost
+        migration.move(Event.TAKEN)  # the answer that said so got lost
     migration.move(Event.FINISH)
     stop_and_fence(migration)
     stopped = there.call_within(ANSWER_LIMIT, Finish(id=migration.id)).stopped[:FIELD_MAX] if known else ""
@@ -89,9 +90,12 @@ def stop_and_fence(migration: Migration) -> None:
 
 
 def _end_copy(migration: Migration) -> None:
-    """End what was frozen, told by its cgroup: LXC calls it stopped where only its monitor has ended. CopyNotEnded."""
+    """End what was frozen, as identified by its cgroup; LXC calls it stopped when only its monitor has ended.
+
+    Raises CopyNotEnded.
+    """
     cgroup = Path(migration.still.cgroup)
-    if after_crash.memory_is_here(migration):  # without its memory it has been stopped before
+    if after_crash.memory_is_here(migration):  # without its memory it was stopped before
         if remains.is_shown(migration, origins.source_uuids(migration)):
             _unplug(migration)
             ending.kill(migration)
@@ -104,20 +108,21 @@ def _end_copy(migration: Migration) -> None:
 
 
 def _unplug(migration: Migration) -> None:
-    """Take the veths of the copy that is frozen here away. By their names alone they could be another container's."""
+    """Remove the veths of the copy that is frozen here. By their names alone they could be another container's."""
     if not migration.still.ports:
         return
     try:
         found = network.ports(migration.still.first[0])
-        if after_crash.memory_is_here(migration):  # else its process may be another one by now
+        if after_crash.memory_is_here(migration):  # otherwise its pid may be another process's by now
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
         log.verbose(f"The network of {migration.name} is left in place until it ends: {error}")
 
 
 def _last_change(migration: Migration) -> dict[str, int]:
-    """What tells later whether anybody has written to the copy since. LXC's hooks at its end may have, until now."""
-    with contextlib.suppress(MigratorError, OSError):  # it may be removed at any moment, and then tells nothing
+    """What tells later whether anyone has written to the copy since. LXC's hooks at its end may have done so until now.
+    """
+    with contextlib.suppress(MigratorError, OSError):  # it may be removed at any moment and then tells nothing
         if origins.is_there(migration) and (
                 found := written_since.changed(lxc.Container(migration.name, migration.lxcpath).rootfs)):
             return {"changed": found}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Both hosts and the container, looked at before anything is moved: what stands in the way, and what the move needs."""
+"""Examine both hosts and the container before anything is moved: what stands in the way, and what the move needs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ STAGE = "check"
 
 
 def moving(name: str, lxcpath: Path) -> Finding | None:
-    """Of a container that is past the point where it would simply run here: how it stands, and how that goes on.
+    """For a container past the point where it simply runs here: how it stands, and how to go on.
 
-    Its bare state would have it thawed or started, and its name on the destination removed, where it may run by now.
+    Advice from its bare state would be to thaw or start it, and to remove its name on the destination, where it may be
+    running by now.
     """
     with Journal(DEFAULT_PATH) as journal:
         migration = journal.latest(name, lxcpath)
@@ -63,7 +64,7 @@ def moving(name: str, lxcpath: Path) -> Finding | None:
 
 
 def _is_fenced(migration: Migration) -> bool:
-    """Whether it is still that copy: who has taken its fence out has a container like any other."""
+    """Whether it is still that copy: once someone has removed the fence it is a container like any other."""
     with contextlib.suppress(OSError):
         text = container_config.text_of(migration.lxcpath / migration.name / "config")
         return container_config.fence_of(text) == migration.id
@@ -71,7 +72,7 @@ def _is_fenced(migration: Migration) -> bool:
 
 
 def shown(found: Iterable[Finding], sentence: str) -> str:
-    """For people: the findings and what they mean; with -q errors and warnings alone, so nothing where all is well."""
+    """For people: the findings and what they mean; with -q only errors and warnings, so nothing if all is well."""
     if log.level == log.Level.QUIET:
         return findings.render(finding for finding in found if finding.severity is not Severity.INFO)
     return "\n".join(part for part in (findings.render(found), sentence) if part)
@@ -92,7 +93,7 @@ class Look:
         return max(0, self.container.rootfs.used)
 
     def instead(self, ignored: Collection[str]) -> Verdict | None:
-        """What the verdict would be with --no-memory; None where that is asked for already, or would not do either."""
+        """What the verdict would be with --no-memory; None if that was given already or would not help either."""
         if not self.options.memory:
             return None
         options = dataclasses.replace(self.options, memory=False)
@@ -110,7 +111,7 @@ def command(request: MoveRequest) -> str:
 
 
 def _typed(verb: str, request: MoveRequest, *more: str) -> str:
-    """A command for this container, and no other of that name."""
+    """A command for exactly this container."""
     container = request.container
     path = ["-P", container.given_lxcpath] if container.given_lxcpath else []
     return shlex.join(["migrator", verb, container.name, *path, "-d", request.destination or "HOST", *more])
@@ -118,10 +119,10 @@ def _typed(verb: str, request: MoveRequest, *more: str) -> str:
 
 def look(target: TargetOptions, container: lxc.Container, there: Connection | None, *, full: bool,
          known_copy: bool = False, bridges: dict[str, str] | None = None, memory: bool = True) -> Look:
-    """Gather the facts on both hosts, at the same time, and draw the findings from them.
+    """Gather the facts on both hosts at the same time, and draw the findings from them.
 
-    `full` also counts the root file system's bytes, which takes a while on a large one, and asks on the container's
-    bridge for the other host.
+    `full` also counts the root file system's bytes, which takes a while for a large one, and looks for the other host
+    on the container's bridge.
     """
     facts = container_facts.gather(container, full=full)
     asked = 0
@@ -133,15 +134,15 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
     destination, offset = None, None
     options = PlanOptions(
         tunnel=_tunnel_warnings(there),
-        disk_needed=0 if known_copy else None,  # part of it is there: prepare_data.begin counts what is not
+        disk_needed=0 if known_copy else None,  # part of it is there; prepare_data.begin counts what is not
         bridges=bridges if bridges is not None else dict(target.bridges), memory=memory,
         name=target.new_name,
     )
     if there:
         reply = decoded(HostAnswer, there.answer(asked))
-        # By the name that it has greeted with, which was looked at.
+        # By the name in its greeting, which has been checked.
         destination = dataclasses.replace(reply.facts, name=there.peer_host)
-        # The other clock was read somewhere between `begun` and now.
+        # The other clock was read at some time between `begun` and now.
         offset = _offset(begun, destination.time, time.time())
         options = dataclasses.replace(options, clock_offset=offset, known_copy=known_copy or reply.fenced_copy)
         if full:
@@ -153,7 +154,7 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
 
 
 def _question(target: TargetOptions, container: lxc.Container, query: Query) -> AskFacts:
-    """With what the destination must know to tell an earlier copy of this container from another container."""
+    """With what the destination needs to tell an earlier copy of this container from another container."""
     with Journal(DEFAULT_PATH) as journal:
         return AskFacts(query=query, lxcpath=target.lxcpath, name=target.new_name or container.name,
                         source_name=container.name,
@@ -161,7 +162,7 @@ def _question(target: TargetOptions, container: lxc.Container, query: Query) -> 
 
 
 def _tunnel_warnings(there: Connection | None) -> tuple[str, ...]:
-    """What this host's WireGuard should better be, where the destination is a paired peer."""
+    """What this host's WireGuard lacks, if the destination is a paired peer."""
     if there is None or there.tunnel is None:
         return ()
     from tunnel import wireguard
@@ -170,7 +171,8 @@ def _tunnel_warnings(there: Connection | None) -> tuple[str, ...]:
 
 
 def _offset(begun: float, there: float, ended: float) -> float:
-    """Seconds that the other clock is surely ahead (negative: behind); 0 while it lies within the round trip."""
+    """Seconds that the other clock is certainly ahead (negative: behind); 0 if the difference is within the round trip.
+    """
     if begun <= there <= ended:
         return 0.0
     return there - ended if there > ended else there - begun
@@ -179,7 +181,7 @@ def _offset(begun: float, there: float, ended: float) -> float:
 def before_stage(request: MoveRequest, ignore: Collection[str], container: lxc.Container, there: Connection, *,
                  full: bool = False, known_copy: bool = False, bridges: dict[str, str] | None = None,
                  memory: bool = True) -> Look:
-    """The preflight of a stage: say the warnings, and raise Blocked for what --ignore does not name."""
+    """The preflight of a stage: print the warnings, and raise Blocked for errors that --ignore does not name."""
     ignored = findings.check_ignored(ignore)
     looked = look(request.target, container, there, full=full, known_copy=known_copy, bridges=bridges, memory=memory)
     found = findings.apply_ignored(looked.findings, ignored)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The destination's half of a finish: the container is this host's for good, and what was kept for a way back goes."""
+"""The destination's half of a finish: the container stays here for good, and what was kept for a way back is removed.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +24,10 @@ from stages.steps import earlier_stay, gave_way, settling, unrecorded
 
 
 def running(service: Service, asked: Running) -> Done:
-    """Raises unless the container was restored on this host; GoneThere where it was removed before it had finished.
+    """Raise unless the container was restored on this host; GoneThere if it was removed before the migration finished.
 
-    RunsUnrecorded where it runs, and that is not on record. StoppedThere where it has run, and does not, and the
-    source's copy may be of more use. Once it is on record that it runs that stays so, wherever it has gone since.
+    RunsUnrecorded if it runs without that being on record. StoppedThere if it has run but does not now, and the
+    source's copy may be of more use. Once it is on record that it runs, that holds, wherever it has gone since.
     """
     migration = service.migration(asked.id)
     if migration.state not in (State.RESTORED, State.FINISHED):
@@ -41,7 +42,7 @@ def running(service: Service, asked: Running) -> Done:
 
 
 def finish(service: Service, asked: Finish) -> Finished:
-    """The source has stopped its copy for good: what was kept for a way back can go, once all of it is on this disk."""
+    """The source has ended its copy for good: what was kept for a way back can go, once everything is on this disk."""
     migration = service.migration(asked.id)
     unrecorded.record(migration)
     stopped = end_here(migration)
@@ -49,23 +50,23 @@ def finish(service: Service, asked: Finish) -> Finished:
 
 
 def end_here(migration: Migration, *, alone: bool = False) -> str:
-    """The container is this host's for good; `alone` where the source could not be asked any more. Safe to repeat.
+    """The container is this host's for good; `alone`: the source could not be asked any more. Safe to repeat.
 
-    Asked for once more when the container has begun another migration since, that is recorded, and nothing else is
-    done: what lies here is of a later stay. So with one that has given way. Raises DiskAway.
+    If this is requested again after the container has begun another migration, it is recorded and nothing else is done,
+    because what is here is of a later stay. The same goes for a container that gave way. Raises DiskAway.
 
-    Returns what there is to say where it does not run: its source is about to say that it has moved here.
+    Returns a remark if it does not run: its source is about to report that it has moved here.
     """
     newest = migration.journal.latest(migration.name, migration.lxcpath)
     later = newest is not None and (newest.id, newest.role) != (migration.id, migration.role)
     if migration.state is State.FINISHED and (later or migration.arrived.given_way):
         migration.move(Event.FINISHED, forced=alone)
         return ""
-    after(migration.role, migration.state, Event.FINISHED)  # raises where it has not come to that
+    after(migration.role, migration.state, Event.FINISHED)  # raises if it is not that far
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     failed = ""
     if migration.state is State.RESTORED and lxc_disk.has_ended(layout, migration.begun.disk):
-        container_config.unfence(layout.container, migration.id)  # all else was done then
+        container_config.unfence(layout.container, migration.id)  # everything else was done then
     else:
         with lxc_disk.held(layout) if migration.state is State.RESTORED else contextlib.nullcontext():
             failed = _make_ours(migration, layout)
@@ -78,7 +79,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
 
 
 def _stopped(migration: Migration, layout: Layout) -> str:
-    """Where it stands if it does not run; "" where it does, or that cannot be told."""
+    """How it stands if it does not run; "" if it runs or that cannot be determined."""
     with contextlib.suppress(MigratorError, OSError):
         state = lxc.Container(migration.name, migration.lxcpath).state
         if state == "STOPPED" and not settling.lives(layout, layout.rootfs):
@@ -87,37 +88,41 @@ def _stopped(migration: Migration, layout: Layout) -> str:
 
 
 def _make_ours(migration: Migration, layout: Layout) -> str:
-    """All of it is on this disk, and nothing keeps it from running; a fence that were not seen would stay.
+    """Make sure that all of it is on this disk and nothing keeps it from running; a fence left unseen would stay.
 
-    Returns why it could not be started, where it stood fenced.
+    Returns why it could not be started, if it was stopped and fenced.
     """
     failed = ""
     if btrfs.is_subvolume(layout.rootfs):
-        btrfs.sync(layout.rootfs)  # what programs had brought safely to the source's disk is safe here too
+        btrfs.sync(layout.rootfs)  # what programs had fsynced on the source's disk is then safe here too
     if settling.stands_stopped(migration) and after_crash.has_stopped(migration):
         log.warning(f"{migration.name} has run here, and has since stopped. Its whole disk is here; start it with: "
                     f"lxc-start -n {migration.name} -P {migration.lxcpath}")
-    elif settling.stands_fenced(migration):  # and the source's copy has ended: nobody else runs it any more
+    elif settling.stands_fenced(migration):  # and the source's copy has ended, so nobody else runs it any more
         try:
             settling.go_on(migration, math.inf)
-        except StartFailed as error:  # it is all here, and nothing prevents it from being started
+        except StartFailed as error:  # it is all here, and nothing prevents starting it
             failed = str(error)
             log.warning(failed)
-    # Where a killed restore-dump had not come to it. First, as it can fail: what has a fence counts as a copy.
+    # In case a killed restore-dump had not got to it. First, because it can fail, and what has a fence counts as a
+    # copy.
     container_config.unfence(layout.container, migration.id)
     return failed
 
 
 def _drop_includes(layout: Layout) -> None:
-    """Those of earlier stays. Not where it gives way: others' configurations are read for it, and the source waits."""
+    """Drop copies of included files from earlier stays.
+
+    Not when giving way: that would read other containers' configurations, and the source is waiting.
+    """
     if lxc_disk.is_here(layout) and not settling.is_replaced(layout):  # another container's are its own
         include_copies.drop_unused(layout.container, keep=layout.id)
 
 
 def give_way(migration: Migration) -> None:
-    """It had run here, and does not: the source goes on with its own copy. What was kept for the way back goes."""
+    """It ran here and does not now: the source goes on with its own copy. What was kept for the way back is removed."""
     migration.move(Event.FINISHED, given_way=True)
-    try:  # the source must hear it
+    try:  # the source must be told regardless
         drop_way_back(migration)
     except (MigratorError, OSError) as error:
         log.warning(f"{migration.name} has yielded to the source's copy, but something of it is left for now: {error}")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is done without the other host's word, where that host is lost for good: a rollback, or the end of a migration.
+"""What can be done without the other host's word if that host is lost for good: a rollback, or the end of a migration.
 
-Lost is only who gives no sign of life. Who answers is believed, and an error that comes from there, or from the way to
-it, is none: another host key, a refused login, or another migrator there are signs of life.
+Only a host that gives no sign of life is lost. One that answers is believed; and errors that come from it or from the
+way to it (a different host key, a refused login, another migrator there) are signs of life.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ LEFT_BEHIND = ("As long as {there} is up, it holds a frozen copy of {name}, with
 
 def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
               recorded: Callable[[], str] | None = None, off: bool = False) -> Result:
-    """Thaw, or start from the disk, without an answer; `given` must be the migration's id.
+    """Thaw, or start from disk, without an answer; `given` must be the migration's id.
 
-    A destination that does answer is believed, as in any rollback. One that has lost its journal knows nothing to tell:
-    it counts as lost, unless it is provably another host. Where `tell` asks elsewhere than the container was sent,
-    `recorded` asks there: any other address may be silent, and only a host that is silent at both is lost. `off` is
-    the administrator's word that the machine is off, where the network cannot tell: behind a jump host, for a peer, or
-    where a firewall answers for it, or another host by its name. Raises ForceRefused.
+    A destination that does answer is believed, as in any rollback. One that has lost its journal has nothing to say: it
+    counts as lost, unless it is provably another host. If `tell` asks at a different address from the one that the
+    container was sent to, `recorded` asks at that one: any other address may be silent, and only a host that is silent
+    at both is lost. `off` is the administrator's word that the machine is off, for cases in which the network cannot
+    tell: behind a jump host, for a peer, or if a firewall, or another host by its name, answers for it. Raises
+    ForceRefused.
     """
     if migration.owner is Owner.SOURCE:
         return give_back.roll_back(migration, tell)  # nobody else's word is needed
@@ -70,7 +71,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
             except SourceStateUnknown as error:
                 container_lock.check_interrupted()
                 _must_be_lost(migration, error, there, elsewhere=ask is not (recorded or tell), off=off)
-            container_lock.check_interrupted()  # whatever has become of the exception on its way
+            container_lock.check_interrupted()  # in case the exception was swallowed on its way
         if last or off or not wait_out(migration, there):
             break
     done = give_back.roll_back(migration, None)
@@ -82,7 +83,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
 
 
 def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *, elsewhere: bool, off: bool) -> None:
-    """Raises what has come of asking a destination, unless that counts as lost; see `roll_back`."""
+    """Raise the outcome of asking a destination, unless it counts as lost; see `roll_back`."""
     if isinstance(error.cause, Interrupted):
         raise error.cause from error
     forgotten = isinstance(error.cause, NotKnownThere) and error.cause.forgotten and not elsewhere
@@ -95,9 +96,10 @@ def _must_be_lost(migration: Migration, error: SourceStateUnknown, there: str, *
 
 
 def wait_out(migration: Migration, there: str) -> bool:
-    """Until the destination may not let the container run any more on what it was told; False where that is over.
+    """Wait until the destination may no longer let the container run on the word it was given.
 
-    It may be cut off, or stand still, and not be off. Raises Interrupted.
+    Returns False if waiting was unnecessary. The destination may be cut off or suspended without being off. Raises
+    Interrupted.
     """
     left = leave.outstanding(migration.handover.leave, leave.SLACK)
     if left <= 0:
@@ -112,12 +114,11 @@ def wait_out(migration: Migration, there: str) -> bool:
 
 
 def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *, off: bool = False) -> bool:
-    """Whether the container may run here, on the destination, whose source is lost for good; `given` must be the
-    migration's id.
+    """Whether the container may run here, on the destination, whose source is lost for good.
 
-    `ask` gets the source's state. A source that answers is believed: False where it runs the container again. One that
-    has lost its journal counts as lost. `off` is the administrator's word that the machine is off. Raises ForceRefused,
-    OutOfOrder, and what `ask` raises where that is no silence.
+    `given` must be the migration's id. `ask` gets the source's state. A source that answers is believed: returns False
+    if it runs the container again. One that has lost its journal counts as lost. `off` is the administrator's word that
+    the machine is off. Raises ForceRefused, OutOfOrder, and what `ask` raises if that is not silence.
     """
     there, name = migration.peer, migration.name
     command = next_commands.command("restore-dump", migration)
@@ -149,7 +150,7 @@ def let_run(migration: Migration, given: str, ask: Callable[[], State | None], *
 
 
 def _unasked(migration: Migration) -> str:
-    """What it brings along, where its sender may not any more (`restore_dump.take_offered`)."""
+    """What it brings along although its sender no longer may (`restore_dump.take_offered`)."""
     try:
         if migration.state is State.DUMP_RECEIVED:
             consented.require(migration)
@@ -162,14 +163,14 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
     """End a migration here, on the destination, whose source is lost for good; `given` must be the migration's id.
 
     `ask` gets the source's state. A source that answers is believed. `off` is the administrator's word that the machine
-    is off, where another host answers by its name. Raises ForceRefused, TwoCopies, OutOfOrder, and
-    GoneThere where it was removed since.
+    is off, for when another host answers by its name. Raises ForceRefused, TwoCopies, OutOfOrder, and GoneThere if the
+    container has been removed since.
     """
     there, name = migration.peer, migration.name
     if migration.state is not State.RESTORED:
         raise OutOfOrder(stage="finish --force", missing=f"{name} does not run here: it is {migration.state}",
                          next=next_commands.next_command(migration))
-    # By LXC's word alone where it is fenced: who only looks into its root file system would pass for it.
+    # Only LXC's word if it is fenced: someone who merely looks into its root file system would be taken for it.
     if settling.seems_fenced(migration) or settling.stands_stopped(migration) or stopped_here.is_stopped(migration):
         raise OutOfOrder(stage="finish --force", missing=f"{name} was stopped here, and {there} may run it again",
                          next=next_commands.command("resume", migration))
@@ -207,8 +208,9 @@ def finish_alone(migration: Migration, given: str, ask: Callable[[], State | Non
 
 def _tell_why_not(raised: DocumentedError, cause: DocumentedError, what: str, there: str, command: str,
                   id_: str, *, then: str = "") -> None:
-    """Say why nothing was forced, and have the error that is raised for it name what can be; `then`, where that is
-    another command, when the other host can be reached.
+    """Say why nothing was forced, and make the error raised for it name what can be.
+
+    `then` is that, if it is a different command for when the other host can be reached.
     """
     if is_unknown(cause):
         log.warning(f"{what}: it cannot be seen from here whether {there} is off")
@@ -224,12 +226,12 @@ def is_silence(error: DocumentedError) -> bool:
 
 
 def is_unknown(error: DocumentedError) -> bool:
-    """Whether the network tells neither that the other host lives nor that it is silent.
+    """Whether the network shows neither that the other host is alive nor that it is silent.
 
-    A firewall may have answered for it, a jump host be down, a name be unknown. Of a peer one hears only that no agent
-    of migrator's waits there, or answers: the machine may live, and run the container. So it may where another host
-    answers by its name, and does not know the migration, as one that was set up anew in its place. Who knows it is
-    believed or, with another ticket, may have it from an earlier round: that is no host set up anew.
+    A firewall may have answered for it, a jump host may be down, a name may not resolve. Of a peer we learn only that
+    no migrator agent waits there or answers: the machine may be up and running the container. The same holds if another
+    host answers by its name and does not know the migration, such as one set up anew in its place. A host that does
+    know it is believed; with a different ticket, it may have it from an earlier round, and is no host set up anew.
     """
     if error.host or is_silence(error):
         return False
@@ -239,7 +241,7 @@ def is_unknown(error: DocumentedError) -> bool:
 
 
 def is_under_way(migration: Migration) -> bool:
-    """Whether at this moment a process forces the rollback of a migration: what it decides is not to be overtaken."""
+    """Whether a process is forcing the rollback of a migration right now: its decision must not be preempted."""
     process = migration.ending.forcing
     if migration.state not in KNOWN or not process:
         return False
@@ -248,11 +250,11 @@ def is_under_way(migration: Migration) -> bool:
 
 
 def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool = False) -> Result | None:
-    """After a rollback without the destination's word: tell it, now that it can be reached; None where it knows.
+    """After a rollback without the destination's word: tell it, now that it is reachable; None if it knows.
 
-    A destination that has forgotten the migration, as where it was installed anew, will never hear of it: that is on
-    record then, and nobody is reminded any more; unless who was asked is `elsewhere` than the container was sent.
-    Raises what `tell` raises, TwoCopies where it has run there, and has not given way.
+    A destination that has forgotten the migration, because it was reinstalled for example, will never hear of it: that
+    is then recorded and nobody is reminded any more, unless the host asked is `elsewhere` than where the container was
+    sent. Raises what `tell` raises, and TwoCopies if it has run there and has not given way.
     """
     if not migration.owes:
         return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The source's half of create-dump: the container stands still, the rest of it is sent, and the token is offered."""
+"""The source's half of create-dump: the container is frozen or stopped, the rest is sent, and the token is offered."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ STAGE = "create-dump"
 
 def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
               there: Connection, *, link: Link | None = None, dry_run: bool = False) -> Result:
-    """The stage over a connection that is there; `heal` has been called before where it was killed.
+    """The stage, over an existing connection; `heal` has been called before if an earlier one was killed.
 
-    In a move in one go `link` can make new connections.
+    In a move in one go, `link` can make new connections.
     """
     name = migration.name
     with offer.undecided(migration):
@@ -55,7 +55,7 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
                                   bridges=migration.begun.bridges, memory=migration.memory)
     bases.refuse_another_disk(migration, STAGE)
     _refuse_changed(migration, container)
-    if migration.state is not State.DUMPING:  # --dry-run of what an earlier one has left frozen
+    if migration.state is not State.DUMPING:  # --dry-run of what an earlier one left frozen
         require_running(container)
     dump = handover(standstill, migration, container, there, looked, link)
     if dry_run:
@@ -66,26 +66,28 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
 
 def handover(standstill: StandstillOptions, migration: Migration, container: lxc.Container, there: Connection,
              looked: examine.Look, link: Link | None = None) -> Dump | Stop:
-    """The way in which this container is handed over: with its memory or without."""
+    """How this container is handed over: with its memory or without."""
     return (Dump(standstill, migration, container, there, looked, link) if migration.memory
             else Stop(standstill, migration, container, there, link))
 
 
 def heal(migration: Migration) -> None:
-    """An earlier create-dump was killed before it offered the token: the container is ours, and it begins anew.
+    """An earlier create-dump was killed before it offered the token: the container is ours, and we start over.
 
-    A first Ctrl-C waits until it runs: one that is told to end, to be started again, would stay stopped.
+    A first Ctrl-C has to wait until the container runs: one that was told to shut down, to be started again, would
+    otherwise stay stopped.
     """
     log.warning(f"An earlier create-dump of {migration.name} was killed; the container is first thawed or "
                 "started again")
     with container_lock.held_back():
-        left = offer.drop_here(migration, runs=thaw_again.thaw_source(migration))  # nobody may take it up for days
+        # It may take days before someone carries on.
+        left = offer.drop_here(migration, runs=thaw_again.thaw_source(migration))
         container_config.unfence(migration.lxcpath / migration.name, migration.id)
         migration.move(Event.THAW, **left)
 
 
 def require_running(container: lxc.Container) -> None:
-    """What stands still by now was frozen by somebody else, and is not given back by a move."""
+    """A container that is frozen by now was frozen by someone else, and a move does not thaw it."""
     if (state := container.state) != "RUNNING":
         raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=state)
 

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What had run on the destination, and has given way there, as the source goes on with its own copy: whether it still
-does.
+"""What ran on the destination and gave way, because the source goes on with its own copy: whether that is still so.
 
-The source may have been killed before it could record that, and asks once more, much later. Meanwhile what was renamed
-may have its name again, which is what `gone-there` advises, a disk may be back, and a fence is text. So the answer is
-of what is there now. The migration has ended here: there is no spool any more, and its snapshots may be gone.
+The source may have been killed before it could record that, and ask again much later. Meanwhile, what was renamed may
+have its name back, as `gone-there` advises, a disk may be back, and a fence is just text. So the answer is about what
+is there now. The migration has ended here: its spool is gone, and its snapshots may be too.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ MOVED_ON = "it has moved on from there"
 
 
 def refuse_back(migration: Migration) -> None:
-    """Before the source is told once more that it may go on: raises BackThere, and DiskAway where that cannot be seen.
+    """Before the source is told again that it may go on: raise BackThere, or DiskAway if that cannot be seen.
 
-    Another container in its place, and nothing, keep nobody from that; nor does its own behind a fence that stands.
+    Another container in its place, or an empty place, is no obstacle; nor is its own behind an intact fence.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     lxc_disk.require_ended(layout, migration.begun.disk)
     living = renamed.living(migration, layout)
     back = "" if living else _may_run_in_place(migration, layout)
-    lxc_disk.require_ended(layout, migration.begun.disk)  # behind the last look
+    lxc_disk.require_ended(layout, migration.begun.disk)  # after the last look
     if living or back:
         there, how = renamed.told(migration, living) if living else (migration.name, back)
         raise (MovedOn if back == MOVED_ON else BackThere)(
@@ -46,7 +45,7 @@ def refuse_back(migration: Migration) -> None:
 
 
 def never_finished(migration: Migration, stage: str) -> OutOfOrder:
-    """For who asks whether it runs here, to end the source's copy; raises as `refuse_back`."""
+    """For a source that asks whether it runs here, in order to end its own copy; raises what `refuse_back` raises."""
     refuse_back(migration)
     return OutOfOrder(stage=stage, next=next_commands.command("rollback@source", migration), missing=(
         f"{migration.name} had run here, and has yielded to the source's copy: what is left of it here, if anything, "
@@ -54,11 +53,11 @@ def never_finished(migration: Migration, stage: str) -> OutOfOrder:
 
 
 def refuse_lost(migration: Migration) -> None:
-    """Of what is to give way as it is not there any more: raises CopyNotEnded where a start of it may live here all the
-    same, by another name in a copy of its disk, or with its root outside of what this migration has made.
+    """For a container that is to give way because it is no longer in its place.
 
-    The latter is told by the cgroup that has its name. So nothing is said of that where another container has its place
-    by now: that one has such a cgroup too.
+    Raises CopyNotEnded if a start of it may be alive here all the same: by another name in a copy of its disk, or with
+    its root outside of what this migration made. The latter is recognised by the cgroup of its name. So nothing is said
+    about that if another container has its place by now, because that one has such a cgroup too.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     found, place = renamed.on_its_disk(migration, layout), "its root file system, or a copy of that"
@@ -75,26 +74,27 @@ def refuse_lost(migration: Migration) -> None:
 
 
 def _may_run_in_place(migration: Migration, layout: Layout) -> str:
-    """How LXC has it in its place, with its disk: it runs, or nothing of this migration's keeps it from that; or "".
+    """How LXC has it in its place, with its disk: it runs, or nothing of this migration keeps it from that; or "".
 
-    Behind the fence of a later move it cannot be started here; but then it lives on elsewhere: MOVED_ON. Of a root file
-    system that was made of one which was removed since nothing tells whose it is: renamed by `lxc-copy -R`, and back,
-    it is so. With other addresses it is another's. Else it counts as its own unless a fence stands there, as whoever is
-    refused for it can rename it.
+    Behind the fence of a later move it cannot be started here, but lives on elsewhere: MOVED_ON. If its root file
+    system was made from one that has been removed since, nothing tells whose it is, as after renaming it with `lxc-copy
+    -R` and back. With other MAC addresses it is another container's. Otherwise it counts as its own unless there is a
+    fence, because whoever is refused for it can rename it.
     """
     config = layout.container / "config"
     if not os.path.lexists(config):
         return ""
     container = lxc.Container(layout.name, layout.lxcpath) if config.is_file() else None
     disks = origins.recorded_rootfs_uuids(migration)
-    rootfs = container.rootfs if container and container.rootfs != Path() else layout.rootfs  # it need not have one
+    rootfs = container.rootfs if container and container.rootfs != Path() else layout.rootfs  # none need be set
     found = [path for path in (layout.rootfs, rootfs) if btrfs.is_subvolume(path)]
     its = origins.has_its_disk(migration) or any(btrfs.info(path).uuid in disks for path in found)
     if not its and (renamed.is_anothers(migration) or all(subvolume_uuids.is_told(path) for path in found)):
         return ""
-    if container is None:  # a link that leads nowhere at this moment
+    if container is None:  # a symlink that is dangling at the moment
         return STARTABLE
-    if lxc.told_state(container) != "STOPPED" or settling.lives(layout, rootfs):  # whoever holds up LXC's answer
+    # Even if a process holds up LXC's answer.
+    if lxc.told_state(container) != "STOPPED" or settling.lives(layout, rootfs):
         return "it runs"
     text = container_config.text_of(config)
     if not fences.refuses(layout.container, text):

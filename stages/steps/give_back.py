@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The source's half of a rollback: the destination records that it never runs the attempt, then the container goes on
-here.
+"""The source's half of a rollback: the destination records that it never runs the attempt, then the container goes on.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ from migrator.transfer.messages import Abandon
 from migrator.transfer.rpc import Connection
 from stages.steps import abandon, thaw_again
 
-ABANDON_LIMIT = 600.0  # seconds: a restore that was killed is settled first, and snapshots are removed
+ABANDON_LIMIT = 600.0  # seconds: the destination first settles a restore that was killed, and removes snapshots
 
 
 def tell_over(connect: ConnectOptions, where: str, migration: Migration, *, gone: bool = False) -> str:
     """`tell`, over a connection of its own."""
     with contextlib.ExitStack() as heard, connected(connect, where) as there:
         kept = tell(migration, there, gone=gone)
-        # It is back: what stands still here does not wait for more.
+        # The destination has answered: a container frozen here does not wait for more.
         heard.enter_context(container_lock.held_back(raised=False))
         return kept
 
 
 def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
-    """Have the destination record that it will never run this attempt; raises AlreadyRuns where it does.
+    """Have the destination record that it will never run this attempt; raises AlreadyRuns if it does.
 
-    GoneThere where it did, and was removed: with `gone`, by force, or when it runs here again, it is recorded then too.
-    Returns the uuid of the snapshot that both hosts have and it keeps, "" where there is none. Raises NotKnownThere
-    where another host answers, or one that has lost its journal: its word lets nothing run.
+    GoneThere if it ran there and was removed; with `gone`, by force or because it runs here again, that is recorded
+    there as well. Returns the uuid of the snapshot that both hosts have and that it keeps, "" if there is none. Raises
+    NotKnownThere if another host answers, or one that has lost its journal: its word lets nothing run.
     """
     held: list[str] = []
-    with contextlib.suppress(MigratorError, OSError):  # a base is not worth a container that stays frozen
+    with contextlib.suppress(MigratorError, OSError):  # a base is not worth keeping a container frozen for
         held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
     answer = there.call_within(ABANDON_LIMIT, Abandon(
         id=migration.id, name=migration.other_name, source_name=migration.name,
@@ -61,7 +60,7 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
     if not resume_rules.gives_back(migration.ticket, known=answer.known is True, offered=offered(migration),
                                    answered=answer.ticket):
         error = NotKnownThere(destination=there.peer_host, id=migration.id, name=migration.name, peer=migration.peer)
-        # The host that it was sent to, by the name that it gave itself then, and none that knows an earlier one.
+        # The host it was sent to, by the name that host gave itself then, and not one that knows an earlier migration.
         unheard_of, same = answer.known is False, there.peer_host == migration.begun.destination_host
         error.forgotten, error.another = unheard_of and same, unheard_of and not same
         raise error
@@ -69,14 +68,15 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
 
 
 def offered(migration: Migration) -> bool:
-    """Whether the token may be with the destination, for all that is known here."""
+    """Whether the token may be with the destination, as far as is known here."""
     return migration.owner is not Owner.SOURCE
 
 
 def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
-    """Let the destination give the token back for ever (`tell`), thaw, and clean up.
+    """Have the destination give the token back for good (`tell`), thaw, and clean up.
 
-    Without `tell` that is forced: the destination is lost. What was recorded as told, or forced, is not told again.
+    Without `tell` that is forced: the destination is lost. If it is on record that it was told, or forced, it is not
+    told again.
     """
     name = migration.name
     forced = tell is None or migration.ending.forced
@@ -88,7 +88,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if tell and not forced and not migration.ending.abandoned:
         try:
             uuid = tell()
-        except DocumentedError as error:  # the tunnel's too
+        except DocumentedError as error:  # including the tunnel's
             lives_in_it = isinstance(error, RunsUnrecorded) and not offered(migration)
             if isinstance(error, AlreadyRuns) and not lives_in_it:
                 raise
@@ -110,27 +110,27 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     told = not left_there and not forced
     record = {"abandoned": told, "forced": forced, "held": not given_back and after_crash.held(migration), "kept": kept,
               **({"gone": True} if thawed and not origins.is_there(migration) else {})}
-    busy = full = False  # where it could not be recorded
+    busy = full = False  # could not be recorded
     with container_lock.held_back():
         try:
             with contextlib.nullcontext() if forced else migration.journal.hurried():
                 migration.move(Event.ROLL_BACK, **record)
         except JournalBroken as error:
-            if forced:  # the destination may come back, and must then be told
+            if forced:  # the destination may come back and must then be told
                 raise
             full = not (busy := is_busy(error))
             log.warning(f"{name} is resumed before that is recorded: {error}")
-        # For its start; where it is gone there may be no other copy.
+        # To let it start; but if the container is gone there may be no other copy.
         makes_room = not (given_back or busy or after_crash.memory_is_here(migration)) and origins.is_there(migration)
         if makes_room:
             origins.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
                 drop_attempt(migration, [] if full else kept)
         try:
-            if not given_back:  # once: who stops or freezes it since, means that
+            if not given_back:  # only once: someone who stops or freezes it afterwards means it
                 thawed = thaw_again.thaw_source(migration)
         except (SourceStillStopped, StartFailed, CommandTimeout):
-            if makes_room and kept and not full:  # all that is left for the next one
+            if makes_room and kept and not full:  # all that is left for the next attempt
                 with contextlib.suppress(MigratorError, OSError):
                     migration.note("kept", kept=[])
                     drop_attempt(migration, [])
@@ -140,19 +140,19 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     if busy:
         migration.move(Event.ROLL_BACK, **record)
     if full:
-        kept = record["kept"] = []  # room is what is missing
+        kept = record["kept"] = []  # space is what is lacking
     gone = (thawed or record["held"] or migration.copy.gone) and not origins.is_there(migration)
     last = bases.last_copy(migration, runs=thawed) if gone else []
-    bases.require_last_copy(migration)  # once more, as it can have gone while the other host was asked
+    bases.require_last_copy(migration)  # again, because it can have gone while the other host was asked
     if not thawed:
         _require_fence_seen(migration)
-    drop_attempt(migration, [*kept, *last])  # which may make room for records
+    drop_attempt(migration, [*kept, *last])  # this may make room for records
     if full:
         migration.move(Event.ROLL_BACK, **record)
     container_config.unfence(migration.lxcpath / name, migration.id)
     if told and kept:
         bases.supersede(migration)
-    # What may be the last copy is no base any more, which the next container of that name might have dropped.
+    # What may be the last copy is not a base any more: the next container of that name might have dropped it.
     migration.move(Event.ROLLED_BACK, **(
         {"kept": [each for each in kept if each not in last], "last_copy": last} if last else {}))
     kept_here = [str(path) for path in bases.paths(migration)]
@@ -163,10 +163,10 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
 
 
 def _give_back_first(migration: Migration) -> tuple[bool, bool]:
-    """In `dumping` nobody else has a word in that, and the other host may take its time to answer.
+    """In `dumping` nobody else has a say, and the other host may take its time to answer.
 
-    Whether it was thawed, or started again, as in `thaw_source`; and whether that is done. Where it cannot be started,
-    as on a full disk, or is gone, that is tried once more when it is known what is to be kept.
+    Returns whether it was thawed or started again, as `thaw_source` does, and whether that is settled. If it cannot be
+    started, because of a full disk say, or is gone, this is tried again when it is known what is to be kept.
     """
     if migration.state is not State.DUMPING:
         return False, False
@@ -179,16 +179,16 @@ def _give_back_first(migration: Migration) -> tuple[bool, bool]:
             except (MigratorError, OSError) as error:
                 log.warning(f"Telling {migration.peer} first: {error}")
                 return False, False
-        if given_back and migration.memory:  # it shall come up again with its host, whatever ends this now
+        if given_back and migration.memory:  # it is to come up again with its host, whatever ends this program now
             with contextlib.suppress(OSError):
                 container_config.unfence(migration.lxcpath / migration.name, migration.id)
         return thawed, given_back
 
 
 def _require_fence_seen(migration: Migration) -> None:
-    """Raises DiskAway where its fence may stand on a disk that is not there: nobody would take it away any more."""
+    """Raise DiskAway if its fence may be on a disk that is not there: nobody would remove it any more."""
     still = migration.still
-    # Of these older versions recorded the last alone.
+    # Of these, older versions recorded only the last.
     stood_still = any(each is not None for each in (still.boot, still.init, still.pid))
     config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
     if stood_still and not after_crash.memory_is_here(migration) and not os.path.lexists(config):
@@ -196,7 +196,7 @@ def _require_fence_seen(migration: Migration) -> None:
 
 
 def drop_attempt(migration: Migration, kept: list[str]) -> None:
-    """Remove what this migration has made on the source, except what it keeps; bases of earlier ones stay."""
+    """Remove what this migration made on the source, except what it keeps; bases of earlier ones stay."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     layout.drop_images()
     for path in layout.own_snapshots():

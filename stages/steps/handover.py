@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the moment that the container stands still to the one that the destination has it: what all ways have in common.
+"""From the moment the container is frozen or stopped until the destination has it: what all ways have in common.
 
-Disk, and memory where it comes along, are taken of one instant and sent, the copy here is fenced, the token is offered.
+The disk, and the memory if it comes along, are taken at one instant and sent, the copy here is fenced, and the token is
+offered.
 """
 
 from __future__ import annotations
@@ -51,36 +52,36 @@ class Handover(ABC):
         self.there = there
         self.max_downtime = standstill.max_downtime
         self.ignore = standstill.ignore
-        self.link = link  # of the driver, that can make new connections
+        self.link = link  # the driver's, which can make new connections
         self.one_shot = link is not None
         self.layout = Layout(container.lxcpath, container.name, migration.id)
         self.base = self.layout.snapshot(len(migration.data.rounds))
         self.last = self.layout.snapshot(len(migration.data.rounds) + 1)
-        self.still_since = 0.0  # by time.time(), for people
+        self.still_since = 0.0  # by time.time(), to show to people
         self._still_since = 0.0  # by time.monotonic(), for limits
         self.fenced = False
 
     def run(self) -> Result:
-        """Do it; the container runs on here when anything fails before the token was offered."""
-        self._refuse_autostart()  # before anything comes to a stand in vain
-        # A number that no dump has had: what is still on its way of an earlier one finds another number there.
+        """Do it; the container goes on here if anything fails before the token is offered."""
+        self._refuse_autostart()  # before anything is frozen in vain
+        # A number that no dump has had: a message still in flight from an earlier dump does not match it.
         self.migration.note("attempt", attempt=offer.attempt(self.migration) + 1)
         self.there.call(DumpBegin(id=self.migration.id, attempt=offer.attempt(self.migration),
                                   memory=self.migration.memory))
         btrfs.delete(self.last)
         self.prepare()
         programs.learn()
-        btrfs.sync(self.container.rootfs)  # what is not on disk yet would be written while it stands still
+        btrfs.sync(self.container.rootfs)  # dirty data would otherwise be written while the container is frozen
         self.still_since, self._still_since = time.time(), time.monotonic()
         self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record())
-        offering = False  # whether an offer may be on record: where the journal cannot be read, this still knows
+        offering = False  # whether an offer may be on record; known here even if the journal cannot be read
         try:
             figures = self.take()
             if not self.fenced:
                 self.fence()
             restore_within = self.left() if self.one_shot else None
             self.stop_clock()
-            # What was said to be given up is not offered, wherever the exception was lost.
+            # What we said we would give up must not be offered, even if the exception was swallowed.
             container_lock.check_interrupted()
             offering = True
             self.migration.move(Event.OFFER, figures=figures.to_json(),
@@ -95,7 +96,7 @@ class Handover(ABC):
                 finally:
                     self.left_alone()
         answer = offer.make(self.migration, self.there, restore_within=restore_within)
-        with container_lock.held_back(raised=self.one_shot):  # by hand it is done: there is nothing left to be undone
+        with container_lock.held_back(raised=self.one_shot):  # by hand: done, with nothing left to undo
             done = self.result(figures, time.monotonic() - self._still_since)
         restored = {} if answer.running_for is UNSET else {"running_for": answer.running_for}
         return dataclasses.replace(done, data=done.data | restored)
@@ -108,35 +109,35 @@ class Handover(ABC):
 
     @abstractmethod
     def record(self) -> dict[str, Any]:
-        """What the journal must know before the container is touched: enough to give it back after a crash."""
+        """What the journal must hold before the container is touched: enough to give it back after a crash."""
 
     @abstractmethod
     def take(self) -> Figures:
-        """Bring it to a stand and send what makes it up."""
+        """Freeze or stop it, and send its final state."""
 
     @abstractmethod
     def stop_clock(self) -> None:
-        """Nobody gives it back for its time being up.
+        """From now on nobody gives it back because its time is up.
 
-        Raises DowntimeExceeded where the watchdog has done so, and ContainerChanged where somebody else has.
+        Raises DowntimeExceeded if the watchdog has just done so, and ContainerChanged if someone else has.
         """
 
     @abstractmethod
     def unwatched(self) -> None:
-        """It was given back, or the offer is on record: nobody has to watch over it any more."""
+        """It was given back or the offer is on record: it need not be watched any more."""
 
     @abstractmethod
     def left_alone(self) -> None:
-        """This program could not give it back: who watches over it is alone with that now."""
+        """This program could not give it back: from now on that is up to the watchdog alone."""
 
     @abstractmethod
     def result(self, figures: Figures, still: float) -> Result:
-        """The destination has it, `still` seconds after it came to a stand."""
+        """The result when the destination has it, `still` seconds after it was frozen or stopped."""
 
     # --- steps that all have in common ---
 
     def send_increment(self) -> sender.TransferResult:
-        """What has changed on the disk since the last round."""
+        """Send what has changed on the disk since the last round."""
         with self.migration.step("increment") as outcome:
             self._refuse_nested()
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
@@ -150,9 +151,9 @@ class Handover(ABC):
         return sent
 
     def refuse_another_disk(self, init: list[int] | None) -> None:
-        """Something may have taken its root file system's place since the preflight: that would be snapshotted.
+        """Raise ContainerChanged if something has replaced its root file system since the preflight and would be sent.
 
-        `init` as `remains.init_of` has found it. Raises ContainerChanged.
+        `init` is the result of `remains.init_of`.
         """
         if init and "rootfs-replaced" not in self.ignore and roots.is_elsewhere(init[0], self.container.rootfs):
             raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
@@ -160,9 +161,9 @@ class Handover(ABC):
                                           f"{self.container.rootfs}")
 
     def _refuse_nested(self) -> None:
-        """A snapshot leaves subvolumes out, and any user may have made one since the preflight has looked for them.
+        """A snapshot leaves out subvolumes, and any user may have made one since the preflight looked.
 
-        Raises ContainerChanged, and SnapshotFailed where that cannot be told.
+        Raises ContainerChanged, and SnapshotFailed if that cannot be determined.
         """
         if {"nested-subvolume", "nested-unknown"} & set(self.ignore):
             return
@@ -172,9 +173,9 @@ class Handover(ABC):
 
     def send(self, asks: Transfer, files: Callable[[contextlib.ExitStack], list[sender.SourceFile]],
              watch: Callable[[int, int], None] | None = None) -> sender.TransferResult:
-        """Send a part of it; where the connection breaks, the rest over a new one, if that can be had at once.
+        """Send part of it; if the connection breaks, the rest over a new one if that can be had at once.
 
-        `files` opens what is sent, for each connection from its beginning.
+        `files` opens what is sent, from the beginning for each connection.
         """
         while True:
             try:
@@ -196,14 +197,14 @@ class Handover(ABC):
 
     @property
     def target(self) -> Layout:
-        """Where things lie on the destination."""
+        """The layout on the destination."""
         migration = self.migration
         return Layout(Path(migration.begun.destination_lxcpath), migration.other_name, migration.id)
 
     def fence(self) -> None:
-        """From the offer on this host must not start the container anew: not by hand, and not at boot after a crash.
+        """From the offer on this host must not start the container again, neither by hand nor at boot after a crash.
 
-        Raises OutOfOrder, as `_refuse_autostart`, once it is written.
+        Raises OutOfOrder as `_refuse_autostart` does, once the fence is written.
         """
         container = self.container
         text = container_config.text_of(container.config_file)
@@ -212,16 +213,16 @@ class Handover(ABC):
         self._refuse_autostart()
 
     def _refuse_autostart(self) -> None:
-        """Raises OutOfOrder while an lxc-autostart is under way: one that begins once the fence stands goes by it."""
+        """Raise OutOfOrder while an lxc-autostart is running; one that begins once there is a fence respects it."""
         autostart.refuse(self.migration, "create-dump", next_commands.again("create-dump", self.migration))
 
     def left(self) -> float:
-        """Seconds that the container may still stand still; raises DowntimeExceeded when there are none."""
+        """Seconds for which the container may still be frozen or stopped; raises DowntimeExceeded if there are none."""
         left = self._still_since + self.max_downtime - time.monotonic()
         if left <= 0:
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
         return left
 
     def watch(self, _done: int, _resumed: int) -> None:
-        """Progress of a transfer."""
+        """Called with the progress of a transfer."""
         self.left()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has arrived of the disk becomes a subvolume, and the first round a container that is stopped and fenced."""
+"""What has arrived of the disk becomes a subvolume, and with the first round a container, stopped and fenced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from migrator.transfer.live_import import Behind
 from stages.steps import arriving_config, put_away, room
 
 STAGE = "import-data"
-REACHING_MAX = 2000  # characters that are kept of what reaches out of the container
+REACHING_MAX = 2000  # characters kept of the description of what reaches out of the container
 
 
 def described(migration: Migration) -> Result:
@@ -36,9 +36,9 @@ def described(migration: Migration) -> Result:
 
 
 def import_round(migration: Migration, layout: Layout, behind: Behind | None = None) -> Result:
-    """Receive the newest round and define the container. Safe to repeat after it was killed anywhere.
+    """Receive the newest round and define the container. Safe to repeat after being killed at any point.
 
-    What `behind` has received while it arrived is not received again.
+    What `behind` received during the transfer is not received again.
     """
     number = len(migration.data.rounds)
     migration.move(Event.IMPORT)
@@ -52,7 +52,8 @@ def import_round(migration: Migration, layout: Layout, behind: Behind | None = N
         raise
     with migration.step("define"):
         reaching = define(migration, layout)
-    btrfs.sync(layout.folder)  # `btrfs receive` does not; the spooled copy goes, and the last snapshot shall be quick
+    # `btrfs receive` does not sync; the spooled copy is about to go, and the last snapshot should be quick.
+    btrfs.sync(layout.folder)
     migration.move(Event.IMPORTED, reaching=reaching[:REACHING_MAX], on_disk_uuid=made.uuid)
     spool.drop(file)
     next_ = next_commands.next_command(migration)
@@ -65,8 +66,8 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
             behind: Behind | None = None, left: Callable[[], float] = lambda: btrfs.STREAM_LIMIT) -> btrfs.Subvolume:
     """Receive one spooled stream as the snapshot of round `number`, whose uuid on the source is `uuid`.
 
-    `left` tells how many seconds that may still take. When a stream turns out to be damaged or cannot be received, it
-    must be sent again: the migration's state says so.
+    `left` returns how many seconds that may still take. If a stream turns out to be damaged or cannot be received, it
+    must be sent again; the migration's state then says so.
     """
     target = layout.snapshot(number)
     with migration.step("receive"):
@@ -76,7 +77,7 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
                                     "a different place")
             if not (behind and behind.brought(target, left())):
                 leave = room_bounds.for_caller(layout.lxcpath, migration.caller)
-                if migration.state is State.IMPORTING:  # else a container stands still, and waits for it
+                if migration.state is State.IMPORTING:  # otherwise a container is frozen and waits for it
                     leave = max(leave, room_bounds.MARGIN)
                     room.regain(layout, number, leave)
                 received_snapshot.receive(spool.verified(file), target, layout.spool, limit=left(), leave=leave)
@@ -90,12 +91,14 @@ def receive(migration: Migration, layout: Layout, file: Path, number: int, uuid:
 
 
 def define(migration: Migration, layout: Layout) -> str:
-    """Write the container's configuration for this host, fenced: it is not ours to start yet. Returns what reaches out.
+    """Write the container's configuration for this host, fenced, because we may not start it yet.
 
-    What the fenced copy of an earlier stay here consists of is kept aside until the migration has ended. Where nothing
-    is, the folder is made beside and put there as a whole, with its fence. Raises ContainerExists where somebody has
-    made a container of that name since the migration began, ConsentNeeded where the configuration that has been kept
-    is not one that its sender may bring, and ConfigInvalid where LXC would not read it here as we do.
+    Returns what reaches out.
+
+    The files of the fenced copy of an earlier stay are put aside until the migration has ended. If nothing is there,
+    the directory is made beside its place and moved there as a whole, fence included. Raises ContainerExists if someone
+    has created a container of that name since the migration began, ConsentNeeded if the kept configuration is one that
+    its sender may not bring, and ConfigInvalid if LXC would read it differently from us.
     """
     carried, bridges = kept_config(layout)
     texts, mapped_root = (carried.text, *carried.includes.values()), migration.begun.mapped_root
@@ -109,7 +112,8 @@ def define(migration: Migration, layout: Layout) -> str:
     if origins.whose(layout) is Whose.NOBODYS:
         folder = layout.beside
         layout.drop_beside()
-        folder.mkdir(mode=0o770)  # as lxc-create makes it: a mapped root must get through to its root file system
+        # As lxc-create does: a mapped root must be able to traverse it to its root file system.
+        folder.mkdir(mode=0o770)
         if migration.begun.mapped_root:
             os.chown(folder, migration.begun.mapped_root, 0)
     put_away.keep_old(layout)

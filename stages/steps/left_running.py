@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a restore has left running on the destination: told by what it works in, and ended."""
+"""What a restore has left running on the destination: recognised by what it lives in, and ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from migrator.record.migration_paths import Layout
 
 
 def in_own(layout: Layout) -> list[int]:
-    """The processes of any containers that live in a subvolume that this migration has made, unless that was put aside.
+    """The processes of any containers that live in a subvolume made by this migration, except one that was put aside.
     """
     return [pid for pid in all_in_own(layout, lxc.container_processes("")) if not _is_in(layout.set_aside(), pid)]
 
@@ -27,13 +27,13 @@ def in_own(layout: Layout) -> list[int]:
 def all_in_own(layout: Layout, pids: list[int]) -> list[int]:
     """Those of these processes that live in such a subvolume, wherever that is by now.
 
-    Be their root only a folder in there, as after a chroot(2) of their own.
+    Even if their root is only a directory in there, as after a chroot(2) of their own.
     """
     return forked.those(pids, functools.partial(is_in_own, layout))
 
 
 def is_in_own(layout: Layout, root: Path) -> bool:
-    """Whether the root of a process lies there."""
+    """Whether the root of a process is in such a subvolume."""
     if _is_own(layout, root):
         return True
     with contextlib.suppress(MigratorError, OSError):
@@ -49,10 +49,10 @@ def _is_own(layout: Layout, root: Path) -> bool:
 
 
 def kill(layout: Layout) -> list[int]:
-    """End what lives in a subvolume that this migration has made, half restored or not; returns what does not end.
+    """End what lives in a subvolume made by this migration, half restored or not; returns what does not end.
 
-    LXC may know nothing of it, and the subvolume be in another place by now. What was put aside is only looked at by
-    who has a reason: what runs in there is another container.
+    LXC may know nothing of it, and the subvolume may be elsewhere by now. What was put aside is only considered if
+    there is reason to: what runs in there is another container.
     """
     until = time.monotonic() + lxc.STOP_LIMIT
     while True:
@@ -63,17 +63,18 @@ def kill(layout: Layout) -> list[int]:
             return left
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
-                # To ask may have taken long, and another process have its id by now.
+                # Asking may have taken long, and the pid may be another process's by now.
                 if container_lock.began(pid) == pids[pid]:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 
 
 def live_below(layout: Layout) -> list[int]:
-    """The first processes of containers that live in such a subvolume, and have only a folder in there as their root.
+    """PID 1 of each container that lives in such a subvolume with only a directory of it as its root.
 
-    As what was started without its memory may have; or with its root elsewhere, in a cgroup of its name. Or it is a
-    container that somebody has made in that folder, or another one of that name: so nothing of this is ended here.
+    A container started without its memory may be like that; or it may have its root elsewhere, and be in a cgroup of
+    its name. But it may also be a container that someone has made in that directory, or another one of that name: so
+    nothing is ended here.
     """
     starts = [pid for pid in lxc.container_processes(layout.name) if second_start.is_start(pid)]
     below = [pid for pid in forked.those(starts, lambda root: is_in_own(layout, root) and not _is_own(layout, root))
@@ -82,12 +83,12 @@ def live_below(layout: Layout) -> list[int]:
 
 
 def lives_elsewhere(layout: Layout) -> bool:
-    """Whether a start of what is in its place lives with its root outside of it, and its monitor may have ended."""
+    """Whether a start of what is in its place lives with its root outside of it; its monitor may have ended."""
     return bool(called_so(layout))
 
 
 def called_so(layout: Layout, limit: float = 0.0) -> list[int]:
-    """The first processes of such starts. What ends within `limit` seconds does not count."""
+    """PID 1 of each such start. One that ends within `limit` seconds does not count."""
     until = time.monotonic() + limit
     while True:
         found = [pid for pid in lxc.container_processes(layout.name)
@@ -98,7 +99,7 @@ def called_so(layout: Layout, limit: float = 0.0) -> list[int]:
 
 
 def live_in(name: str, rootfs: Path) -> list[int]:
-    """The processes of a container that have their root in this folder, whoever has made it."""
+    """The processes of a container that have their root in this directory, whoever made it."""
     return [pid for pid in lxc.container_processes(name) if _is_in([rootfs], pid)]
 
 
@@ -110,15 +111,15 @@ def _is_in(folders: list[Path], pid: int) -> bool:
 
 
 def end_criu(layout: Layout) -> None:
-    """CRIU, and who has called it, told by this migration's images folder in their arguments."""
+    """End CRIU and its caller, recognised by this migration's images directory among their arguments."""
     for pid in criu_dump.processes(layout.dumped_into()):
         with contextlib.suppress(ProcessLookupError):
-            # lxc-checkpoint leads a group (see `run`): the programs that it has started go with it.
+            # lxc-checkpoint leads a process group (see `run`), so the programs that it has started go with it.
             (os.killpg if os.getpgid(pid) == pid else os.kill)(pid, signal.SIGKILL)
 
 
 def wait_stopped(container: lxc.Container, limit: float = 10.0) -> None:
-    """By LXC's word, as its monitor has something left to do; for `limit` seconds at most."""
+    """Wait until LXC reports it stopped, because its monitor has work left to do; `limit` in seconds."""
     end = time.monotonic() + limit
     while lxc.told_state(container) not in ("STOPPED", "ABORTING") and time.monotonic() < end:
         time.sleep(0.02)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A migration of this host as `status` and `wait` show it."""
+"""A migration of this host, as `status` and `wait` show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from migrator.record.migration_paths import Layout
 
 
 def describe(migration: Migration, *, events: bool, worker: Holder | None) -> dict[str, Any]:
-    """One migration as `--json` shows it; times in seconds since 1970, sizes in bytes. `worker` works on it now."""
+    """One migration as `--json` shows it: Unix times in seconds, sizes in bytes. `worker` is working on it now."""
     data: dict[str, Any] = {
         "id": migration.id, "name": migration.name, "lxcpath": str(migration.lxcpath), "role": migration.role,
         "peer": next_commands.other_host(migration), "state": migration.state,
@@ -32,7 +32,7 @@ def describe(migration: Migration, *, events: bool, worker: Holder | None) -> di
 
 
 def sizes(migration: Migration) -> dict[str, int]:
-    """What was sent, as far as this host knows, and what lies in its spool: bytes."""
+    """What was sent, as far as this host knows, and what is in its spool; bytes."""
     rounds = migration.data.rounds
     found = {
         "full": sum(each.bytes or 0 for each in rounds if each.full),
@@ -51,7 +51,7 @@ def sizes(migration: Migration) -> dict[str, int]:
 
 
 def step_under_way(migration: Migration) -> str | None:
-    """The step that has begun last and not ended."""
+    """The step that began last and has not ended."""
     begun: list[str] = []
     for event in migration.events():
         if event.phase == "begin":
@@ -62,15 +62,15 @@ def step_under_way(migration: Migration) -> str | None:
 
 
 def line(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
-    """Where a migration stands, in a line: `web 0badc0de: preparing (migrate, process 12, send, 5.0 MiB of 9.1 MiB)`.
+    """How a migration stands, in a line: `web 0badc0de: preparing (migrate, process 12, send, 5.0 MiB of 9.1 MiB)`.
 
-    Without `volatile` it is the same as long as state, step and process are.
+    Without `volatile`, the line only changes when state, step or process do.
     """
     return f"{migration.name} {migration.id}: {migration.state} ({now(migration, worker, volatile=volatile)})"
 
 
 def now(migration: Migration, worker: Holder | None, *, volatile: bool = True) -> str:
-    """Who works on a migration, at what, and how far that is."""
+    """Who is working on a migration, at what, and how far that is."""
     if worker is None:
         return "no command is working on it"
     words = [worker.command, f"process {worker.pid}"]

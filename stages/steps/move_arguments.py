@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The arguments that several of the commands which move a container have."""
+"""Arguments that several of the commands which move a container have in common."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def add_ignore(parser: argparse.ArgumentParser) -> None:
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
-    """What the container's place on the destination is called."""
+    """How the container and its place are to be called on the destination."""
     parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
     parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination; its own host"
                         " name changes only when it is restarted")
 
 
 def rate(text: str) -> int:
-    """Bytes a second with an optional k, M or G (of 1024), for argparse."""
+    """Bytes per second with an optional suffix k, M or G (powers of 1024), for argparse."""
     factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
     value = float(text.rstrip("kKmMgG")) * factor
     if not 1 <= value < 1 << 50:

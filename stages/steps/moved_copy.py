@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The copy that a container which has moved away has left here: which one it is, and its removal."""
+"""The copy that a container which moved away left here: which one it is, and its removal."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from stages.steps.cleaner import Cleaner, records
 
 
 def clean_moved(cleaner: Cleaner, migration: Migration) -> None:
-    """What a container that has moved away has left here: its snapshots, and the copy that has this move's fence.
+    """Remove what a container that moved away left here: its snapshots, and the copy that has this move's fence.
 
-    Nothing of another one that had its name, nor what was put aside: that may be the only copy there is of it, and goes
-    with its name alone.
+    Nothing of a different container that had its name, nor what was put aside, which may be the only copy and goes only
+    with `cleanup NAME`.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     cleaner.removed += map(str, bases.prune(migration, keep=0))
@@ -45,10 +45,10 @@ def remove_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
 
 
 def is_copy(cleaner: Cleaner, journal: Journal, layout: Layout) -> bool:
-    """Whether what stands there is a copy that the container has left, or that has given way, by its fence's record.
+    """Whether what is there is a copy that the container left, or that gave way, by the record of its fence.
 
-    Or is back of an attempt that was given up. Where nobody knows that any more, the fence itself must say so. One that
-    stayed on what moved here is taken away.
+    Or is back from an attempt that was given up. If nobody knows that any more, the fence itself must say so. A fence
+    left over on a container that moved here is removed.
     """
     config, text = layout.container / "config", config_text(layout.container)
     fence = container_config.fence_of(text)
@@ -81,7 +81,7 @@ def config_text(container: Path) -> str:
 
 
 def was_put_back(migration: Migration, layout: Layout) -> bool:
-    """Whether all that stands there is of this attempt, which was given up here: a power cut can undo a removal."""
+    """Whether all that is there is of this attempt, which was given up here: a power cut can undo a removal."""
     given_up = migration.role is Role.DESTINATION and migration.state is State.ABANDONED
     if not given_up or migration.name != layout.name or not names.same_path(migration.lxcpath, layout.lxcpath):
         return False
@@ -90,7 +90,7 @@ def was_put_back(migration: Migration, layout: Layout) -> bool:
 
 
 def remove_table(cleaner: Cleaner, journal: Journal, id_: str) -> None:
-    """What kept a frozen container silent; of a migration that nobody knows only where that container is gone."""
+    """Remove the table that silenced a frozen container; for an unknown migration only if that container is gone."""
     if not records(journal, id_) and (interfaces := network.still_silenced(id_)):
         log.warning(f"{', '.join(interfaces)} neither receives nor sends anything, for migration {id_}, which this "
                     f"host does not know. To end that: {shlex.join(network.hear_command(id_))}")

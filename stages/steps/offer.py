@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The offer of the ownership token to the destination, and the way back where it was not made or not taken."""
+"""The offer of the ownership token to the destination, and the way back if it was not made or not accepted."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from migrator.transfer.messages import DumpDrop, Own, Restored
 from migrator.transfer.rpc import Connection
 from stages.steps import thaw_again
 
-ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, as to undo one that has failed
+ANSWER_LIMIT = 60.0  # seconds for what a destination does besides the restore itself, such as undoing one that failed
 
-_BREAKS_OFF = (DocumentedError, OSError)  # also the tunnel's, and Interrupted; OSError, as where the fence has no room
+# Including the tunnel's, and Interrupted; OSError when, for example, there is no space for the fence.
+_BREAKS_OFF = (DocumentedError, OSError)
 
 
 def attempt(migration: Migration) -> int:
@@ -41,21 +42,21 @@ def attempt(migration: Migration) -> int:
 
 
 def settled(migration: Migration, state_there: State | None) -> State:
-    """The state here, also where the answer to an offer was lost: the destination's state tells it."""
+    """The state here, even if the answer to an offer got lost: then the destination's state tells."""
     taken = state_there in (State.OWNED, State.RESTORING, State.RESTORED)
     return State.DUMPED if migration.state is State.OFFERED and taken else migration.state
 
 
 def settle(migration: Migration, state_there: State | None) -> None:
-    """Record what `settled` tells."""
+    """Record what `settled` says."""
     if settled(migration, state_there) is not migration.state:
         migration.move(Event.TAKEN)
 
 
 def limits(left: float | None) -> dict[str, float]:
-    """How long the destination may take to say that it has the token, and what comes of that, as `call_and_go` has it.
+    """How long the destination may take to say that it has the token, and to act on it, as arguments of `call_and_go`.
 
-    `left` is what remains of the time that the container may stand still; None where nothing is to be restored yet.
+    `left` is how many more seconds the container may be frozen; None if nothing is to be restored yet.
     """
     if left is None:
         return {"first": ANSWER_LIMIT, "then": 2 * ANSWER_LIMIT}
@@ -63,9 +64,9 @@ def limits(left: float | None) -> dict[str, float]:
 
 
 def word(migration: Migration) -> float:
-    """For how many seconds the destination may let it run, as is recorded here; raises DowntimeExceeded.
+    """For how many seconds the destination may let it run, as recorded here; raises DowntimeExceeded.
 
-    OutOfOrder where it runs here, past all that was to keep it from that.
+    OutOfOrder if it runs here, in spite of everything that should prevent that.
     """
     standing.require(migration, "restore-dump")
     given = migration.handover.leave
@@ -76,12 +77,13 @@ def word(migration: Migration) -> float:
 
 
 def make(migration: Migration, there: Connection, *, restore_within: float | None = None) -> Restored:
-    """Ask the destination to take the token; safe to repeat. When it says no, the container is thawed.
+    """Ask the destination to take the token; safe to repeat. If it refuses, the container is thawed.
 
-    With `restore_within` it also lets the container run, in so many seconds, before it answers: one message instead of
-    two, and of a question for its state between them, while the container stands still. It prepares that while it hears
-    that this host still waits for it, and never does it unheard. That `leave.given` it so much time, or else
-    `leave.BY_HAND` for a restore-dump that is typed there, has been recorded before. Returns what it says.
+    With `restore_within`, it also lets the container run within that many seconds before it answers: one message
+    instead of two, with no question about its state between them, while the container is frozen. It prepares for that
+    while hearing that this host still waits, and never lets it run unheard. The time that `leave.given` grants for
+    this, or `leave.BY_HAND` for a restore-dump typed there, has been recorded before. Returns what the destination
+    says.
     """
     asks = Own(id=migration.id, attempt=attempt(migration), dad=migration.still.dad,
                restore_within=UNSET if restore_within is None else restore_within)
@@ -91,13 +93,13 @@ def make(migration: Migration, there: Connection, *, restore_within: float | Non
     except DumpRefused as error:
         with container_lock.held_back():
             give_up(migration, there, error)
-    except _BREAKS_OFF as error:  # also Busy: an offer thought lost may be taken at this moment
+    except _BREAKS_OFF as error:  # also Busy: an offer believed lost may be being taken right now
         raise _unknown(migration, error) from error
     return answer
 
 
 def _unknown(migration: Migration, error: BaseException) -> DocumentedError:
-    """It is kept frozen, whether it was offered before or now: by what is on record the destination may run it."""
+    """The error for a container that stays frozen, offered now or before: by the record the destination may run it."""
     return outcome(SourceStateUnknown, memory=migration.memory)(
         as_ours(error), name=migration.name,
         destination=next_commands.other_host(migration),
@@ -106,9 +108,9 @@ def _unknown(migration: Migration, error: BaseException) -> DocumentedError:
 
 @contextlib.contextmanager
 def undecided(migration: Migration) -> Iterator[None]:
-    """Before an offer is made once more: raises SourceStateUnknown where the block fails, and it stays as it is.
+    """Before an offer is made again: raise SourceStateUnknown if the block fails, leaving everything as it is.
 
-    So too where the destination cannot even be reached. OutOfOrder stays that: it runs here.
+    Also if the destination cannot even be reached. OutOfOrder is passed on: the container runs here.
     """
     try:
         yield
@@ -121,10 +123,11 @@ def undecided(migration: Migration) -> Iterator[None]:
 
 
 def withdraw(migration: Migration) -> None:
-    """An offer that was recorded but not made is none any more; before anything thaws.
+    """Cancel an offer that was recorded but not made, before anything is thawed.
 
-    Ctrl-C can come between the two. Were it left recorded, a later `resume` would make it, of a container that runs.
-    Raises SourceStateUnknown where it may be recorded and this cannot be: then the container must stay frozen.
+    Ctrl-C can come between the two. If it stayed on record, a later `resume` would make the offer for a container that
+    is running. Raises SourceStateUnknown if it may be on record and cancelling it cannot be recorded: then the
+    container must stay frozen.
     """
     try:
         migration.refresh()
@@ -140,12 +143,12 @@ def _refused(migration: Migration) -> None:
 
 def give_up(migration: Migration, there: Connection, error: DocumentedError,
             thawed_again: Callable[[], None] = lambda: None) -> NoReturn:
-    """Nobody else has the token: thaw, remove what this attempt has made on both hosts, and say so.
+    """Nobody else has the token: thaw, remove what this attempt made on both hosts, and say so.
 
-    The container runs before anything is recorded, as what has failed may be the disk that records go to; the attempt's
-    images make room for them then. `thawed_again` is called once it runs. Only that an offer was refused is recorded
-    before, if that can be at once. The other host is told last, and for ANSWER_LIMIT at most. What resists, here or
-    there, is removed by the next attempt, or its rollback.
+    The container runs before anything is recorded, because what failed may be the disk of the journal; removing the
+    attempt's images then makes room for records. `thawed_again` is called once it runs. Only a refusal of the offer is
+    recorded before, if that can be done at once. The other host is told last, within ANSWER_LIMIT. What cannot be
+    removed, here or there, is removed by the next attempt or its rollback.
     """
     try:
         thawed = _thaw(migration)
@@ -174,17 +177,17 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
             log.info(f"{migration.name} keeps running here.")
         raise error
     if not thawed and (left or not migration.memory):
-        raise error  # it is not there any more, or had not been stopped yet
+        raise error  # it is no longer there, or had not been stopped yet
     again = outcome(SourceRunsAgain, memory=migration.memory and thawed)  # a reboot has taken the memory
     next_ = next_commands.command("rollback", migration) if left else next_commands.again("create-dump", migration)
     raise again(error, name=migration.name, next=next_) from error
 
 
 def _thaw(migration: Migration) -> bool:
-    """As `thaw_source`. Of an offer that was refused that is recorded first; where it cannot be it runs all the same.
+    """As `thaw_source`, after recording that the offer was refused; if that cannot be recorded, it runs all the same.
 
-    For the refusal is on the destination's disk: whoever finds the offer on record here, and asks, is to roll back. No
-    second signal comes between the two, unless the thaw is a start, which takes long.
+    The refusal is on the destination's disk too: whoever finds the offer on record here, and asks, will roll back. No
+    second signal interrupts between the two, unless the thaw is a start, which takes long.
     """
     if migration.state is not State.OFFERED:
         return thaw_again.thaw_source(migration)
@@ -195,15 +198,15 @@ def _thaw(migration: Migration) -> bool:
         except JournalBroken as error:
             log.warning(f"{migration.name} is resumed before it is recorded that the offer was refused: {error}")
             if not migration.memory:
-                drop_here(migration)  # its start may need that room too
+                drop_here(migration)  # its start may need that space too
         return thaw_again.thaw_source(migration)
 
 
 def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:
-    """Remove what a dump that was given up has made on this host: its memory images may take memory.
+    """Remove what an abandoned dump has made on this host: its memory images may take up memory.
 
-    But where the container is not there any more, be it that it `runs`, its snapshot stays, which may be the last copy.
-    Returns what to record of that, for a rollback.
+    If the container is no longer in its place, even though it `runs`, its snapshot stays, because it may be the last
+    copy. Returns what a rollback should record about that.
     """
     here = Layout(migration.lxcpath, migration.name, migration.id)
     _try(here.drop_images)
@@ -223,7 +226,7 @@ def _try(step: Callable[[], object]) -> None:
 
 
 def _keep_log(here: Layout, error: DocumentedError) -> None:
-    """CRIU's log outlives the images, where the error says it is."""
+    """Keep CRIU's log beyond the images, where the error says it is."""
     images = here.images()
     if isinstance(error, DumpFailed) and images and (images / "dump.log").is_file():
         kept = criu_dump.log_path(here.name, "dump")

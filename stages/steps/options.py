@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was asked for on the command line, as records that nothing changes: the parts that several commands share.
+"""What was asked for on the command line, as immutable records: the parts that several commands share.
 
-Each command's module has a record of its own, made of these by its `options`; what lies below is handed the parts that
-it needs.
+Each command's module has a record of its own, made of these by its `options`; functions below are passed only the parts
+that they need.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ MAX_DOWNTIME = 120.0  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class NamedContainer:
-    """A container on this host, as it was named. Both names have been checked."""
+    """A container on this host, as named on the command line. The name and the LXC path have been checked."""
 
     name: str
     given_lxcpath: str | None = None  # -P
 
     @property
     def lxcpath(self) -> Path:
-        """Where it was said to be, or else where this host keeps its containers."""
+        """The LXC path that was given, or else this host's default."""
         from migrator.host import lxc
 
         return Path(self.given_lxcpath) if self.given_lxcpath else lxc.default_lxcpath()
@@ -38,11 +38,11 @@ class NamedContainer:
 
 @dataclasses.dataclass(frozen=True)
 class TargetOptions:
-    """What the container becomes on the destination, as far as that was said."""
+    """What the container becomes on the destination, as far as that was given."""
 
     lxcpath: str | None = None
-    new_name: str = ""  # checked; "" where it keeps its name
-    bridges: tuple[tuple[str, str], ...] = ()  # what a bridge is called here, and there
+    new_name: str = ""  # checked; "" to keep its name
+    bridges: tuple[tuple[str, str], ...] = ()  # a bridge's name here, and there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class MoveRequest:
     """Which container is to go where, and as what."""
 
     container: NamedContainer
-    destination: str  # as -d has it; "" where `check` was given none
+    destination: str  # as given with -d; "" if `check` was given none
     connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
     target: TargetOptions = dataclasses.field(default_factory=TargetOptions)
     no_memory: bool = False
@@ -58,31 +58,31 @@ class MoveRequest:
 
 @dataclasses.dataclass(frozen=True)
 class EndOptions:
-    """How a migration is brought to its end, whichever: of `finish`, `rollback` and `abort`."""
+    """How to end a migration one way or the other: for `finish`, `rollback` and `abort`."""
 
     container: NamedContainer
-    destination: str | None = None  # None for where it was sent; to `finish` on the destination it names the source
+    destination: str | None = None  # None for where it was sent; for `finish` on the destination, the source
     connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
-    force: str | None = None  # the migration's id; "" to be told what that means
-    machine_is_off: bool = False  # the other one
+    force: str | None = None  # the migration's id; "" to be told what forcing means
+    machine_is_off: bool = False  # the other host's machine
     dry_run: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class StandstillOptions:
-    """For how long a container may stand still, and in spite of which findings."""
+    """For how long a container may be frozen or stopped, and despite which findings."""
 
     max_downtime: float = MAX_DOWNTIME  # seconds
-    stop_timeout: float = plan.STOP_TIMEOUT  # seconds that it may take to end, with --no-memory
+    stop_timeout: float = plan.STOP_TIMEOUT  # seconds that it may take to shut down, with --no-memory
     ignore: tuple[str, ...] = ()  # codes of findings
 
 
 @dataclasses.dataclass(frozen=True)
 class MoveOptions(StandstillOptions):
-    """What `migrate` may do besides. It is recorded, and `resume` goes on with it unless it is told otherwise."""
+    """Further options of `migrate`. They are recorded, and `resume` uses them again unless told otherwise."""
 
     max_rounds: int = 5
-    bwlimit: int | None = None  # bytes a second
+    bwlimit: int | None = None  # bytes per second
     reconnect: float = 300.0  # seconds
     undefine_source: bool = False
 

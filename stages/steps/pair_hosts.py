@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The work behind `migrator peer invite`, `join` and `add`: what `tunnel` offers, brought to a command line."""
+"""The work behind `migrator peer invite`, `join` and `add`: what `tunnel` offers, brought to the command line."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ from tunnel.pairing.codes import Code
 from tunnel.pairing.state_machine import Partner
 from tunnel.tunnel_errors import PairingFailed, TunnelError
 
-# What the other host runs when this one pairs with it over SSH.
+# What runs on the other host when this one pairs with it over SSH.
 EXCHANGE = ["migrator", "peer", "exchange"]
 SILENCE_LIMIT = 60.0  # seconds
-SHORT, QUIET = 0.3, 1.0  # seconds without a line after which a terminal has brought what was pasted, all of it surely
-QUIET_LIMIT = 60.0  # seconds that it may take: a serial console brings some thousand characters in each
+# Seconds without a line after which a terminal has delivered a paste, most likely and for certain.
+SHORT, QUIET = 0.3, 1.0
+QUIET_LIMIT = 60.0  # seconds for that: a serial console takes one for every thousand characters or so
 
 
 class _Pairing:
-    """This host's identity and peers, and the name for the one to come."""
+    """This host's identity and peers, and the name for the new one."""
 
     def __init__(self, name: str, may: Allowance, rendezvous: tuple[str, ...] = ()) -> None:
         self.name = peers.checked_name(name)
@@ -61,7 +62,7 @@ class _Pairing:
         self.allow()
 
     def allow(self) -> None:
-        """Let it do what this command line says; one that says nothing leaves that as it was."""
+        """Permit it what this command line says; a command line that says nothing leaves its permissions alone."""
         if self.words:
             self.peers.allow(self.name, self.words)
 
@@ -70,11 +71,11 @@ class _Pairing:
 
 
 def invite(options: Invite) -> Result:
-    """Raises the errors of `by_code.invite`."""
+    """Raises what `by_code.invite` raises."""
     pairing = _Pairing(options.name, options.may, options.rendezvous)
 
     def show(code: Code, server: Server) -> None:
-        # What is configured first is where the other host looks first, too; else it has to be told.
+        # The other host looks at the first configured rendezvous first, too; it has to be told of any other.
         configured = not options.rendezvous and server == pairing.servers[0]
         where = "" if configured else f" --rendezvous {shlex.quote(server.url)}"
         command = f"migrator peer join {code} --name {_host_name() or 'NAME'}{where}"
@@ -87,7 +88,7 @@ def invite(options: Invite) -> Result:
 
 
 def join(options: Join) -> Result:
-    """Raises the errors of `by_code.join`."""
+    """Raises what `by_code.join` raises."""
     code = Code.parse(options.code or _asked("Code: "))
     pairing = _Pairing(options.name, options.may, options.rendezvous)
     asyncio.run(by_code.join(pairing.servers, code, pairing.identity, check=pairing.check, pin=pairing.pin))
@@ -127,10 +128,10 @@ def offline_join(options: Join) -> Result:
 
 
 def _compare(pairing: _Pairing, partner: Partner) -> None:
-    """Have the fingerprints compared where somebody is there to do it; raises PairingFailed.
+    """Have the fingerprints compared if someone is there to do it; raises PairingFailed.
 
-    The answer is a number of this moment: what was pasted may have had a line behind it, of whoever could change it,
-    and that must be no answer.
+    The answer to type is a number made up now: a pasted text may have had further lines, written by whoever could
+    tamper with it, and those must not pass for an answer.
     """
     number = f"{secrets.randbelow(10_000):04}"
     _drop_what_waits(SHORT)
@@ -144,11 +145,11 @@ def _compare(pairing: _Pairing, partner: Partner) -> None:
 
 
 def _pasted() -> str:
-    """A text from stdin, whatever line breaks it got on its way; raises PairingFailed."""
+    """A text from stdin, whatever line breaks it has picked up; raises PairingFailed."""
     data = b""
     until = time.monotonic() + by_text.LIFE
     while not by_text.complete(data.decode(errors="replace")):
-        # Not through sys.stdin: what it reads ahead select() cannot see.
+        # Not through sys.stdin: select() does not see what that reads ahead.
         if not select.select([0], [], [], max(0.0, until - time.monotonic()))[0]:
             raise PairingFailed(reason="nothing was pasted within an hour")
         more = os.read(0, 4096)
@@ -160,7 +161,7 @@ def _pasted() -> str:
 
 @contextlib.contextmanager
 def _nothing_pasted_left() -> Iterator[None]:
-    """What a terminal has behind a pasted text must not come to the shell, which would execute it, after this."""
+    """What a terminal holds after a pasted text must not reach the shell afterwards, which would execute it."""
     try:
         yield
     finally:
@@ -168,7 +169,8 @@ def _nothing_pasted_left() -> Iterator[None]:
 
 
 def _drop_what_waits(quiet: float) -> None:
-    """Until a terminal has brought nothing for so many seconds: of a long text the rest comes once there is room."""
+    """Read until a terminal has delivered nothing for `quiet` seconds: the rest of a long text comes as room permits.
+    """
     if sys.stdin.isatty():
         with contextlib.suppress(termios.error):
             until = time.monotonic() + QUIET_LIMIT
@@ -182,7 +184,7 @@ def _drop_what_waits(quiet: float) -> None:
 
 
 def add(options: Add) -> Result:
-    """Raises the errors of `ssh.connect` and of `by_channel.pair`."""
+    """Raises what `ssh.connect` and `by_channel.pair` raise."""
     from migrator.remote import destination, ssh
     from migrator.transfer.rpc import Connection
 
@@ -255,7 +257,7 @@ def _paired(pairing: _Pairing) -> Result:
 
 
 def _print(data: dict[str, Any], text: str) -> None:
-    """Part of the result, which somebody waits for before there is a whole."""
+    """Print a part of the result that someone is waiting for before all of it exists."""
     if log.as_json:
         print(json.dumps(data), flush=True)
     else:
@@ -269,5 +271,5 @@ def _asked(question: str) -> str:
 
 
 def _host_name() -> str:
-    """This host's name without its domain, as a proposal for the other side."""
+    """This host's name without its domain, as a suggestion for the other side."""
     return socket.gethostname().partition(".")[0]

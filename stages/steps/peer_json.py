@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 
 
 def of(peer: Peer) -> dict[str, Any]:
-    """`added` in seconds since 1970."""
+    """`added` is Unix time in seconds."""
     return {"name": peer.name, "fingerprint": peer.public.fingerprint, "identity": peer.public.to_text(),
             "added": peer.added, "rendezvous": list(peer.rendezvous), "allowed": grant.of_peer(peer).to_json()}

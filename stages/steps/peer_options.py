@@ -11,10 +11,10 @@ from migrator.remote.destination import ConnectOptions
 
 @dataclasses.dataclass(frozen=True)
 class Allowance:
-    """What a peer shall be allowed here."""
+    """What a peer is to be allowed here."""
 
     receive: bool = False
-    lxcpaths: tuple[str, ...] = ()  # where to
+    lxcpaths: tuple[str, ...] = ()  # where it may bring containers
     hooks: bool = False
 
     @property
@@ -24,8 +24,8 @@ class Allowance:
 
 @dataclasses.dataclass(frozen=True)
 class Invite:
-    name: str  # of the other host, as below
-    rendezvous: tuple[str, ...] = ()  # none for the configured ones
+    name: str  # of the other host; likewise below
+    rendezvous: tuple[str, ...] = ()  # empty for the configured ones
     offline: bool = False
     may: Allowance = Allowance()
 
@@ -37,8 +37,8 @@ class Join(Invite):
 
 @dataclasses.dataclass(frozen=True)
 class Add:
-    host: str  # as ssh takes it
-    name: str = ""  # "" for its host name
+    host: str  # in the form that ssh accepts
+    name: str = ""  # "" for its own host name
     own_name: str = ""  # "" for this host's name
     connect: ConnectOptions = dataclasses.field(default_factory=ConnectOptions)
     may: Allowance = Allowance()
@@ -73,7 +73,7 @@ class Remove:
 
 @dataclasses.dataclass(frozen=True)
 class Exchange:
-    """To answer another host's `peer add`."""
+    """Answer another host's `peer add`."""
 
 
 PeerOptions = Invite | Join | Add | Allow | List | Show | Rename | Remove | Exchange

@@ -27,7 +27,7 @@ def working_on(container: NamedContainer) -> Iterator[Journal]:
 
 @contextlib.contextmanager
 def locked_for(journal: Journal, name: str, lxcpath: Path) -> Iterator[None]:
-    """As `locked`; a second request learns which migration is under way."""
+    """As `locked`; a second request is told which migration is in progress."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(name, lxcpath=lxcpath))
@@ -53,7 +53,7 @@ def leaving(journal: Journal, container: NamedContainer, stage: str, destination
 def arrived(journal: Journal, container: NamedContainer, stage: str) -> Migration:
     """The migration of a container to this host, if that is its newest; raises NoMigration.
 
-    OutOfOrder where it is on its way from here: what it says of an earlier stay would be taken for this move's.
+    OutOfOrder if it is on its way from here: the record of an earlier stay would be taken for this move's.
     """
     name = container.name
     migration = journal.latest(name, container.lxcpath)

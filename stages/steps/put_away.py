@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the arriving container takes the place of is put aside, and given back where the attempt is given up."""
+"""What the arriving container replaces is put aside, and given back if the attempt is given up."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from migrator.transfer import received_snapshot
 
 
 def keep_old(layout: Layout) -> None:
-    """Put the configuration of an earlier stay aside, once; `give_back_old` is the way back."""
+    """Put the configuration of an earlier stay aside, once; `give_back_old` undoes it."""
     if origins.whose(layout) is not Whose.COPY or (layout.old / "config").exists():
         return
     layout.old.mkdir(mode=0o700, exist_ok=True)
-    for name in (container_config.FENCE_HOOK, "config"):  # the last one tells that both are there
+    for name in (container_config.FENCE_HOOK, "config"):  # config last: it shows that both are there
         if (layout.container / name).is_file():
             _copy(layout.container / name, layout.old / name)
 
@@ -36,14 +36,14 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def give_back_old(layout: Layout) -> None:
-    """Undo what arriving has changed in the container's place: the earlier stay's files return, or the folder goes.
+    """Undo what arriving has changed in the container's place: the earlier stay's files return, or the directory goes.
 
-    Nothing is touched that does not carry this migration's own fence; safe to repeat after a crash anywhere.
+    Touches nothing that does not carry this migration's own fence; safe to repeat after a crash at any point.
     """
     layout.drop_beside()
     found, kept = origins.whose(layout), layout.old / "config"
     if found is not Whose.FOREIGN:
-        put_aside(layout)  # it has been: but a power cut can have undone that, and not the record that came after
+        put_aside(layout)  # it was put aside, but a power cut can have undone that and not the record that came after
     if found.may_go and not kept.is_file():
         _remove(layout)
     elif found.may_go or (found is Whose.COPY and kept.is_file() and _is_back(layout)):
@@ -52,7 +52,8 @@ def give_back_old(layout: Layout) -> None:
             log.warning(f"{layout.rootfs} was not made by migration {layout.id}: it stays, and what an earlier stay of"
                         f" {layout.name} has left there is in {layout.old}")
             return
-        for name in (container_config.FENCE_HOOK, "config"):  # with the last one it is the earlier stay's again
+        # With config, the last one, it is the earlier stay's again.
+        for name in (container_config.FENCE_HOOK, "config"):
             if (layout.old / name).is_file():
                 _copy(layout.old / name, layout.container / name)
         include_copies.drop(layout.container, layout.id)
@@ -64,14 +65,14 @@ def give_back_old(layout: Layout) -> None:
 
 
 def _is_back(layout: Layout) -> bool:
-    """Whether the earlier stay's configuration is in its place, changed or not yet, or again."""
+    """Whether the earlier stay's configuration is in its place: already modified, not yet, or restored."""
     return (layout.old / "config").read_bytes() == (layout.container / "config").read_bytes()
 
 
 def _remove(layout: Layout) -> None:
-    """The folder that this migration has made: as a whole out of its place first.
+    """Remove the directory that this migration made, by first moving it out of its place as a whole.
 
-    Where somebody has put something into it, or mounted something there, that stays, in its place.
+    If someone has put or mounted something in it, that stays, in its place.
     """
     if layout.rootfs.exists() and not layout.is_own_rootfs():
         log.warning(f"{layout.rootfs} was not made by migration {layout.id}: {layout.container} stays")
@@ -80,13 +81,13 @@ def _remove(layout: Layout) -> None:
         btrfs.delete(layout.rootfs)
         container_config.remove(layout.container, layout.id)
         return
-    layout.make_folder()  # where an older version has begun it there is none yet
+    layout.make_folder()  # a migration begun by an older version does not have it yet
     put(layout.container, layout.beside)
     layout.drop_beside()
 
 
 def put_aside(layout: Layout) -> None:
-    """Its root file system, if it may have run, and does not: what is in its place must be ours."""
+    """Put its root file system aside if it may have run and does not any more: what is in its place must be ours."""
     if ran_mark.was(ran_mark.mark(layout.spool)) and layout.is_own_rootfs():
         kept = layout.aside()
         layout.rootfs.rename(kept)
@@ -94,7 +95,7 @@ def put_aside(layout: Layout) -> None:
 
 
 def give_back_rootfs(layout: Layout) -> None:
-    """Take away what this migration has put in the root file system's place; that of an earlier stay returns."""
+    """Remove what this migration has put in the root file system's place; that of an earlier stay returns."""
     if layout.is_own_rootfs():
         btrfs.delete(layout.rootfs)
     old = layout.old / "rootfs"
@@ -103,9 +104,9 @@ def give_back_rootfs(layout: Layout) -> None:
 
 
 def put_rootfs_aside(layout: Layout) -> None:
-    """Make room for what has arrived: that of an earlier stay, as `keep_old` has found it, is kept.
+    """Make room for what has arrived: the root file system of an earlier stay, as found by `keep_old`, is put aside.
 
-    Raises ContainerExists where anything else is there, or the container's place is not ours any more.
+    Raises ContainerExists if anything else is there, or the container's place is no longer ours.
     """
     origins.require_ours(layout)
     if btrfs.is_subvolume(layout.rootfs):
@@ -114,9 +115,9 @@ def put_rootfs_aside(layout: Layout) -> None:
 
 
 def require_room(layout: Layout) -> None:
-    """Raises ContainerExists where the root file system's place has what is not that of the earlier stay, or works.
+    """Raise ContainerExists if the root file system's place holds anything but that of the earlier stay, or is in use.
 
-    HasClones where clones lie on it.
+    HasClones if clones depend on it.
     """
     if btrfs.is_subvolume(layout.rootfs):
         config = layout.old / "config"
@@ -129,7 +130,7 @@ def require_room(layout: Layout) -> None:
 def drop_attempt(migration: Migration, layout: Layout) -> None:
     """Remove everything that this migration has brought to this host, except what it keeps.
 
-    Raises DiskAway where something of it may lie on its disk, and that is not there.
+    Raises DiskAway if some of it may be on its disk, and that is not there.
     """
     on_disk = bool(migration.data.on_disk)
     with lxc_disk.held(layout) if on_disk else contextlib.nullcontext():
@@ -142,7 +143,7 @@ def drop_attempt(migration: Migration, layout: Layout) -> None:
         for path in layout.own_snapshots():
             if path.name not in migration.copy.kept:
                 btrfs.delete(path)
-    if on_disk:  # nothing but the spool is left, and this may be repeated
+    if on_disk:  # only the spool is left, and this may be repeated
         migration.note("disk", on_disk=False)
     layout.drop_spool()
     layout.tidy()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The driver's connection to the destination: what counts as lost, how long it is waited for, and made anew.
+"""The driver's connection to the destination: what counts as lost, and how long to wait until reconnecting.
 
-A transfer goes on where the last acknowledged segment ended; the driver asks for the state of the destination again
-and takes it from there. Whoever calls says until when that may take: see `Link.wait_after`.
+A transfer resumes after the last acknowledged segment; the driver asks for the destination's state again and continues
+from there. The caller says until when that may take: see `Link.wait_after`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerSilent, RendezvousUnava
 
 LOST = (ConnectionLost, HostUnreachable, NoPath, PeerAbsent, PeerSilent, RendezvousUnavailable, TunnelBroken,
         TunnelSilent)
-BRIDGE = 5.0  # seconds that a container which is frozen here waits for a new connection, before it is thawed
+BRIDGE = 5.0  # seconds that a frozen container waits here for a new connection before it is thawed
 HURRY = 1.0  # seconds at most, while a container is frozen or the destination is there
-PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)  # seconds before each new try; the last one from then on
+PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0)  # seconds before each new try; the last value from then on
 
 
 def cause_of(error: DocumentedError) -> DocumentedError:
-    """What has happened, without the outcome that it led to."""
+    """What happened, without the outcome that it led to."""
     return error.cause if isinstance(error, OutcomeError) else error
 
 
 def is_lost(error: DocumentedError) -> bool:
-    """Whether the destination may do what was asked of it once the network, or an earlier connection's end, lets it.
+    """Whether the destination may do what was asked once the network, or the end of an earlier connection, permits.
 
     Until the destination notices that a connection is gone, and while it ends what was begun over it, the container is
     locked there.
@@ -45,7 +45,7 @@ def is_lost(error: DocumentedError) -> bool:
 
 
 class Clock(Protocol):
-    """What tells the time, and lets it pass: the module `time`."""
+    """Tells the time and sleeps: the module `time`, or a fake."""
 
     def monotonic(self) -> float: ...
 
@@ -56,7 +56,7 @@ class Link:
     """One connection after the other to the same destination."""
 
     def __init__(self, connect: ConnectOptions, destination: str, reconnect: float, clock: Clock = time) -> None:
-        """What is lost is waited for `reconnect` seconds, 0 for not at all."""
+        """A lost connection is retried for `reconnect` seconds; 0 for not at all."""
         self.there: Connection | None = None
         self._options = connect
         self._destination = destination
@@ -64,8 +64,8 @@ class Link:
         self._clock = clock
         self._stack = contextlib.ExitStack()
         self._was_there = False
-        self._lost_at = 0.0  # by the clock, the first loss since the last progress; 0 where there was none
-        self._told = False  # that it was lost
+        self._lost_at = 0.0  # by the clock, the first loss since the last progress; 0 if none
+        self._told = False  # the loss was reported
         self._tries = 0
 
     def __enter__(self) -> Self:
@@ -75,7 +75,7 @@ class Link:
         self.close()
 
     def connect(self, limit: float | None = None) -> Connection:
-        """The connection that is there, or a new one; raises as `other_host.connected`; `limit` is in seconds."""
+        """The existing connection or a new one; raises what `other_host.connected` raises; `limit` is in seconds."""
         if self.there is None:
             self.there = self._stack.enter_context(connected(self._options, self._destination, limit))
             self._was_there = True
@@ -92,20 +92,20 @@ class Link:
         self._stack.close()
 
     def progressed(self) -> None:
-        """Something was completed: what is lost from now on is waited for anew."""
+        """Something was completed: the next loss gets the full time again."""
         self._lost_at, self._told, self._tries = 0.0, False, 0
 
     def wait_after(self, error: DocumentedError, left: float | None = None) -> None:
-        """Wait a little, so that the caller can try again; raises `error` where that makes no sense any more.
+        """Wait a little so that the caller can try again; raises `error` if that makes no sense any more.
 
         There are `left` seconds for it; by default --reconnect, counted from the last progress. The very first
-        connection is not waited for: a wrong name, or a host that is down, is told at once.
+        connection is not retried: a wrong name, or a host that is down, is reported at once.
         """
         if not is_lost(error) or not self._was_there:
             raise error
         hurry = left is not None
         if not hurry and self.there and self.there.acknowledged and not isinstance(error, OutcomeError):
-            self.progressed()  # nothing is kept of a dump that broke off
+            self.progressed()  # nothing of an interrupted dump is kept
         now = self._clock.monotonic()
         self._lost_at = self._lost_at or now
         if left is None:
@@ -123,7 +123,7 @@ class Link:
     def at_once(self, error: DocumentedError, left: float) -> Connection:
         """A new connection while a container is frozen here; raises `error` if none can be had within BRIDGE seconds.
 
-        Not after a silence, which has taken long enough; nor through a tunnel, which heals by itself while it can.
+        Not after a silence, which has taken long enough already; nor through a tunnel, which heals by itself if it can.
         """
         end = self._clock.monotonic() + min(BRIDGE, left)
         trouble = error
@@ -133,7 +133,7 @@ class Link:
                 self.wait_after(trouble, end - self._clock.monotonic())
                 return self.connect(end - self._clock.monotonic())
             except DocumentedError as another:
-                if another is trouble:  # the time is up, or it was no lost connection
+                if another is trouble:  # the time is up, or it was not a lost connection
                     break
                 if not is_lost(another):
                     raise
@@ -151,6 +151,6 @@ class Link:
 
 
 def say(kind: str, text: str, **fields: Any) -> None:
-    """A line for people, or an event of --json (docs/json.md)."""
+    """Print a line for people, or an event of --json (docs/json.md)."""
     if log.level >= log.Level.NORMAL:
         log.say(kind, text, **fields)

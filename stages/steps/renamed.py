@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has run on the destination, and runs there by another name, or has come back to its own: how it is told.
+"""Recognises a container that ran on the destination and runs there under another name, or has its own name back.
 
-A folder that was moved keeps its root file system. But on btrfs `lxc-copy -R` makes a snapshot, and removes what that
-is of. Once, the snapshot names the original, whose uuid is on record; once more, and its disk leads nowhere. What stays
-are its hardware addresses, which a copy that is not to replace it gets new ones for.
+A directory that was moved keeps its root file system. But on btrfs, `lxc-copy -R` makes a snapshot and removes the
+original. After one such rename, the snapshot names the original, whose uuid is on record; after a second, its disk
+leads nowhere. What stays are its MAC addresses, whereas a copy that is not meant to replace it gets new ones.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from stages.steps import left_running
 Told = TypeVar("Told")
 
 _WHOLE = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}(?<!00:00:00:00:00:00)")
-# Of other containers: nothing may stand still for their sake for good.
+# Of other containers: nothing may be held up for long because of them.
 _configurations = bounded_ask.Asking(always=True)
 
 
 def addresses(folder: Path) -> set[str]:
-    """The hardware addresses in the configuration of the container in this folder; none where that cannot be read, or
-    is not answered, as where it includes a file from a server that is gone.
+    """The MAC addresses in the configuration of the container in this directory.
 
-    One with an x in it, for a digit that LXC makes up at each start, is nobody's.
+    None if it cannot be read or does not answer, because it includes a file from a server that is gone, say. An address
+    that has an x for a digit, which LXC makes up at each start, identifies nobody.
     """
     return set().union(*_answer(folder, _addresses))
 
@@ -51,48 +51,50 @@ def _addresses(folder: Path) -> set[str]:
 
 
 def _answer(folder: Path, question: Callable[[Path], Told]) -> list[Told]:
-    """The answer of a container's folder, if there is one in time."""
+    """The answer for a container's directory, if it comes in time."""
     if str(folder) in _configurations.silent:
         return []
     return _configurations.answers([(str(folder), functools.partial(question, folder))])
 
 
 def on_record(migration: Migration) -> list[str]:
-    """What is to be recorded of it when it is let run."""
+    """What to record about it when it is let run."""
     return sorted(addresses(migration.lxcpath / migration.name))
 
 
 def is_back(migration: Migration) -> bool:
-    """Whether what is in its place is it by its addresses, where the disk does not tell that it is another one."""
+    """Whether what is in its place is it by its MAC addresses, when the disk does not show that it is another one."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return (bool(addresses(layout.container) & _its(migration)) and btrfs.is_subvolume(layout.rootfs)
             and not subvolume_uuids.is_told(layout.rootfs))
 
 
 def is_anothers(migration: Migration) -> bool:
-    """Whether the addresses tell that what is in its place is another container."""
+    """Whether the MAC addresses show that what is in its place is another container."""
     here = addresses(migration.lxcpath / migration.name)
     return bool(here and _its(migration)) and not here & _its(migration)
 
 
 def living(migration: Migration, layout: Layout) -> list[int]:
-    """The processes of any containers that live in what has run here, wherever that is by now, and by what name.
+    """The processes of any containers that live in what has run here, wherever that is by now, and by whatever name.
 
-    Or the first ones of those that run with its addresses.
+    Or else PID 1 of each container that runs with its MAC addresses.
     """
     return on_its_disk(migration, layout) or with_its_addresses(migration, layout)
 
 
 def on_its_disk(migration: Migration, layout: Layout) -> list[int]:
-    """The former alone."""
+    """The processes that live in what has run here, wherever that is by now."""
     disks = origins.recorded_rootfs_uuids(migration)
     return forked.those(lxc.container_processes(""),
                         lambda root: left_running.is_in_own(layout, root) or _lies_in(root, disks))
 
 
 def called(lxcpath: Path, pids: list[int]) -> str:
-    """By what name these are a container's in this LXC path, "" where nothing tells: what LXC has called the cgroup of
-    one has that name, as another LXC path's may, and its root is that container's.
+    """The name that the container of these processes has in this LXC path, "" if nothing tells.
+
+    The cgroup made by LXC has that name, which a container in another LXC path may have too, so the root must also be
+    that container's.
     """
     folders = sorted(lxcpath.iterdir())
     for pid in pids:
@@ -105,7 +107,8 @@ def called(lxcpath: Path, pids: list[int]) -> str:
 
 
 def told(migration: Migration, living: list[int]) -> tuple[str, str]:
-    """By what name what lives is stopped and renamed, and how it runs; NAME where its processes alone are told."""
+    """The name by which what lives can be stopped and renamed, and how it runs; NAME if only its processes are known.
+    """
     there = called(migration.lxcpath, living)
     if not there:
         pids = ",".join(map(str, living))
@@ -114,9 +117,9 @@ def told(migration: Migration, living: list[int]) -> tuple[str, str]:
 
 
 def untold(migration: Migration, layout: Layout) -> list[int]:
-    """The processes of what runs in its place, where neither disk nor addresses tell whose that is.
+    """The processes of what runs in its place, if neither disk nor MAC addresses tell whose that is.
 
-    In a plain folder it is another container: neither lxc-copy -R nor a move makes one on btrfs.
+    In a plain directory it is another container: on btrfs neither lxc-copy -R nor a move makes one.
     """
     if (addresses(layout.container) and _its(migration)) or not btrfs.is_subvolume(layout.rootfs):
         return []
@@ -125,7 +128,7 @@ def untold(migration: Migration, layout: Layout) -> list[int]:
 
 
 def _lies_in(root: Path, disks: set[str]) -> bool:
-    """Or in a snapshot of one of these."""
+    """Whether a root is in one of these, or in a snapshot of one."""
     with contextlib.suppress(MigratorError, OSError):
         return bool(disks) and (
             btrfs.uuid_around(root) in disks or btrfs.parent_of(btrfs.id_of(root), root) in disks)
@@ -133,9 +136,9 @@ def _lies_in(root: Path, disks: set[str]) -> bool:
 
 
 def with_its_addresses(migration: Migration, layout: Layout) -> list[int]:
-    """The latter, unless their disk tells that they are other containers, as those that were made anew.
+    """PID 1 of each container that has its MAC addresses, unless the disk shows it to be another one (made anew, say).
 
-    No configuration is read of what does not run: the source may stand still until this is told.
+    Only configurations of running containers are read: the source may be frozen until this is answered.
     """
     if its := _its(migration):
         found = [folder for folder in _at_work(migration.lxcpath) if addresses(folder) & its]
@@ -144,9 +147,7 @@ def with_its_addresses(migration: Migration, layout: Layout) -> list[int]:
 
 
 def _has_another_disk(migration: Migration, layout: Layout, folder: Path) -> bool:
-    """Whether it is told of what the root file system of the container in this folder was made, and that was never of
-    what has run here.
-    """
+    """Whether the origin of the root file system in this directory is known and never was what has run here."""
     with contextlib.suppress(MigratorError, OSError):
         rootfs = _rootfs(lxc.Container(folder.name, folder.parent))
         its = origins.recorded_rootfs_uuids(migration) | {btrfs.info(each).uuid for each in layout.own_snapshots()}
@@ -156,8 +157,10 @@ def _has_another_disk(migration: Migration, layout: Layout, folder: Path) -> boo
 
 
 def _at_work(lxcpath: Path) -> list[Path]:
-    """The folders of what may run in an LXC path: by what LXC has called the cgroup of a process. And where a start is
-    in no such cgroup (lxc.cgroup.dir in lxc.container.conf(5)), by its root, or a monitor that listens.
+    """The directories of what may be running in an LXC path, by the names that LXC gave to the cgroups of processes.
+
+    A start may be in no such cgroup (lxc.cgroup.dir in lxc.container.conf(5)): then by its root, or a listening
+    monitor.
     """
     named, others = {cgroup for _, cgroup in _cgroups() if _is_named(cgroup)}, _elsewhere()
     return [folder for folder in sorted(lxcpath.iterdir())
@@ -177,8 +180,9 @@ def _is_named(cgroup: Path) -> bool:
 
 
 def _elsewhere() -> list[int]:
-    """The first processes of starts in other cgroups than those. No user of this host can make one, and have all these
-    questions asked.
+    """PID 1 of each start in a different cgroup.
+
+    No user of this host can make one just to have all these questions asked.
     """
     return [pid for pid, cgroup in _cgroups() if not _is_named(cgroup) and second_start.is_start(pid)]
 
@@ -186,7 +190,7 @@ def _elsewhere() -> list[int]:
 def _listens(folder: Path) -> bool:
     try:
         return monitor_socket.holder(folder.name, folder.parent) is not None
-    except CommandTimeout:  # somebody does
+    except CommandTimeout:  # a user is holding it up
         return True
 
 
@@ -199,11 +203,11 @@ def _has_one(pids: list[int], folder: Path) -> bool:
 
 
 def _first(folder: Path) -> list[int]:
-    """The first process of the container in this folder; none where it does not run.
+    """PID 1 of the container in this directory; empty if it does not run.
 
-    LXC knows nothing of one that was started under another spelling of the LXC path, or whose monitor has ended. Nor
-    is it known who listens and takes no connection, as any user of the host may: then the processes alone tell, with
-    their root elsewhere by whom their monitor answers for.
+    LXC does not know one that was started under another spelling of the LXC path, or whose monitor has ended. Nor can
+    it be known who is listening without accepting connections, as any user of the host may: then only the processes
+    tell, those with their root elsewhere by whom their monitor answers for.
     """
     with contextlib.suppress(ContainerNotFound, ContainerNotRunning):
         container = lxc.Container(folder.name, folder.parent)
@@ -220,5 +224,5 @@ def _rootfs(container: lxc.Container) -> Path:
 
 
 def _its(migration: Migration) -> set[str]:
-    """What was on record when it had been let run; none by an older version."""
+    """What was recorded when it was let run; empty for an older version."""
     return set(migration.arrived.hwaddrs)

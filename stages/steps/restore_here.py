@@ -39,9 +39,9 @@ STAGE = "restore-dump"
 
 
 def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool = False, forced: bool = False) -> Result:
-    """The stage, with the container locked, in `limit` seconds; it is let run until `end`, by `boot_clock.now`, or not.
+    """The stage, with the container locked, within `limit` seconds; it is let run before `end` or not at all.
 
-    `forced`: the source, which could run it on, is lost for good.
+    `forced`: the source, which could otherwise go on with it, is lost for good.
 
     Raises DiskAway, with nothing recorded.
     """
@@ -66,10 +66,10 @@ def described(migration: Migration) -> Result:
 
 
 def take_offered(migration: Migration, *, forced: bool = False) -> None:
-    """All has arrived and the offer had come: a crash kept this host from recording that it takes the token.
+    """Everything has arrived and been offered, but a crash kept this host from recording that it takes the token.
 
-    Raises SourceStillFrozen, with nothing recorded, where it may not any more: the offer, made anew, is refused then.
-    Where it is `forced` nobody can make it anew, and what is here is the only copy: it is taken, and told of.
+    Raises SourceStillFrozen, with nothing recorded, if it no longer may: the offer, when made again, is then refused.
+    If it is `forced`, nobody can make the offer again and what is here is the only copy: it is taken, and reported.
     """
     if migration.state is State.DUMP_RECEIVED:
         try:
@@ -82,7 +82,7 @@ def take_offered(migration: Migration, *, forced: bool = False) -> None:
 
 
 def still_frozen(migration: Migration, error: BaseException) -> MigratorError:
-    """For what keeps it from being let run here, while its source holds it."""
+    """The error for what keeps it from being let run here while its source holds it."""
     return outcome(SourceStillFrozen, memory=migration.memory)(
         as_ours(error), name=migration.name, source=migration.peer, next=next_commands.next_command(migration),
         rollback=next_commands.command("rollback@source", migration))
@@ -97,14 +97,14 @@ class Restore:
         self.leave = leave  # returns until when the container may be let run, by `boot_clock.now`, or raises
         self.end = boot_clock.now() + limit
         self.limit = limit
-        # What one and the same process has received and checked is not received and checked again.
+        # What this very process has received and checked need not be received and checked again.
         self.behind = service.behind if service else None
         self.checked = service is not None and service.images_of == migration.id
         self.layout = Layout(migration.lxcpath, migration.name, migration.id)
         self.images = self.layout.images()
         self.number = len(migration.data.rounds) + 1
         self.container = lxc.Container(migration.name, migration.lxcpath)
-        self.runs_since = 0.0  # by time.time(), where that was before the end of the last step
+        self.runs_since = 0.0  # by time.time(), if it was before the end of the last step
 
     def described(self) -> Result:
         """For --dry-run."""
@@ -124,9 +124,9 @@ class Restore:
         return self.layout.spool / restore.START_CONFIG
 
     def run(self, *, wait: bool = True) -> Result:
-        """Do it; without `wait` the last announcements are made after the return."""
+        """Do it; without `wait`, the last announcements are made after the return."""
         name, begun = self.migration.name, time.time()
-        with lxc_disk.held(self.layout):  # the mark that it has run is on it
+        with lxc_disk.held(self.layout):  # the mark that it has run is on that disk
             unrecorded.require_ours(self.migration, self.layout)
             self._keep_what_ran()
         self.migration.move(Event.RESTORE)
@@ -158,9 +158,9 @@ class Restore:
     # --- the steps ---
 
     def _keep_what_ran(self) -> None:
-        """What an earlier restore has let run is not taken for this one's; raises AlreadyRuns where it still runs.
+        """Do not take what an earlier restore let run for this one's; raises AlreadyRuns if it is still running.
 
-        That is recorded then: a refusal alone would have the source take the token back.
+        That is then recorded: a refusal alone would make the source take the token back.
         """
         mark = ran_mark.mark(self.layout.spool)
         if ran_mark.was(mark):
@@ -188,7 +188,8 @@ class Restore:
 
     def _apply(self, images: Path | None) -> restore.Prepared | None:
         """Check the images and prepare the restore while the increment is received; then put the disk in place."""
-        give_back_rootfs(self.layout)  # of a failed restore: known as ours by its increment, which is replaced now
+        # That of a failed restore, recognised as ours by its increment, which is about to be replaced.
+        give_back_rootfs(self.layout)
         with Beside(self._left) as beside:
             names = self.migration.handover.image_files if images and not self.checked else []
             verified = beside.begin(restore.verify, images, names) if images else lambda: None
@@ -201,7 +202,7 @@ class Restore:
         with self.migration.step("rootfs") as done:
             put_rootfs_aside(self.layout)
             done.rootfs_uuid = btrfs.snapshot(last.path, self.layout.rootfs, read_only=False).uuid
-            done.on_disk_uuid = last.uuid  # see `bases.on_disk`: nobody has waited for a sync of it
+            done.on_disk_uuid = last.uuid  # see `bases.on_disk`: nobody has waited for it to be synced
         return made
 
     def _restore(self, images: Path, prepared: restore.Prepared) -> int:
@@ -211,13 +212,13 @@ class Restore:
             done.reason = prepared.not_taken or None
             restore.restore(container, self.layout, images, prepared, limit=self._left(), end=self.end)
             pid, cgroup = container.init_pid, container.cgroup
-            lxc.thaw(container, cgroup)  # it was frozen when it was dumped, and CRIU restores that too
+            lxc.thaw(container, cgroup)  # it was frozen when dumped, and CRIU restores that too
             if not lxc.processes(cgroup):
                 raise RestoreFailed(name=container.name, reason="it has no processes", log=images / "restore.log")
             return pid
 
     def _start(self) -> int:
-        """The disk is all that came: the container is started anew."""
+        """Only the disk came along: start the container from it."""
         with self.migration.step("start", end_must_be=False) as done:
             container = self.container
             done.reason = restore.CONFINED if consented.confine(self.migration) else None
@@ -225,7 +226,7 @@ class Restore:
             text = container_config.unfenced(container_config.text_of(own))
             container_config.require_rootfs(container.name, own, text, self.layout.rootfs)
             container_config.write_file(self.plain_config, late_start.refused(text, own, self.end), mode=0o600)
-            log_file = no_memory.log_of(container, anew=True)  # now: the source's word is looked at last
+            log_file = no_memory.log_of(container, anew=True)  # now, because the source's word is checked last
             try:
                 ran_mark.record_in_time(str(ran_mark.mark(self.layout.spool)), self.end)
             except TimeoutError as error:
@@ -243,7 +244,7 @@ class Restore:
             return pid
 
     def _left(self) -> float:
-        """Seconds that this may still take; raises DowntimeExceeded when there are none."""
+        """Seconds that this may still take; raises DowntimeExceeded if there are none."""
         left = self.end - boot_clock.now()
         if left <= 0:
             raise DowntimeExceeded(name=self.migration.name, seconds=f"{self.limit:g}")
@@ -256,14 +257,14 @@ class Restore:
     # --- the way back ---
 
     def _undo(self, error: BaseException) -> None:
-        with contextlib.suppress(OSError):  # its disk is full: that is worth no restore that is not undone
+        with contextlib.suppress(OSError):  # its disk is full, which must not keep the restore from being undone
             self._keep_log(error)
         settling.clear(self.migration)  # what may have run is put aside
         self.migration.move(Event.RESTORE_FAILED, failed=str(error)[:2000])
         raise still_frozen(self.migration, error) from error
 
     def _keep_log(self, error: BaseException) -> None:
-        """The end of CRIU's log outlives the attempt, where the error says it is."""
+        """Keep the end of CRIU's log beyond the attempt, where the error says it is."""
         source = (self.images or Path("/nonexistent")) / "restore.log"
         if source.is_file():
             kept = criu_dump.log_path(self.migration.name, "restore")

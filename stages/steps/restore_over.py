@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""restore-dump over the source's own connection, for one that does all at once.
+"""restore-dump over the source's own connection, for a source that does everything in one go.
 
-The destination's part: the source, which still has the container frozen, is asked last whether it waits for it.
+This is the destination's part. The source, which still has the container frozen, is asked last whether it still waits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from stages.steps.restore_here import Restore, take_offered
 
 
 def restore_for_source(service: Service, asked: messages.Restore, leave: Callable[[], float]) -> Restored:
-    """restore-dump over the source's own connection; `running_for` are the seconds since the container runs here.
+    """restore-dump over the source's own connection; `running_for` is for how many seconds the container has run here.
 
-    `leave` is called when all is ready, returns until when the container may be let run, by `boot_clock.now`, and
-    raises where it must not be.
+    `leave` is called when all is ready; it returns until when the container may be let run, by `boot_clock.now`, and
+    raises if it must not be.
     """
     migration = service.migration(asked.id)
     if migration.state is State.RESTORING:
@@ -43,14 +43,14 @@ def restore_for_source(service: Service, asked: messages.Restore, leave: Callabl
         try:
             take_offered(migration)
             Restore(migration, min(asked.limit, 1e6), service, leave=leave).run(wait=False)
-        except SourceStillFrozen as error:  # what that means the source says itself
+        except SourceStillFrozen as error:  # the source itself says what that means
             raise error.cause from error
     restored_at = migration.arrived.restored_at or 0.0
     return Restored(state=migration.state, restored_at=restored_at, running_for=time.time() - restored_at)
 
 
 def with_leave(service: Service, asked: messages.Restore, leave: Leave) -> Restored:
-    """As `restore_for_source`, for a source that must say that it still waits for it."""
+    """As `restore_for_source`, for a source that must say that it still waits."""
     try:
         done = restore_for_source(service, asked, leave.wait)
     except (ConnectionLost, ProtocolError):
@@ -63,7 +63,7 @@ def with_leave(service: Service, asked: messages.Restore, leave: Leave) -> Resto
 
 
 def restore_over(service: Service, asked: messages.Restore) -> Takeover:
-    """restore-dump over the source's own connection; the first answer is only there to be answered."""
+    """restore-dump over the source's own connection; the first reply is only there to be answered."""
     since, state = boot_clock.now(), service.migration(asked.id).state
     return Takeover(Restored(state=state), lambda connection: with_leave(service, asked, Leave(connection, since)))
 

@@ -53,14 +53,14 @@ def go_on(request: MoveRequest, given: Mapping[str, Any], journal: Journal, migr
         log.warning(f"{request.destination} has lost the memory of {migration.name}, as after a reboot, or its"
                     f" container: it cannot be restored there")
         return give_back.roll_back(migration, tell)
-    # Once it was handed over nothing of it is needed here any more: what is left there may have been removed.
+    # Once it is handed over, nothing of it is needed here any more: what is left may have been removed.
     container = lxc.Container(migration.name, migration.lxcpath, defined=migration.owner is Owner.SOURCE)
     move = MoveOptions.resumed(migration, given)
     return Drive(STAGE, request, move, journal, container, migration).run()
 
 
 def _waits(migration: Migration, kept: str = "") -> Result:
-    """At boot: until somebody says that it goes on. One that was removed must not have all be tried again for ever."""
+    """At boot: wait until someone decides. A removed container must not make everything be tried again for ever."""
     resume = next_commands.command(STAGE, migration)
     try:
         state = lxc.told_state(lxc.Container(migration.name, migration.lxcpath))
@@ -73,7 +73,7 @@ def _waits(migration: Migration, kept: str = "") -> Result:
 
 
 def _can_go_on(request: MoveRequest, migration: Migration) -> bool:
-    """Ask the destination, the only one who knows; raises SourceStateUnknown where it does not answer."""
+    """Ask the destination, which alone knows; raises SourceStateUnknown if it does not answer."""
     try:
         with connected(request.connect, request.destination) as there:
             answer = ask_state.ask(there, migration.id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A rollback from its beginning, whoever asks for it: `rollback` itself, or `abort`."""
+"""A rollback from its beginning, for both commands that ask for one: `rollback` and `abort`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a destination has for a migration that begins, or its next round: the disk, room on it, what is there."""
+"""What a destination has for a migration that begins, or for its next round: the disk, space on it, what is there."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from migrator.transfer.messages import Begin
 
 @contextlib.contextmanager
 def required(migration: Migration) -> Iterator[None]:
-    """For a block that requires the disk before anything may run from it: where that is lost, nothing is lost with it.
+    """For a block that requires the disk before anything may run from it: if the disk is lost, nothing else is.
 
-    So DiskAway says how the migration is given up, and not how a spool is made on what stands there instead, which
-    would vouch for one that began elsewhere.
+    DiskAway then says how to give the migration up. It does not advise creating a spool on what is there instead, which
+    would vouch for a migration that began elsewhere.
     """
     try:
         yield
@@ -37,15 +37,15 @@ def required(migration: Migration) -> Iterator[None]:
 
 
 def require(migration: Migration, layout: Layout) -> None:
-    """Raises DiskAway as `required`."""
+    """Raise DiskAway as `required` does."""
     with required(migration):
         lxc_disk.require(layout)
 
 
 def require_disk(migration: Migration, layout: Layout) -> None:
-    """Raises DiskAway unless what is going to be made comes to lie where it belongs, beside what has been made before.
+    """Raise DiskAway unless what is about to be made will be where it belongs, next to what was made before.
 
-    Until the first round has arrived there may be no spool: who began it may have been killed before that.
+    There may be no spool until the first round has arrived: the program that began it may have been killed before that.
     """
     with required(migration):
         lxc_disk.require_same(layout, migration.begun.disk)
@@ -56,22 +56,23 @@ def require_disk(migration: Migration, layout: Layout) -> None:
 def bases_for(service: Service, layout: Layout, origin: str) -> list[str]:
     """The uuids of what an increment can start from here.
 
-    Who knows a uuid can have that subvolume made part of what it sends: a caller who is not root learns only those of
-    the container that it brings.
+    A sender who knows a subvolume's uuid can make that subvolume part of what it sends. So a caller who is not root
+    learns only those of the container that it brings.
     """
     return [base.stream_uuid for base in bases.believed(service.journal, layout)
             if not service.grant.restricted or origins.is_of(service.journal, base.path, origin)]
 
 
 def check(service: Service, layout: Layout, asked: Begin, origin: str) -> None:
-    """Raise NoSpace unless the whole disk, or what of it has not arrived yet, fits twice: spooled and imported.
+    """Raise NoSpace unless the whole disk, or what has not arrived yet of it, fits twice: spooled and imported.
 
-    How large an increment will be nobody knows, on what the source says that it can start
-    from, and is told that it can here; nor what the rest of one that has begun will be.
+    Nobody knows in advance how large an increment on a base that both hosts have will be, nor what remains of one that
+    has begun; for those, nothing beyond the reserve is required.
     """
     what = f"the disk of {layout.name}, spooled and imported"
     free = room_bounds.reserve(layout.lxcpath) if service.grant.restricted else 0
-    usable = (asked.held if asked.usable is UNSET else asked.usable)[:bases.HELD_MAX]  # older ones start from any
+    # Older versions may start from any.
+    usable = (asked.held if asked.usable is UNSET else asked.usable)[:bases.HELD_MAX]
     if set(bases_for(service, layout, origin)) & set(usable):
         make_room.check_space(service.journal, layout, free, usable, what=what, caller=service.grant.caller)
         return
@@ -82,15 +83,16 @@ def check(service: Service, layout: Layout, asked: Begin, origin: str) -> None:
 
 
 def regain(layout: Layout, number: int, leave: int) -> None:
-    """What an import of a round that did not come to its end has made goes, before more of the round arrives, or it is
-    imported anew: both are held to what is free, `leave` bytes of which stay so.
+    """Remove what an interrupted import of a round has made, before more of the round arrives or it is imported again.
 
-    Ask with the container locked, and no import behind under way; not while a container stands still, as btrfs frees
-    behind what was deleted. That is waited for, unless there is room until the stream has doubled, which takes longer.
-    Raises as `received_snapshot.make_way`.
+    Both of these may only use free space, of which `leave` bytes must stay free.
+
+    Call with the container locked and no import running behind; not while a container is frozen, because btrfs frees
+    the space of deleted subvolumes in the background. We wait for that, unless there is room for the stream to double
+    first, which takes longer. Raises what `received_snapshot.make_way` raises.
     """
     target = layout.snapshot(number)
-    if not (btrfs.is_subvolume(target) and btrfs.info(target).received_uuid):  # else it is whole
+    if not (btrfs.is_subvolume(target) and btrfs.info(target).received_uuid):  # otherwise it is complete
         received_snapshot.make_way(target, layout.spool)
     if btrfs.free_bytes(layout.folder) < leave + 3 * spool.size_of(layout.spool):
         log.verbose(f"Space is short in {layout.folder}: waiting until what was deleted there is freed")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A migration that has begun goes on with the host that it began with, and no other: every record names that one.
+"""A migration continues with the host that it began with and no other, because every record names that one.
 
-Were another one let in, a rollback by force would ask the first whether it is silent, while the other runs it.
+If another were accepted, a forced rollback would check whether the first is silent while the other runs the container.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from migrator.transfer.rpc import Connection
 
 
 def require(destination: str, migration: Migration, there: Connection, answer: MigrationState) -> None:
-    """Before a round is sent to this destination; `answer` is that host's to `state`.
+    """Before a round is sent to this destination; `answer` is that host's reply to `state`.
 
-    Raises AlreadyMigrating where another host than the recorded one was given, NotKnownThere where another one answers
-    for it.
+    Raises AlreadyMigrating if a host other than the recorded one was given, and NotKnownThere if another answers for
+    it.
     """
     same_address = destination == migration.peer
     if not resume_rules.is_recorded_host(

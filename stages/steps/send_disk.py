@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The source's half of prepare-data: a snapshot of the disk, or what has changed since the last one, is sent."""
+"""The source's half of prepare-data: send a snapshot of the disk, or what has changed since the last one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STAGE = "prepare-data"
 def carry_out(request: MoveRequest, journal: Journal, migration: Migration | None, container: lxc.Container,
               there: Connection, disk_bytes: int, *, bwlimit: int | None = None, move: MoveOptions | None = None,
               dry_run: bool = False) -> Result:
-    """A round, after the preflight; it begins the migration where there is none.
+    """A round, after the preflight; begins the migration if there is none.
 
     In a `move` in one go, the destination imports and restores over the same connection.
     """
@@ -82,12 +82,12 @@ def carry_out(request: MoveRequest, journal: Journal, migration: Migration | Non
 
 
 def with_memory(request: MoveRequest, migration: Migration | None) -> bool:
-    """Whether the memory moves along: --no-memory is given now, or was before."""
+    """Whether the memory moves along: not if --no-memory is given, now or earlier."""
     return not request.no_memory and (migration is None or migration.memory)
 
 
 def choose(request: MoveRequest, migration: Migration) -> None:
-    """Record --no-memory in a migration that has begun without; the destination learns it with the next request."""
+    """Record --no-memory in a migration that began without it; the destination learns it with the next request."""
     if request.no_memory and migration.memory:
         if migration.state in (State.PREPARING, State.PREPARED):
             migration.note("no-memory", memory=False)
@@ -100,7 +100,7 @@ def _begin(
     request: MoveRequest, move: MoveOptions | None, journal: Journal, migration: Migration | None, there: Connection,
     asks: Begin,
 ) -> tuple[Migration, Begun]:
-    """Record the migration here, then there. One that the destination refuses at once has never been."""
+    """Record the migration here, then there. If the destination refuses at once, the record here is removed again."""
     if migration:
         return migration, there.call(asks)
     migration = journal.create(
@@ -113,7 +113,7 @@ def _begin(
     )
     try:
         reply = there.call(asks)
-    except MigratorError as error:  # Ctrl-C is none: it may have been recorded there
+    except MigratorError as error:  # not Ctrl-C: it may have been recorded there by then
         if isinstance(error, NotAllowed) or _has_never_heard(there, migration):
             journal.forget(migration)
         raise
@@ -122,7 +122,7 @@ def _begin(
 
 
 def _has_never_heard(there: Connection, migration: Migration) -> bool:
-    """Whether the destination, which has answered with an error, says that it has not recorded the migration."""
+    """Whether the destination, having answered with an error, says that it has not recorded the migration."""
     try:
         return ask_state.ask(there, migration.id).state is None
     except Interrupted:
@@ -132,7 +132,7 @@ def _has_never_heard(there: Connection, migration: Migration) -> bool:
 
 
 def settle_bases(migration: Migration, there: Sequence[str]) -> None:
-    """What is not of use any more is worth no migration that has begun: what resists goes with the next one."""
+    """Drop bases that are no longer of use; failing to must not stop a migration: they go with the next one."""
     try:
         bases.settle(migration, there)
     except (MigratorError, OSError) as error:
@@ -140,7 +140,7 @@ def settle_bases(migration: Migration, there: Sequence[str]) -> None:
 
 
 def unfinished(journal: Journal, name: str, lxcpath: Path, where: str) -> Migration | None:
-    """The migration that this call goes on with, if there is one."""
+    """The migration that this call continues, if there is one."""
     migration = journal.latest(name, lxcpath)
     if migration is None or migration.ended:
         return None
@@ -162,7 +162,7 @@ def _send_round(
         migration.move(Event.SEND, ticket=reply.ticket)
     else:
         rounds = [each for each in rounds if each.bytes is not None]
-        for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed while it began
+        for leftover in layout.own_snapshots()[len(rounds):]:  # of a round that was killed as it began
             btrfs.delete(leftover)
         parent = bases.for_round(layout, reply.subvolumes, usable)
         rounds.append(DiskRound(parent=str(parent.path) if parent else ""))
@@ -219,7 +219,8 @@ def _dry_run(container: lxc.Container, there: Connection, asks: Begin, number: i
 
 
 def lxcpath_there(there: Connection, wanted: str | None) -> str:
-    """In which LXC path the container is going to be there; raises InvalidName where it answers none. It is written
-    into commands, and nothing that it may answer shall end up among what this host says.
+    """The LXC path that the container will have there; raises InvalidName if the host does not answer with one.
+
+    It is written into commands, and nothing that the host might answer may turn into something this host says.
     """
     return str(Path(there.call(AskLxcPath(lxcpath=wanted)).lxcpath))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a restore that was killed, or has failed, has left: looked at, recorded, and taken away where it never ran.
+"""What a killed or failed restore left behind: examined, recorded, and removed if the container never ran.
 
-Whether the container may have run is on disk before it does (`migrator.criu.ran_mark`). What may have run is not taken
-away: its users may have been answered, and what they have been told is in its root file system alone.
+Whether the container may have run is on disk before it does (`migrator.criu.ran_mark`). What may have run is not
+removed: its users may have got answers, and what they were told is only in its root file system.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from migrator.record.states import Event, State
 from stages.steps import consented, left_running, renamed
 from stages.steps.put_away import give_back_rootfs, put_aside
 
-SETTLE_LIMIT = 10.0  # seconds that CRIU, left behind by a restore-dump that was killed, may take to come to its end
+SETTLE_LIMIT = 10.0  # seconds that a CRIU left behind by a killed restore-dump may take to end
 
 
 def settle(migration: Migration) -> None:
-    """An earlier restore-dump was killed, or could not record its end: that is made good.
+    """Settle a restore-dump that was killed or could not record its end.
 
-    Either the container lives here, whatever LXC says of it, and nothing of it is ended; or it has run here, and a
-    reboot or its own end has stopped it: then it is here that it goes on, from its disk, but fenced until `go_on`: the
-    source may have been forced to take it back meanwhile.
-    Or it never ran, and what the attempt left is removed. Raises JournalBroken, or DiskAway, with nothing taken away.
+    Either the container is alive here, whatever LXC says, and nothing of it is ended; or it has run here, and a reboot
+    or its own end has stopped it: then it continues here, from its disk, but stays fenced until `go_on`, because the
+    source may have been forced to take it back meanwhile. Or it never ran, and what the attempt left is removed. Raises
+    JournalBroken or DiskAway, with nothing removed.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
-    with lxc_disk.held(layout):  # the mark is on it
+    with lxc_disk.held(layout):  # the mark is on that disk
         mark = ran_mark.mark(layout.spool)
         container = None if lxc_disk.is_removed(layout) else lxc.Container(migration.name, migration.lxcpath)
         up = (_is_ours(layout) and _has_come_up(migration, container, layout) if container else
@@ -67,20 +67,22 @@ def settle(migration: Migration) -> None:
 
 
 def is_gone(migration: Migration) -> bool:
-    """Whether it has run here, and was removed since: LXC has nothing in its place that could run, and nothing of it
-    does, whatever it is called by now. Raises DiskAway.
+    """Whether it has run here and was removed since: nothing in its place can run, and nothing of it does.
+
+    That is so by LXC's word and under whatever name it may have now. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if migration.state is not State.RESTORED or not has_left(migration):
         return False
-    with lxc_disk.held(layout):  # its snapshots tell what lives on
+    with lxc_disk.held(layout):  # its snapshots show what lives on
         return not lives_on(layout)
 
 
 def has_left(migration: Migration) -> bool:
-    """Whether what has run here is not in its place any more: nothing is, or another container.
+    """Whether what ran here is no longer in its place: nothing is, or another container.
 
-    With a snapshot of its root file system, or its addresses, it is the same, whoever has put that there. DiskAway.
+    With a snapshot of its root file system, or its MAC addresses, it is the same one, whoever put it there. Raises
+    DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if not is_replaced(layout):
@@ -90,10 +92,10 @@ def has_left(migration: Migration) -> bool:
 
 
 def is_replaced(layout: Layout) -> bool:
-    """Whether what is in its place has not been made by this migration, and so is nothing of ours to change or remove.
+    """Whether what is in its place was not made by this migration, and so is not ours to change or remove.
 
-    That is told by the root file system, as what runs has no fence any more. Without the snapshots nothing tells: then
-    it is not said to be another one. Raises DiskAway.
+    The root file system tells, because what runs has no fence any more. Without the snapshots nothing does: then it is
+    not called another one. Raises DiskAway.
     """
     if _is_ours(layout):
         return False
@@ -102,14 +104,14 @@ def is_replaced(layout: Layout) -> bool:
 
 
 def lives_on(layout: Layout) -> bool:
-    """Whether a process of any container's, of any name and in any cgroup, lives in a subvolume of this migration's."""
+    """Whether a process of any container, of any name and in any cgroup, lives in a subvolume of this migration."""
     return bool(left_running.all_in_own(layout, lxc.container_processes("")))
 
 
 def is_at_work(migration: Migration) -> bool:
-    """Whether what is in its place runs, by LXC's word, or as a start of its that LXC has lost.
+    """Whether what is in its place runs, by LXC's word or as a start that LXC has lost track of.
 
-    Nothing that runs beside it makes up for that: no copy of it, none with its addresses. Raises DiskAway.
+    Nothing that runs elsewhere counts: no copy of it, and no container with its MAC addresses. Raises DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if lxc_disk.is_removed(layout):
@@ -121,36 +123,36 @@ def is_at_work(migration: Migration) -> bool:
 
 
 def gone(migration: Migration) -> GoneThere:
-    """What the other host, which has the last copy, is told of one that `is_gone`."""
+    """What the other host, which has the last copy, is told of a container that `is_gone`."""
     return GoneThere(name=migration.name, destination=next_commands.this_host(), source=migration.peer,
                      next=after_crash.by_force(migration))
 
 
 def _is_ours(layout: Layout) -> bool:
-    """Whether what is in its place is what this restore has made.
+    """Whether what is in its place was made by this restore.
 
-    By the fence; and should somebody have taken that away meanwhile, by hand or with what writes his configurations, by
-    the root file system, which no container of anybody else's has.
+    Told by the fence; and in case someone has meanwhile removed that, by hand or with a configuration management tool,
+    by the root file system, which no one else's container has.
     """
     return origins.whose(layout).may_go or layout.is_own_rootfs()
 
 
 def stands_fenced(migration: Migration) -> bool:
-    """Whether it has run here, and is stopped and fenced now: the source may have been forced to run it again.
+    """Whether it has run here and is now stopped and fenced: the source may have been forced to run it again.
 
-    LXC says STOPPED also of what lives on without its monitor.
+    LXC also says STOPPED of what lives on without its monitor.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     return seems_fenced(migration) and not lives(layout, layout.rootfs)
 
 
 def lives(layout: Layout, rootfs: Path) -> bool:
-    """Whether a start of what is in its place does, whatever LXC says. Who only looks into it (chroot) is none."""
+    """Whether a start of what is in its place is alive, whatever LXC says. A mere visitor (chroot) does not count."""
     return second_start.on_disk(layout.name, layout.lxcpath, rootfs) is not None
 
 
 def seems_fenced(migration: Migration) -> bool:
-    """The same by LXC's word alone."""
+    """As `stands_fenced`, by LXC's word alone."""
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if migration.state is not State.RESTORED or not origins.whose(layout).may_go:
         return False
@@ -158,7 +160,7 @@ def seems_fenced(migration: Migration) -> bool:
 
 
 def stands_stopped(migration: Migration) -> bool:
-    """Whether it `stands_fenced`, or is on record as `has_stopped` and has lost its fence, by whatever hand."""
+    """Whether it `stands_fenced`, or is on record as `has_stopped` and has lost its fence one way or another."""
     if stands_fenced(migration):
         return True
     on_record = migration.state is State.RESTORED and migration.arrived.had_stopped
@@ -170,19 +172,19 @@ def stands_stopped(migration: Migration) -> bool:
 
 
 def refuse_stopped(migration: Migration) -> None:
-    """Raises StoppedThere where it `stands_stopped`, and its memory may be worth more than what has run here."""
+    """Raise StoppedThere if it `stands_stopped` and its memory may be worth more than what has run here."""
     if migration.state is State.RESTORED:
-        with lxc_disk.held(Layout(migration.lxcpath, migration.name, migration.id)):  # the mark is on it
+        with lxc_disk.held(Layout(migration.lxcpath, migration.name, migration.id)):  # the mark is on that disk
             found = after_crash.has_stopped(migration) and stands_stopped(migration)
         if found:
             raise after_crash.stopped(migration)
 
 
 def go_on(migration: Migration, end: float) -> None:
-    """Take the fence of one that is stopped here away, if it has one, and start it from its disk.
+    """Remove the fence, if any, of a container that is stopped here, and start it from its disk.
 
-    Ask `refuse_stopped` before, unless somebody has chosen that. Not after `end`, by `boot_clock.now`: raises WordOver
-    then, and StartFailed. It is confined first, where its sender's consent has gone.
+    Call `refuse_stopped` first, unless an operator has chosen this. Not after `end`, by `boot_clock.now`: raises
+    WordOver then, and StartFailed. It is confined first if the consent to its sender has been withdrawn.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     if boot_clock.now() > end:
@@ -194,24 +196,26 @@ def go_on(migration: Migration, end: float) -> None:
             done.reason = restore.CONFINED
         with no_memory.unfenced(container, migration.id, end) as config:
             log_file = no_memory.log_of(container, anew=True)
-            left = end - boot_clock.now()  # once more, and last: records, copies and logs take as long as the disk does
+            left = end - boot_clock.now()  # again, and last: records, copies and logs take as long as the disk takes
             if left < 0:
                 raise WordOver(name=migration.name, next=next_commands.command("resume", migration))
             no_memory.start(container, migration.id, config=config, limit=min(left, no_memory.START_LIMIT),
                             log_file=log_file)
-    with contextlib.suppress(JournalBroken):  # who chooses once more chooses the same
+    with contextlib.suppress(JournalBroken):  # an operator who has to choose again will choose the same
         migration.note("started", had_stopped="")
     container_config.unfence(layout.container, migration.id)
 
 
 def record(migration: Migration, restored_at: float, **more: str) -> None:
-    """That it runs here, as of `restored_at` (seconds since 1970). Raises JournalBroken, and it runs on.
+    """Record that it runs here, as of `restored_at` (Unix time, seconds). On JournalBroken it still runs on.
+
+    If this raises JournalBroken, it still runs on.
 
     Or that it has run: then `had_stopped` is the boot in which it was let run, see `after_crash.has_stopped`.
     """
     made = ""
     with contextlib.suppress(MigratorError, OSError):
-        made = origins.rootfs_uuid(migration)  # its snapshots may be removed, or somebody puts a copy in its place
+        made = origins.rootfs_uuid(migration)  # its snapshots may be removed, or someone may put a copy in its place
     known = {"hwaddrs": renamed.on_record(migration)} | ({"rootfs_uuid": made} if made else {})
     try:
         migration.move(Event.RESTORED, restored_at=restored_at, **known, **more)
@@ -222,12 +226,12 @@ def record(migration: Migration, restored_at: float, **more: str) -> None:
 
 
 def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
-    """Whether a restore that was killed had brought the container up, and not somebody another one in its place."""
+    """Whether a killed restore had brought the container up, and nobody has put another one in its place."""
     if migration.memory and criu_dump.left_after(SETTLE_LIMIT, layout.dumped_into()):
         return False  # it hangs; LXC answers no question about the container before it has ended
-    asked = migration.memory or no_memory.runs(container, migration.id)  # which waits
+    asked = migration.memory or no_memory.runs(container, migration.id)  # this waits
     if asked and not migration.memory and no_memory.has_monitor(migration.id):
-        return True  # wherever it has its root
+        return True  # wherever its root is
     cgroup = come_up.cgroup(container) if asked else None
     if cgroup and lxc.processes(cgroup) and (_is_of(layout, cgroup) or (
             lxc.runs_in(layout.name, layout.rootfs) and origins.has_its_disk(migration))):
@@ -236,8 +240,9 @@ def _has_come_up(migration: Migration, container: lxc.Container, layout: Layout)
 
 
 def _is_of(layout: Layout, cgroup: Path) -> bool:
-    """Whether what LXC has there lives in what this migration has made, and is not, say, the copy of an earlier stay
-    that somebody has started past its fence. Without the snapshots only the mark tells.
+    """Whether what LXC has there lives in what this migration made, rather than being the copy of an earlier stay, say.
+
+    Someone may have started such a copy past its fence. Without the snapshots only the mark tells.
     """
     if not layout.own_snapshots():
         return ran_mark.was(ran_mark.mark(layout.spool))
@@ -245,11 +250,11 @@ def _is_of(layout: Layout, cgroup: Path) -> bool:
 
 
 def clear(migration: Migration) -> None:
-    """End what a failed or killed restore has left running, and take its root file system away again.
+    """End what a failed or killed restore left running, and remove its root file system again.
 
-    One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists where
-    another container has taken its place, and something of it still runs elsewhere: nothing may be recorded then. Nor
-    where something of it does not end: CopyNotEnded; or where its disk is gone: DiskAway.
+    One that may have run is put aside, and only `migrator cleanup NAME` removes it. Raises ContainerExists if another
+    container has taken its place while something of it still runs elsewhere, because nothing may be recorded then;
+    CopyNotEnded if something of it does not end, for the same reason; and DiskAway if its disk is gone.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     with lxc_disk.held(layout):
@@ -266,18 +271,21 @@ def _clear(migration: Migration, layout: Layout) -> None:
     put_aside(layout)
     try:
         give_back_rootfs(layout)
-        ran_mark.drop(ran_mark.mark(layout.spool))  # last: as long as it is there, the root file system is kept
-    except (MigratorError, OSError) as error:  # nothing runs, and that is to be recorded; the next restore removes it
+        ran_mark.drop(ran_mark.mark(layout.spool))  # last: while the mark is there, the root file system is kept
+    # Nothing runs, and that must be recorded; the next restore removes the rest.
+    except (MigratorError, OSError) as error:
         log.warning(f"Something of the restore of {migration.name} is left for now: {error}")
 
 
 def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
-    """End what is left of a restore; False where somebody has put another container there, which is left alone.
+    """End what is left of a restore; False if someone has put another container there, which is left alone.
 
-    Only processes that belong to this attempt are ended: the monitor and CRIU, known by this migration's images folder
-    in their arguments, and whatever lives in its own root file system, wherever that is by now, or in LXC's cgroup with
-    such a one.
-    Raises CopyNotEnded where that does not end, once it is fenced, or where it is not told whose that is which lives.
+    Only processes of this attempt are ended: the monitor and CRIU, recognised by this migration's images directory
+    among their arguments, and whatever lives in its own root file system, wherever that is by now, or in LXC's cgroup
+    with that as its root.
+
+    Raises CopyNotEnded if that does not end, once it is fenced, or if it is unclear to which container a live process
+    belongs.
     """
     if not migration.memory:
         no_memory.end(container, migration.id)
@@ -286,7 +294,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
         return False
     another = False
     with contextlib.suppress(MigratorError, OSError):
-        if cgroup := come_up.cgroup(container):  # LXC does not answer while it restores
+        if cgroup := come_up.cgroup(container):  # LXC does not answer during a restore
             another = bool(lxc.processes(cgroup)) and not _is_of(layout, cgroup)
             if not another:
                 (cgroup / "cgroup.kill").write_text("1")
@@ -303,7 +311,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
     try:
         standing.fence_anew(migration, text,
                             f"{migration.name} is being moved here; see: {next_commands.command('status', migration)}")
-    except OSError as error:  # a disk that cannot be written keeps nothing from its end, where the fence stands already
+    except OSError as error:  # an unwritable disk must not keep it from being ended if there is a fence already
         if container_config.fence_of(text) != migration.id or not fences.refuses(layout.container, text):
             raise
         log.warning(f"The fence of {migration.name} could not be rewritten, and stays: {error}")
@@ -312,19 +320,20 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
 
 
 def _end_removed(migration: Migration, layout: Layout) -> None:
-    """The same where no container is defined in its place any more: LXC cannot be asked, nor anything be fenced."""
+    """As `end`, if no container is defined in its place: LXC cannot be asked, and there is nothing to fence."""
     left_running.end_criu(layout)
     _require_none(migration, left_running.kill(layout))
     if not migration.memory:
-        no_memory.end(layout, migration.id)  # LXC's monitor has ended with what it had started
+        no_memory.end(layout, migration.id)  # LXC's monitor has ended together with what it had started
         _require_none(migration, left_running.live_below(layout))
     _require_none(migration, _live_untold(layout))
     _clear_up(layout)
 
 
 def _live_untold(layout: Layout) -> list[int]:
-    """Where it may have been let run, and the snapshot that tells was removed since: nothing is concluded while these
-    live.
+    """Processes that may be of this container, if it may have been let run and the telltale snapshot was removed.
+
+    Nothing is concluded while any of these are alive.
     """
     told = layout.is_own_rootfs() or not ran_mark.was(ran_mark.mark(layout.spool))
     return [] if told else left_running.live_in(layout.name, layout.rootfs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container that moves without its memory: stopped in order, and what has changed on its disk sent."""
+"""A container that moves without its memory: shut down cleanly, and the last disk changes sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stages.steps.reconnect import Link
 
 
 class Stop(Handover):
-    """Fence, stop, send; the source starts the container again when anything fails before the token was offered."""
+    """Fence, stop, send; the source starts the container again if anything fails before the token is offered."""
 
     def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
                  there: Connection, link: Link | None = None) -> None:
@@ -62,19 +62,19 @@ class Stop(Handover):
                        stop_seconds=round(stop_seconds, 3), killed=killed, send_seconds=round(increment.seconds, 3))
 
     def _must_be_stopped(self) -> None:
-        """Raises ContainerChanged after a reboot in spite of all that, and where processes live without LXC."""
+        """Raise ContainerChanged if it has rebooted in spite of all that, or processes live on without LXC."""
         if self.container.state != "STOPPED" or remains.are_here(self.migration):
             raise ContainerChanged(name=self.container.name, reason="it runs again, though it was stopped",
                                    next=next_commands.command("create-dump", self.migration))
 
     def stop_clock(self) -> None:
-        """What is stopped cannot be thawed: nobody watches over it."""
+        """What is stopped cannot be thawed, so there is no watchdog."""
 
     def unwatched(self) -> None:
-        """Nobody did."""
+        """There was no watchdog."""
 
     def left_alone(self) -> None:
-        """Nor does anybody then: the next command starts it."""
+        """There is no watchdog: the next command starts it."""
 
     def result(self, figures: Figures, still: float) -> Result:
         next_ = next_commands.next_command(self.migration)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What has run on the destination and is stopped there, before the source has finished: it may run on the source again.
+"""What ran on the destination and was stopped there before the source finished: it may be running on the source again.
 
-As after a reboot, in which the source may have been forced to take it back. Nothing keeps LXC from starting it where it
-has lost its fence, as what was restored has; so nobody is told to, before the source was asked.
+For example after a reboot, during which the source may have been forced to take it back. If it has lost its fence, as a
+restored container has, nothing keeps LXC from starting it; so nobody is told to before the source was asked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stages.steps import settling
 def is_stopped(migration: Migration) -> bool:
     """Whether it has run here and does not now, fenced or not.
 
-    One that LXC does not know any more cannot be started by hand, and does not count. Raises DiskAway.
+    A container that LXC no longer knows cannot be started by hand and does not count. Raises DiskAway.
     """
     if migration.state is not State.RESTORED:
         return False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The destination's part in handing the ownership token over: a dump begins, is dropped, and the token is taken.
+"""The destination's part in handing over the ownership token: a dump begins, is dropped, and the token is taken.
 
-The requests carry the number of the dump that they are about, so that one which arrives late, from a connection that
-is long gone, does nothing to a newer dump. docs/states.md has the protocol.
+Requests carry the number of the dump that they are about, so that one which arrives late, from a connection long gone,
+does nothing to a newer dump. docs/states.md describes the protocol.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from stages.steps.offer import attempt
 
 TAKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}
 ARRIVING = {State.RECEIVING_DUMP, State.DUMP_RECEIVED}
-DUMPS_MAX = 10**9  # the highest number of a dump
+DUMPS_MAX = 10**9  # the highest number a dump can have
 INTERFACES_MAX = 512  # whose setting is remembered
 
 
 def dump_begin(service: Service, asked: DumpBegin) -> Done:
-    """A dump is about to come; what is left of an earlier one goes."""
+    """A dump is about to come; what is left of an earlier one is removed."""
     migration, number = service.migration(asked.id), asked.attempt
     if number <= attempt(migration):
         raise UsageError(reason=f"dump {number} of migration {migration.id} is not newer than the last one here")
@@ -52,16 +52,16 @@ def dump_begin(service: Service, asked: DumpBegin) -> Done:
         _require_whole(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=asked.memory)
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    here.make_folder()  # where an older version has begun it they are not there yet
+    here.make_folder()  # a migration begun by an older version does not have them yet
     here.spool.mkdir(mode=0o700, exist_ok=True)
     _drop_dump(service, migration)
     return Done(state=migration.state)
 
 
 def _require_defined(migration: Migration) -> None:
-    """What has been defined here is still there: nothing is frozen in vain.
+    """Check that what was defined here is still there, so that nothing is frozen in vain.
 
-    Raises OutOfOrder where it was removed, and has it sent and defined again; ContainerExists, DiskAway.
+    Raises OutOfOrder if it was removed, and has it sent and defined again; ContainerExists, DiskAway.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     with room.required(migration), lxc_disk.held(layout):
@@ -90,14 +90,16 @@ def dump_drop(service: Service, asked: DumpDrop) -> Done:
 def own(service: Service, asked: Own) -> Takeover:
     """Take the token over: from the moment this is recorded, only this host may let the container run.
 
-    Only DumpRefused lets the source thaw, and it is the last word on that dump: it is recorded before it is said, so
-    that the same offer, should it arrive once more and late, is refused again. Where the container lives here, by an
-    older journal than that tells, nothing is refused, nor is the snapshot removed that tells whose it is.
+    Only DumpRefused lets the source thaw, and it is the final word on that dump: it is recorded before it is said, so
+    that the same offer, should it arrive again late, is refused again. If the container is alive here, although a
+    journal restored from a backup does not know it, nothing is refused, nor is the snapshot removed that shows whose it
+    is.
 
-    There are two answers. With `restore_within`, in seconds, what that allows is done at once: the second is that of
-    `restore`. Its last step, and without it the record of until when restore-dump may be typed here without asking,
-    waits until the source has said, after the first answer, that it still waits for this very request: one that has
-    lain in a pipe, as where this host stood still as a whole, finds a source that may run the container again.
+    There are two replies. With `restore_within`, in seconds, what that permits is done at once: the second reply is
+    that of `restore`. Its last step, or without it the record of until when restore-dump may be typed here without
+    asking, waits until the source has said, after the first reply, that it is still waiting for this very request: a
+    request that was stuck in a pipe, while this whole host was suspended for instance, finds a source that may be
+    running the container again.
     """
     since = boot_clock.now()
     migration, number = service.migration(asked.id), asked.attempt
@@ -124,7 +126,7 @@ def own(service: Service, asked: Own) -> Takeover:
 
 
 def _by_hand(migration: Migration, word: Leave) -> Restored:
-    """Somebody is about to type restore-dump here."""
+    """An operator is about to type restore-dump here."""
     end = word.wait()
     if migration.state is State.OWNED:
         migration.note("leave", anew=True, leave=boot_clock.until(end, word.seconds))
@@ -132,7 +134,8 @@ def _by_hand(migration: Migration, word: Leave) -> Restored:
 
 
 def _take(migration: Migration, asked: Own) -> None:
-    """Raises DumpRefused unless it is the latest dump, every file of it is here as it was sent, and all may come."""
+    """Raise DumpRefused unless it is the latest dump, every file of it is here as it was sent, and all of it may come.
+    """
     if asked.attempt != attempt(migration) or migration.state not in ARRIVING:
         raise DumpRefused(name=migration.name,
                           reason=f"it is {migration.state} and does not expect dump {asked.attempt}")
@@ -158,7 +161,7 @@ def _take(migration: Migration, asked: Own) -> None:
 
 
 def _dad(migration: Migration, said: Mapping[str, str | int]) -> dict[str, str]:
-    """What `network.bring_back_dad` is to bring back: a C int for each interface; raises DumpRefused."""
+    """What `network.bring_back_dad` is to set: a C int for each interface; raises DumpRefused."""
     found = {names.inside_interface(name): int(value) for name, value in said.items()}
     if len(found) > INTERFACES_MAX:
         raise DumpRefused(name=migration.name, reason=f"it has more than {INTERFACES_MAX} interfaces")
@@ -184,7 +187,7 @@ def _drop_dump(service: Service, migration: Migration) -> None:
     here.drop_images()
     spool.drop(here.spool / INCREMENT)
     service.end_behind()
-    btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))  # received behind the transfer
+    btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))  # received during the transfer
 
 
 HANDLERS: Handlers = {DumpBegin: dump_begin, DumpDrop: dump_drop, Own: own}

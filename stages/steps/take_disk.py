@@ -36,7 +36,7 @@ from stages.steps import room, send_disk
 
 
 def begin(service: Service, asked: Begin) -> Begun:
-    """A migration begins, or its next round does: check that there is a place for it and say what is here already."""
+    """Begin a migration or its next round: check that there is a place for it and say what is here already."""
     layout = Layout(service.lxcpath(asked.lxcpath), asked.name, asked.id)
     source_name = asked.source_name or asked.name
     origin = service.origin(asked.origin or asked.id, service.known(asked.id))
@@ -52,20 +52,21 @@ def begin(service: Service, asked: Begin) -> Begun:
 
 
 def _destination(text: str) -> str:
-    """What the source has called this host, which its commands name; raises DestinationInvalid where it cannot have."""
+    """The name that the source uses for this host, for its commands; raises DestinationInvalid if it cannot be one."""
     destination.parse(text)
     return text  # as it was typed there
 
 
 def _is_named(service: Service, asked: Begin) -> bool:
-    """Whether commands for this host are to name the LXC path: also where one was chosen for a caller who may use but
-    that, which need not be this host's own.
+    """Whether commands for this host must spell out the LXC path.
+
+    Also if one was chosen for a caller who may use only that one, as it need not be this host's default.
     """
     return asked.lxcpath_given or bool(service.grant.lxcpaths)
 
 
 def _recorded(service: Service, layout: Layout, asked: Begin, source_name: str, origin: str) -> Migration:
-    """The migration's record, made if it begins; with the container locked. Raises DiskAway."""
+    """The migration's record, created if it begins; with the container locked. Raises DiskAway."""
     migration = service.known(asked.id)
     _refuse_others(service, layout, migration, source_name, origin)
     if migration:
@@ -74,7 +75,7 @@ def _recorded(service: Service, layout: Layout, asked: Begin, source_name: str, 
         service.note_consent(migration)
         before = migration.data.announced
         if before is not None and asked.disk_bytes > room_bounds.TIMES * before:
-            migration.note("announced", announced=asked.disk_bytes)  # it grows and grows, and not for ever
+            migration.note("announced", announced=asked.disk_bytes)  # it may grow, but not for ever
         return migration
     service.refuse_new()
     room.check(service, layout, asked, origin)
@@ -102,10 +103,11 @@ def _has_ended(id_: str) -> UsageError:
 
 def _refuse_others(service: Service, layout: Layout, migration: Migration | None, source_name: str,
                    origin: str) -> None:
-    """Raises where what is there, or under way there, is not what comes.
+    """Raise if what is there, or in progress there, is not the container that is coming.
 
-    ContainerExists: of who is not root a name alone proves nothing. UsageError where the migration has ended, or is of
-    another place; NotAllowed or AlreadyMigrating where it begins, and another one of that container is under way.
+    ContainerExists: from a caller who is not root, a name alone proves nothing. UsageError if the migration has ended
+    or belongs elsewhere; NotAllowed or AlreadyMigrating if it begins while another one of that container is in
+    progress.
     """
     if migration and (migration.name, migration.lxcpath) != (layout.name, layout.lxcpath):
         raise UsageError(reason=f"migration {layout.id} brings {migration.name} to {migration.lxcpath}, nothing else")
@@ -122,7 +124,7 @@ def _refuse_others(service: Service, layout: Layout, migration: Migration | None
 
 
 def receive_disk(service: Service, asked: DiskTransfer) -> Place:
-    """Where a round's stream goes, and that it must be on disk before it is acknowledged."""
+    """Where a round's stream goes; it must be on disk before it is acknowledged."""
     migration, number = service.migration(asked.id), asked.round
     rounds = migration.data.rounds
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
@@ -166,7 +168,7 @@ def subvolumes(service: Service, asked: AskSubvolumes) -> Subvolumes:
 
 
 def lxcpath_(service: Service, asked: AskLxcPath) -> LxcPath:
-    """Where this host keeps its containers, unless the source names another place."""
+    """Where this host keeps its containers unless the source names another place."""
     return LxcPath(lxcpath=str(service.lxcpath(asked.lxcpath)))
 
 

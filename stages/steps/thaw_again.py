@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How what stood still on the source runs again: it is thawed, or started from its disk."""
+"""How what was frozen or stopped on the source runs again: it is thawed, or started from its disk."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from migrator.record.states import FROZEN, State
 
 
 def thaw_source(migration: Migration) -> bool:
-    """Plug the container in again and thaw it, if this migration has frozen it; True if so.
+    """Plug the container in again and thaw it, if this migration froze it; returns whether it did.
 
-    The process id and cgroup are those of the freeze, whatever LXC says. If these are gone, as after a reboot, it is
-    started from its disk, unfenced, unless somebody has. Raises StartFailed, also beside a second start, and OSError.
-    One stopped without its memory is started again; raises SourceStillStopped. A full disk keeps nothing from running.
+    The process id and cgroup are those of the freeze, whatever LXC says. If they are gone, as after a reboot, the
+    container is started from its disk, unfenced, unless someone has done so. Raises StartFailed, also if a second start
+    is alive, and OSError. One that was stopped without its memory is started again; raises SourceStillStopped. A full
+    disk does not keep it from running.
     """
     if not migration.memory:
         return _start_again(migration)
@@ -40,19 +41,19 @@ def thaw_source(migration: Migration) -> bool:
     frozen = Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still)
     criu_dump.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
-        # Last: nothing but a look keeps another one from being started meanwhile.
+        # Last: nothing but this check keeps another one from being started meanwhile.
         second_start.refuse(frozen, its=migration.copy.rootfs_uuid)
         thawing.thaw(frozen)
     return True
 
 
 def may_be_frozen(migration: Migration) -> bool:
-    """Whether it is this migration that keeps it frozen: once it was thawed, who has frozen it since meant that."""
+    """Whether it is this migration that keeps it frozen; anyone who froze it after it was thawed did so on purpose."""
     return migration.state in FROZEN and migration.still.held is not False
 
 
 def _start_again(migration: Migration) -> bool:
-    if migration.state is State.DUMPING and origins.is_there(migration):  # else that may be the last copy
+    if migration.state is State.DUMPING and origins.is_there(migration):  # otherwise that may be the last copy
         here = Layout(migration.lxcpath, migration.name, migration.id)
         with contextlib.suppress(MigratorError, OSError):  # its disk may be full; other rounds may be needed
             btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the destination says where its source runs the container again, and something of it runs here too."""
+"""What the destination says if its source runs the container again and something of it runs here too."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def of(migration: Migration) -> TwoCopies:
 
 
 def refuse(migration: Migration) -> None:
-    """Raises TwoCopies where anything of it runs by now: started right before its fence stood, lost by LXC, a copy of
-    its disk by another name, or with its addresses. Who only looks into its root file system is none.
+    """Raise TwoCopies if anything of it runs by now.
 
-    It names what runs: what is in its place may well be stopped, and there is nothing to be stopped by its name.
+    It may have been started right before its fence was there, or be lost to LXC, or be a copy of its disk under another
+    name, or have its MAC addresses. Someone who merely looks into its root file system does not count.
+
+    The error names what runs: what is in its place may well be stopped, and then there is nothing to stop by its name.
     """
     found = [pid for pid in renamed.living(migration, Layout(migration.lxcpath, migration.name, migration.id))
              if not second_start.is_visitor(pid)]
@@ -39,7 +41,7 @@ def refuse(migration: Migration) -> None:
 
 
 def _end(migration: Migration, pids: list[int]) -> str:
-    """By its name only where LXC knows it by that."""
+    """How to end it: by its name only if LXC knows it by that."""
     for pid in pids:
         with contextlib.suppress(MigratorError, OSError, ValueError):
             name = lxc.cgroup_of(pid).name.removeprefix("lxc.payload.")

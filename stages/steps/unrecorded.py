@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What runs on the destination though its journal does not say so: that is an older one, put back from a backup, or was
-lost. It is told by what it lives in.
+"""What runs on the destination although its journal does not say so, being an older one from a backup, or a new one.
+
+It is recognised by what it lives in.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import State
 from stages.steps import left_running, renamed
 
-# On the destination: what an older journal says of what runs there.
+# On the destination: what an older journal says of a container that runs there.
 _BEFORE = {State.RECEIVING, State.RECEIVED, State.IMPORTING, State.IMPORTED, State.RECEIVING_DUMP, State.DUMP_RECEIVED,
            State.OWNED}
-OLDER = {None, *_BEFORE}  # None: it was lost
+OLDER = {None, *_BEFORE}  # None: the journal was lost
 
 
 def refuse(migration: Migration) -> None:
-    """Of what has never run here, for all that is on record: raises RunsUnrecorded where it lives all the same.
+    """For what has never run here by the records: raise RunsUnrecorded if it is alive all the same.
 
-    To be asked before any answer by which the source thaws. A disk that is not there shows nothing, and keeps nobody.
+    Ask before any answer that makes the source thaw. A disk that is not there shows nothing, and stops nobody.
     """
     if found := _living(migration):
         there, how = renamed.told(migration, found)
@@ -36,7 +37,10 @@ def refuse(migration: Migration) -> None:
 
 
 def require_ours(migration: Migration, layout: Layout) -> None:
-    """As `identity.require_ours`: nobody is told to remove what runs in its place, and is it. Raises RunsUnrecorded."""
+    """As `origins.require_ours`, but nobody is told to remove what runs in its place if that is it.
+
+    Raises RunsUnrecorded.
+    """
     try:
         origins.require_ours(layout)
     except ContainerExists:
@@ -45,15 +49,16 @@ def require_ours(migration: Migration, layout: Layout) -> None:
 
 
 def record(migration: Migration) -> None:
-    """The source has ended its copy for what lives here: what the journal lacks is made up for.
+    """The source has ended its copy in favour of what lives here: add what the journal lacks.
 
-    Does nothing where nothing of it lives. All at once: who finds it in `restoring`, as an older version may have left
-    it, may take what lives for half restored, and end it. Raises JournalBroken, with nothing recorded.
+    Does nothing if nothing of it is alive. It is done all at once: a program that finds it in `restoring`, as an older
+    version may have left it, may take what lives for half restored and end it. Raises JournalBroken, with nothing
+    recorded.
     """
     from stages.steps import settling
 
     if migration.state in (*_BEFORE, State.RESTORING) and _living(migration):
-        migration.state = State.RESTORING  # in memory alone
+        migration.state = State.RESTORING  # only in memory
         settling.record(migration, time.time())
 
 
