@@ -16,7 +16,7 @@ COMMANDS = ("check", "migrate", "resume", "prepare-data", "import-data", "create
 
 
 def load(command: str) -> ModuleType:
-    """The module of one command. The others are not read for it: most commands start in half the time."""
+    """The module of one command. The others are not imported for it, so that most commands start in half the time."""
     return import_module(f"{__name__}.{command.replace('-', '_')}")
 
 

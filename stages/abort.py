@@ -32,8 +32,8 @@ from stages.steps.options import EndOptions
 NAME = "abort"
 HELP = "stop a migration in progress (on the source)"
 
-ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked to stop; others end soon
-LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nobody stops CRIU while it dumps
+ASKED = {"migrate", "resume", "prepare-data", "create-dump"}  # these are asked to stop; others end soon anyway
+LIMIT = criu_dump.DUMP_LIMIT + 60.0  # seconds: nothing interrupts CRIU while it dumps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +65,7 @@ def run(options: EndOptions) -> Result:
                 raise _elsewhere(migration)
             try:
                 done = roll_back.run(options)
-            except Busy:  # somebody was quicker; perhaps another abort
+            except Busy:  # someone was quicker; perhaps another abort
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.05)
@@ -74,28 +74,31 @@ def run(options: EndOptions) -> Result:
 
 
 def _let_go_of_journal(name: str, lxcpath: Path) -> None:
-    """Who works on it may have been stopped just as it had the journal for itself alone, as on a full disk: nobody can
-    read there what is asked of it until it goes on.
+    """Get a stopped process to let go of the journal.
+
+    Whoever is working on the container may have been stopped just as it had the journal open exclusively, because the
+    disk is full, say: then nobody can read the journal to learn what is asked until that process is continued.
     """
     try:
         Journal(DEFAULT_PATH, HURRY).close()
     except JournalBroken as error:
         worker = container_lock.of(name, lxcpath) if is_busy(error) else None
-        if worker and worker.command in ASKED:  # and is continued by `_stop` anyway
+        if worker and worker.command in ASKED:  # `_stop` would continue it anyway
             log.verbose(f"The journal is in use: {worker.command} (process {worker.pid}) continues if it was suspended")
             container_lock.go_on(worker)
 
 
 def _worker(journal: Journal, name: str, lxcpath: Path) -> Holder | None:
-    """Who works on this container here; raises AbortElsewhere where that is done for a source."""
+    """Who is working on this container here; raises AbortElsewhere if that is on behalf of a source."""
     worker = container_lock.of(name, lxcpath)
     if worker is None:
         return None
     migration = journal.latest(name, lxcpath)
     if migration and not migration.ended and migration.role is Role.DESTINATION:
         raise _elsewhere(migration)
-    # Who answers another host does nothing that could be given up: what it does has just ended, begins at this moment,
-    # or is to answer a question about a container that goes out. It may stay for long, but lets go of the lock.
+    # A process that answers another host does nothing that could be given up: its work has just ended, is just
+    # beginning, or is to answer a question about a container that is leaving. It may stay for long but lets go of the
+    # lock.
     return None if worker.command == container_lock.SERVE else worker
 
 
@@ -113,7 +116,7 @@ def _stop(name: str, worker: Holder, end: float) -> None:
 
 
 def _ended(name: str, migration: Migration | None, before: Migration | None, stopped: Holder | None) -> Result:
-    """What has become of it, where nothing is left to undo; raises AlreadyRuns where it was too late."""
+    """The outcome if nothing is left to undo; raises AlreadyRuns if it was too late."""
     new = migration if migration and not (before and before.ended and before.id == migration.id) else None
     data: dict[str, Any] = {
         "migration": new.id if new else None, "name": name, "stage": NAME, "already": stopped is None,

@@ -34,7 +34,7 @@ from migrator.transfer.messages import Measure
 from stages.steps import arguments, examine, move_arguments
 from stages.steps.options import MoveRequest
 
-PATHS_MAX = 100  # whose existence a caller who is not root learns at a time
+PATHS_MAX = 100  # a caller who is not root learns the existence of this many paths at a time
 
 NAME = "check"
 HELP = "will this container survive the move? (on the source)"
@@ -72,7 +72,8 @@ def run(options: CheckOptions) -> Result:
     with contextlib.ExitStack() as stack:
         there = stack.enter_context(connected(request.connect, request.destination)) if request.destination else None
         looked = examine.look(request.target, container, there, full=True, memory=memory)
-    moves = examine.moving(name, lxcpath)  # last: nobody is kept from freezing it meanwhile, and records that before
+    # Last: nothing keeps others from freezing it meanwhile, which they record first.
+    moves = examine.moving(name, lxcpath)
     found = [moves] if moves else findings.apply_ignored(looked.findings, ignored)
     verdict = findings.verdict(found)
     status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
@@ -98,7 +99,7 @@ def run(options: CheckOptions) -> Result:
 
 
 def facts(service: Service, asked: AskFacts) -> HostAnswer:
-    """What this host is, for the source's preflight."""
+    """What this host is like, for the source's preflight."""
     query, lxcpath = asked.query, service.lxcpath(asked.lxcpath)
     if service.grant.restricted:
         query = _narrowed(service, query)
@@ -111,10 +112,10 @@ def facts(service: Service, asked: AskFacts) -> HostAnswer:
 
 
 def _narrowed(service: Service, query: Query) -> Query:
-    """What a caller who is not root may have this host looked at for; raises NotAllowed.
+    """Limits the query to what a caller who is not root may ask about; raises NotAllowed.
 
-    Whether a path exists it learns of what a container may need that reaches out nowhere; of any other only where it
-    may bring such containers, which could find out as well.
+    Such a caller may ask about the existence of paths that a container can need without reaching out of it; about any
+    other path only if it may bring containers that reach out, which could find out as well.
     """
     service.looks += 1
     if service.looks > FACTS_MAX:

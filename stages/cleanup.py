@@ -42,7 +42,7 @@ HELP = "remove what migrations have left on this host"
 
 @dataclasses.dataclass(frozen=True)
 class CleanupOptions:
-    name: str = ""  # "" for what no migration needs any more, of whichever container
+    name: str = ""  # "" for what no migration needs any more, of any container
     lxcpath: str | None = None
     keep_copy: bool = False
     forget: bool = False
@@ -85,7 +85,7 @@ def run(options: CleanupOptions) -> Result:
             forget(journal, name, lxcpath if name or options.lxcpath else None)
     verb = "Would remove" if options.dry_run else "Removed"
     sizes = {path: f" ({size(bytes_)})" for path, bytes_ in cleaner.sizes.items()}
-    # Who was in a container may have given a subvolume any name.
+    # Anyone inside a container may have given a subvolume any name.
     text = "\n".join(f"{verb} {printable.line(path)}{sizes.get(path, '')}" for path in cleaner.removed)
     kept = "".join(f"\nKept until {until}: {printable.line(path)}" for path in cleaner.kept)
     kept += "".join("\nLeft alone, as it is not migrator's or is in "
@@ -96,7 +96,8 @@ def run(options: CleanupOptions) -> Result:
 
 
 def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> None:
-    """All that has ended, but what somebody may still ask for; of one container or all, in one LXC path or any."""
+    """Forget all that has ended, except what someone may still ask about; of one container or all, in one path or any.
+    """
     for migration in journal.all(name or None):
         if lxcpath and not names.same_path(migration.lxcpath, lxcpath):
             continue
@@ -108,14 +109,15 @@ def forget(journal: Journal, name: str = "", lxcpath: Path | None = None) -> Non
 
 
 def _tells(migration: Migration) -> bool:
-    """Whether it is this record alone that tells whose the fenced copy in its place is, so that it can be removed."""
+    """Whether only this record tells whose the fenced copy in its place is, without which it could not be removed."""
     container = migration.lxcpath / migration.name
     return (container_config.fence_of(moved_copy.config_text(container)) == migration.id
             and not container_config.is_superseded(container))
 
 
 def _ended(journal: Journal, layout: Layout) -> list[Migration]:
-    """All of this container's migrations; raises AlreadyMigrating, and ContainerNotFound where it has left nothing."""
+    """All of this container's migrations; raises AlreadyMigrating, and ContainerNotFound if it has left nothing behind.
+    """
     found = [each for each in journal.all(layout.name) if names.same_path(each.lxcpath, layout.lxcpath)]
     if not found and not layout.folder.is_dir() and not layout.work.is_dir() and not (
             # a record can be forgotten, and a journal be lost
@@ -129,7 +131,9 @@ def _ended(journal: Journal, layout: Layout) -> list[Migration]:
 
 
 def clean_forgotten(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path) -> None:
-    """Before its migrations are forgotten: what goes without its name. What stays, as its only copy may, is told."""
+    """Before its migrations are forgotten: remove what goes without `cleanup NAME`, and log what stays as an only copy
+    may.
+    """
     layout = Layout(lxcpath, name, "00000000")
     found = _ended(journal, layout)
     _clean_name(cleaner, journal, layout)
@@ -163,9 +167,9 @@ def clean_container(cleaner: Cleaner, journal: Journal, name: str, lxcpath: Path
 
 
 def _clean_leftovers(cleaner: Cleaner, journal: Journal, lxcpath: Path) -> None:
-    """Things whose names carry the id of a migration that has ended, or that the journal does not know.
+    """Files whose names carry the id of a migration that has ended, or that the journal does not know.
 
-    Each is looked up when its container is locked: a migration that begins meanwhile keeps what it makes.
+    Each id is looked up with its container locked: a migration that begins meanwhile keeps what it makes.
     """
     for path in [*(RUNTIME.iterdir() if RUNTIME.is_dir() else ()), *former_images()]:
         if re.fullmatch(r"[0-9a-f]{8}", path.name):
@@ -189,7 +193,7 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
     known = journal.all(layout.name)
     alive = {each.id for each in known if not each.ended}
     kept = {each.id for each in known if _keeps_base(each)}
-    # By their names, which the id makes each one's own, as an LXC path has several spellings.
+    # By name, which the id makes unique, because an LXC path can be spelled in several ways.
     given_up = {path.name for each in known if each.ended for path in bases.paths(each)
                 if each.role is Role.DESTINATION or layout.container.is_dir()}
     last = {name for each in known for name in each.copy.last_copy}
@@ -200,18 +204,19 @@ def _clean_name(cleaner: Cleaner, journal: Journal, layout: Layout) -> None:
             cleaner.kept.append(str(path))
         elif id_ not in alive | kept and path.name not in given_up:
             cleaner.remove(path, btrfs.delete)
-    for folder in (layout.work, layout.folder):  # older versions had the second one for all
+    for folder in (layout.work, layout.folder):  # older versions used the second one for everything
         _clean_folder(cleaner, journal, folder, alive | tell)
     if not cleaner.dry_run:
         layout.tidy()
         for each in known:
             if each.ended and not bases.paths(each) and names.same_path(each.lxcpath, layout.lxcpath):
-                bases.drop(each)  # only its record still named it
+                bases.drop(each)  # only its record still listed it
 
 
 def _that_tell(layout: Layout, but: set[str]) -> set[str]:
-    """The ids by whose snapshots a container that lives is told: the journal may have been lost, and nothing else keeps
-    the source from running it too.
+    """The ids of snapshots that identify a running container.
+
+    The journal may have been lost, and then nothing else keeps the source from running it too.
     """
     ids = {path.name.split(".")[0] for path in layout.snapshots()} - but
     found = {id_ for id_ in ids if left_running.in_own(Layout(layout.lxcpath, layout.name, id_))}
@@ -222,9 +227,9 @@ def _that_tell(layout: Layout, but: set[str]) -> set[str]:
 
 
 def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
-    """Remove something that carries a migration's id, if that is not under way, with its container locked.
+    """Remove something named by a migration's id if that migration is not in progress, with its container locked.
 
-    A migration is recorded before it makes anything, so what is there already and is not recorded is nobody's.
+    A migration is recorded before it makes anything, so anything that exists without a record is nobody's.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -238,15 +243,15 @@ def _when_ended(journal: Journal, id_: str, remove: Callable[[], None]) -> None:
 
 
 def _keeps_base(migration: Migration) -> bool:
-    """Whether a migration's snapshots are still worth keeping: it has succeeded, so both hosts have them."""
+    """Whether a migration's snapshots are still worth keeping: it succeeded, so both hosts have them."""
     return migration.state == "finished"
 
 
 def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[str], *, copies: bool = False) -> None:
-    """Spools, images and put-aside files of migrations that are not alive.
+    """Remove spools, images and put-aside files of migrations that are not alive.
 
-    With `copies` also what an earlier stay has left, where another container has taken its place, and what has run here
-    for a moment before its restore failed.
+    With `copies`, also what an earlier stay has left if another container has taken its place, and what ran here for a
+    moment before its restore failed.
     """
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = re.fullmatch(r"([0-9a-f]{8})\.(spool|images|old|folder|ran)(\.[0-9]+)?", path.name)
@@ -260,9 +265,9 @@ def _clean_folder(cleaner: Cleaner, journal: Journal, folder: Path, alive: set[s
 
 
 def _is_left(cleaner: Cleaner, journal: Journal, path: Path, rootfs: Path) -> bool:
-    """Of what was put aside as `path`: whether its root file system stays, and what belongs to it.
+    """For what was put aside as `path`: whether its root file system stays, with what belongs to it.
 
-    A `config` in what is a root file system itself is the container's own, and no record.
+    A `config` inside something that is itself a root file system is the container's own file and no record.
     """
     name, config = path.parent.name.removesuffix(WORK), path / "config"
     return cleaner.leaves(name, rootfs) or (rootfs != path and config.is_file() and cleaner.leaves_copy(

@@ -84,7 +84,7 @@ def run(options: CreateDumpOptions) -> Result:
             there = stack.enter_context(connected(request.connect, request.destination))
         try:
             return freeze_and_offer.carry_out(request, options.standstill, migration, container, there, dry_run=dry_run)
-        finally:  # what has come of it is told, whatever comes while connection and journal are closed
+        finally:  # the outcome is reported whatever happens while connection and journal are closed
             told.enter_context(container_lock.held_back(raised=False))
 
 

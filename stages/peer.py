@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action",
                                     help="invite, join, add, allow, list, show, rename, remove")
 
-    parser.set_defaults(allow=[], lxcpath=[], accept_hooks=False)  # of those that have none of these
+    parser.set_defaults(allow=[], lxcpath=[], accept_hooks=False)  # for actions that have none of these
 
     invite = _action(actions, "invite", "print a one-time code for the other host, and wait for it")
     _add_pairing(invite, required=True)
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _action(actions: Any, name: str, help_: str) -> argparse.ArgumentParser:
-    # SUPPRESS: --json and its like may stand before the action, too.
+    # SUPPRESS, because --json and the like may also come before the action.
     parser: argparse.ArgumentParser = actions.add_parser(
         name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", epilog=arguments.STATUSES, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter, argument_default=argparse.SUPPRESS,
@@ -152,7 +152,7 @@ def options(args: argparse.Namespace) -> PeerOptions:
 
 
 def run(options: PeerOptions) -> Result | None:
-    # The modules behind these load libraries that no other command needs.
+    # The modules behind these import libraries that no other command needs.
     match options:
         case List():
             return _list()

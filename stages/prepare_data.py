@@ -28,7 +28,7 @@ HELP = "send the disk of a running container (on the source)"
 @dataclasses.dataclass(frozen=True)
 class PrepareDataOptions:
     request: MoveRequest
-    bwlimit: int | None = None  # bytes a second
+    bwlimit: int | None = None  # bytes per second
     ignore: tuple[str, ...] = ()
     dry_run: bool = False
 
@@ -56,7 +56,7 @@ def run(options: PrepareDataOptions) -> Result:
     container = lxc.Container(name, lxcpath)
     with prologue.working_on(request.container) as journal:
         migration = send_disk.unfinished(journal, name, lxcpath, request.destination)
-        if migration and migration.state in FROZEN:  # it stands still for that: it is not for anybody to let it run
+        if migration and migration.state in FROZEN:  # it is frozen for a reason: nobody is to let it run
             raise OutOfOrder(stage=NAME, missing=decide(NAME, migration.state).missing,
                              next=after_crash.next_command(migration))
         if container.state != "RUNNING":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 NAME = "rendezvous"
 HELP = "run the public service through which hosts behind NAT find each other"
 PORT = 443
-UDP_PORTS = "3478,3479"  # STUN's, which firewalls know
+UDP_PORTS = "3478,3479"  # those of STUN, which firewalls know
 RELAY_PORTS = "3480,3480"
 
 
@@ -67,7 +67,7 @@ def run(options: Options) -> None:
 
 
 def _started(options: Options, running: Running) -> None:
-    """Say where it is and what peers have to configure."""
+    """Print where it listens and what peers have to configure."""
     listening = [f"[{a}]:{p}" if ":" in a else f"{a}:{p}"
                  for (a, _), p in zip(options.listen, running.ports, strict=True)]
     host = next((a for a in (*options.public, *(a for a, _ in options.listen)) if not _wildcard(a)), "HOST")
@@ -115,5 +115,5 @@ def _wildcard(address: str) -> bool:
 
 
 def _any_address() -> str:
-    """Every address, IPv6 included where the kernel has it."""
+    """The wildcard address, including IPv6 if the kernel supports it."""
     return "::" if Path("/proc/net/if_inet6").exists() else str(ipaddress.IPv4Address(0))

@@ -33,7 +33,7 @@ HELP = "let the container continue here (on the destination)"
 class RestoreDumpOptions:
     container: NamedContainer
     max_downtime: float = MAX_DOWNTIME  # seconds
-    force: str | None = None  # a migration's id; "" has it told what that risks
+    force: str | None = None  # a migration's id; "" to be told what the risk is
     machine_is_off: bool = False
     dry_run: bool = False
 
@@ -65,7 +65,7 @@ def run(options: RestoreDumpOptions) -> Result:
             settling.settle(migration)
         if options.force is not None and not options.dry_run:
             return _forced(migration, options.force, options.max_downtime, off=options.machine_is_off)
-        here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what is not to be seen does not run
+        here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what cannot be seen does not run
         with here if migration.state is State.RESTORED else contextlib.nullcontext():
             stands = settling.stands_stopped(migration)
             chosen = stands and after_crash.has_stopped(migration)
@@ -87,7 +87,7 @@ def run(options: RestoreDumpOptions) -> Result:
 
 
 def _forced(migration: Migration, given: str, limit: float, *, off: bool) -> Result:
-    """Let it run here without the source's word, which is lost for good; raises as `force.let_run`."""
+    """Let it run here without the word of the source, which is lost for good; raises what `force.let_run` raises."""
     if not force.let_run(migration, given, lambda: ask_source.ask(ask_source.QUICKLY, migration), off=off):
         return ask_source.give_up(migration)
     end = boot_clock.now() + limit

@@ -102,7 +102,7 @@ def run(options: ResumeOptions) -> Result:
     arguments.require_root(NAME)
     if options.container:
         return one(options, options.container.name, options.container.lxcpath)
-    if options.at_boot:  # a service
+    if options.at_boot:  # it is a service
         no_core_dump.of_this()
     return every(options)
 

@@ -40,11 +40,11 @@ from stages.steps import arguments
 
 NAME = "serve"
 HELP = "answer the other host (which starts this over SSH)"
-# After silence of this many seconds the source is taken for dead, and its lock on the container goes: as many as the
-# source itself waits for us (--timeout), within these limits.
+# After that many seconds of silence the source is considered dead and its lock on the container is released: as many as
+# the source itself waits for us (--timeout), within these limits.
 SILENCE_LEAST, SILENCE_MOST = 5.0, 300.0
 
-COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # as `migrator.remote.ssh` asks for it
+COMMANDS = ("migrator serve", "sudo -n -- migrator serve")  # what `migrator.remote.ssh` asks for
 
 Decoding = Callable[[Service, dict[str, Any]], Answer | Takeover]
 
@@ -91,10 +91,10 @@ def grant_of(options: ServeOptions) -> Grant:
 
 
 def handlers(service: Service, granted: Callable[[], Grant] | None = None) -> dict[str, Handler]:
-    """Every operation that a stage answers, and the transfer that brings its data; each if the caller may ask it.
+    """All operations that stages answer, and the transfer that brings their data; each only if the caller may use it.
 
-    What it may is asked of `granted` at each request: a connection stands for as long as the other side will, and a
-    peer may have been removed meanwhile, or allowed less.
+    `granted` is asked at each request what that is: a connection lasts as long as the other side wants, and meanwhile a
+    peer may have been removed or its permissions reduced.
     """
     found: dict[str, Decoding] = {Transfer.op: transfer}
     for stage in stages.load_all():
@@ -128,7 +128,7 @@ def _to_its_end(service: Service, takeover: Takeover, connection: Connection) ->
 
 
 def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
-    """Receive streams of the kind that a stage has a receiver for."""
+    """Receive streams of a kind that a stage has a receiver for."""
     asked = messages.transfer(fields)
     receivers: Receivers = {}
     for stage in stages.load_all():
@@ -141,11 +141,11 @@ def transfer(service: Service, fields: dict[str, Any]) -> Takeover:
 
 def _whole_or_not(service: Service, behind: Behind | None, takeover: Takeover,
                   connection: Connection) -> Fields:
-    """Of a stream that there is no room for, what the import behind it has made goes at once: others need room too."""
+    """If there is no room for a stream, what its import has made so far is removed at once: others need room too."""
     try:
         return takeover.run(connection)
     except NoSpace:
         if behind and service.end_behind():
-            with contextlib.suppress(MigratorError):  # or with the next import
+            with contextlib.suppress(MigratorError):  # otherwise the next import does it
                 btrfs.delete(behind.target)
         raise

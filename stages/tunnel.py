@@ -31,9 +31,9 @@ BLOCK = 1 << 20  # bytes
 @dataclasses.dataclass(frozen=True)
 class TunnelOptions:
     action: Literal["ping", "bench", "status"]
-    peer: str = ""  # its name; "" for all of them, of which there is but the status
+    peer: str = ""  # its name; "" for all of them, of which only the status can be had
     path: Policy = "prefer-direct"
-    seconds: float = 3.0  # for which `bench` sends
+    seconds: float = 3.0  # how long `bench` sends
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +79,7 @@ def run(options: TunnelOptions) -> Result:
 
 
 def _bench(found: Opened, seconds: float) -> float:
-    """Mbit/s of one TCP stream through the tunnel, counted by who receives it."""
+    """Mbit/s of one TCP stream through the tunnel, as counted by the receiver."""
     import socket
 
     from tunnel.session.inner_service import Purpose
@@ -113,7 +113,7 @@ def _status(name: str) -> Result:
 
 
 def _waits(peer: Any) -> bool | None:
-    """Whether the peer waits to be rung; None where no rendezvous answers."""
+    """Whether the peer is waiting to be called; None if no rendezvous answers."""
     import asyncio
 
     from tunnel.identity.own_identity import Identity

@@ -28,8 +28,8 @@ NAME = "wait"
 HELP = "wait until a migration has ended"
 
 POLL = 0.1  # seconds
-# Seconds without anybody at work after which it counts as broken off: a source may have lost its connection and come
-# back over a new one.
+# Seconds with nobody at work after which a migration counts as interrupted: a source may have lost its connection and
+# come back over a new one.
 GRACE = {Role.SOURCE: 1.0, Role.DESTINATION: 10.0}
 BEGINS = {"migrate", "prepare-data", "serve", "?"}  # commands that hold a container before a migration is recorded
 
@@ -54,13 +54,14 @@ def run(options: WaitOptions) -> Result:
     arguments.require_root(NAME)
     name, lxcpath = options.container.name, options.container.lxcpath
     end = time.monotonic() + options.timeout
-    earlier = ""  # a migration that had ended before the one that is waited for began
-    seen = time.monotonic()  # when somebody was last seen at work, or this began
+    earlier = ""  # a migration that had ended before the one we wait for began
+    seen = time.monotonic()  # when someone was last seen at work, or when this began
     told = ""
     with Journal(DEFAULT_PATH) as journal:
         while True:
             now = time.monotonic()
-            worker = container_lock.of(name, lxcpath)  # before the journal: what it wrote last is there then
+            # Before the journal, which then includes what that process wrote last.
+            worker = container_lock.of(name, lxcpath)
             migration = journal.latest(name, lxcpath)
             if migration and migration.ended:
                 if worker and worker.command in BEGINS and _comes_after(worker, migration):
@@ -82,10 +83,10 @@ def run(options: WaitOptions) -> Result:
 
 
 def _comes_after(worker: Holder, migration: Migration) -> bool:
-    """Whether a process at work has come after a migration had ended, so that it may be about to begin another one.
+    """Whether a process at work came after a migration had ended, and so may be about to begin another one.
 
-    Whoever ends one has the lock: so another process that had it before the journal was read, and has it still, has got
-    it from whom that was.
+    Whoever ends one holds the lock: so a different process that held it before the journal was read, and still does,
+    got it from that one.
     """
     if migration.was_ended_by(worker.pid, worker.started):
         return False
@@ -99,7 +100,7 @@ def _tell(migration: Migration, worker: Holder | None, line: str) -> None:
 
 
 def _outcome(migration: Migration) -> Result:
-    """Of a migration that has ended."""
+    """The outcome of a migration that has ended."""
     host = next_commands.other_host(migration)
     if migration.state is not State.FINISHED:
         raise RolledBack(name=migration.name, id=migration.id,
