@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What nothing ends that ends a whole session or unit: CRIU while it dumps, and the watchdog.
+"""Keeps CRIU, while it dumps, and the watchdog from being ended along with a session or unit.
 
-CRIU has code of its own in the tasks that it dumps. Killed in the middle it leaves that in there, and whoever thaws the
-container then lets broken processes run. It has no handler for any signal. And its images, where they are in memory,
-count for its cgroup: pages do for whoever writes them first (cgroup-v2.rst, "Memory Ownership").
+CRIU injects code into the tasks that it dumps. If it is killed half-way, that code stays in there, and whoever then
+thaws the container lets broken processes run; and it handles no signals. In addition, its images, if in memory, are
+charged to its cgroup: a page belongs to the cgroup that writes it first (cgroup-v2.rst, "Memory Ownership").
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from pathlib import Path
 
 from migrator.host import cgroups
 
-# At each of these the kernel ends who goes past it, by SIGXFSZ or SIGXCPU (getrlimit(2)). CRIU itself sees to it that
-# it may have as many files open as it needs (rlimit_unlimit_nofile in criu/util.c).
+# A process that exceeds one of these is ended by the kernel, with SIGXFSZ or SIGXCPU (getrlimit(2)). CRIU itself makes
+# sure that it may open as many files as it needs (rlimit_unlimit_nofile in criu/util.c).
 _ENDING = (resource.RLIMIT_FSIZE, resource.RLIMIT_CPU)
 
 
 def stand(pid: int, top: Path = Path(cgroups.TOP), proc: Path = Path("/proc")) -> list[str]:
-    """What ends a whole cgroup does not end this process any more; returns what could not be done for that.
+    """Detach a process from what ends a whole cgroup; returns what could not be done.
 
-    A session's or a unit's cgroup may be ended as one: by systemd-oomd, by memory.oom.group, at a logout
-    (KillUserProcesses in logind.conf(5)), when the unit stops. Nothing does that to the root of the tree: it has no
-    cgroup.kill and no limits, may have processes beside its children, and nothing that is left there has to be removed
-    (cgroup-v2.rst). LXC keeps its monitors right below it, for the same reason. systemd, when it is executed anew,
-    moves who is there into its init.scope, which it never ends. Where the root is a container's, with controllers
-    enabled, or there are v1 hierarchies, the kernel refuses it. And the kernel's own choice of whom to kill when there
-    is no memory passes it over (oom_score_adj in proc(5)). Nor does it have limits any more that would end it, which it
-    has from a shell's `ulimit` or its unit.
+    The cgroup of a session or unit may be ended as a whole: by systemd-oomd, by memory.oom.group, at logout
+    (KillUserProcesses in logind.conf(5)), or when the unit stops. Nothing does that to the root of the tree: it has no
+    cgroup.kill and no limits, may contain processes beside its children, and nothing left in it has to be removed
+    (cgroup-v2.rst). LXC keeps its monitors right below it for the same reason. When systemd re-executes itself, it
+    moves processes there into its init.scope, which it never ends. If the root is a container's with controllers
+    enabled, or there are v1 hierarchies, the kernel refuses the move. The kernel's OOM killer is told to pass the
+    process over (oom_score_adj in proc(5)). Finally, resource limits that would end it, from a shell's `ulimit` or its
+    unit, are lifted.
 
-    No image says where CRIU has been: it passes its own cgroup over (dump_sets in criu/cgroup.c), and what it notes of
-    a task, that has.
+    No image records where CRIU has been: it leaves out its own cgroup (dump_sets in criu/cgroup.c), and what it notes
+    about a task is the task's own.
     """
     trouble = []
     for path, text in ((top / "cgroup.procs", str(pid)), (proc / str(pid) / "oom_score_adj", "-1000")):
@@ -48,7 +48,7 @@ def stand(pid: int, top: Path = Path(cgroups.TOP), proc: Path = Path("/proc")) -
     for limit in _ENDING:
         try:
             resource.prlimit(pid, limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        except (OSError, ValueError) as error:  # ValueError: in Python's words that one may not raise it
+        except (OSError, ValueError) as error:  # ValueError is how Python says that a limit may not be raised
             trouble.append(f"prlimit: {error}")
     return trouble
 
@@ -62,9 +62,10 @@ def is_possible(top: Path = Path(cgroups.TOP)) -> bool:
 
 
 def room(top: Path = Path(cgroups.TOP), proc: Path = Path("/proc/self")) -> int | None:
-    """Bytes of memory that CRIU's images may take by limits of its cgroups; None where it `stand`s beyond these.
+    """Bytes of memory that CRIU's images may take within its cgroups' limits; None if `stand` moves it beyond those.
 
-    Elsewhere it stays in that of this process, whose own and all above it count (memory.max in cgroup-v2.rst).
+    If it cannot move, it stays in this process's cgroup, whose limit counts together with those of all its ancestors
+    (memory.max in cgroup-v2.rst).
     """
     if (top / "cgroup.procs").exists() and is_possible(top):
         return None
@@ -75,13 +76,13 @@ def room(top: Path = Path(cgroups.TOP), proc: Path = Path("/proc/self")) -> int 
         for each in (folder, *folder.parents):
             if not each.is_relative_to(top):
                 break
-            with contextlib.suppress(OSError, ValueError):  # "max", and a root has none
+            with contextlib.suppress(OSError, ValueError):  # "max", and the root has none
                 used = int((each / "memory.current").read_text()) - _reclaimable((each / "memory.stat").read_text())
                 found.append(int((each / "memory.max").read_text()) - used)
     return max(0, min(found)) if found else None
 
 
 def _reclaimable(stat: str) -> int:
-    """Bytes that the kernel gives up for others before a limit is hit: of files that can be read again."""
+    """Bytes that the kernel reclaims before a limit is hit: page cache, which can be read again."""
     return sum(int(value) for key, value in (line.split() for line in stat.splitlines())
                if key in ("active_file", "inactive_file"))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What CRIU has done when all of a restored container is there and none of it runs yet (criu(8), --action-script).
+"""What CRIU runs once all of a restored container is there and none of it runs yet (criu(8), --action-script).
 
-CRIU starts the script of `script` at each of its stages and gives the restore up when it fails. It does not need the
-program that began the restore: when that one is killed, what it has left under way still ends with a container that
-is whole. A container stands still meanwhile, so it is started without site-packages and imports little.
+CRIU starts the script of `script` at each of its stages and gives the restore up if it fails. The script does not
+depend on the program that began the restore: if that is killed, the restore it left in progress still ends with a
+complete container. The container is down meanwhile, so the script starts without site-packages and imports little.
 """
 
 from __future__ import annotations
@@ -15,41 +15,42 @@ from migrator.criu import mount_flags, mount_sources, ran_mark
 from migrator.host import cgroup_limits, cgroups
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # not at run time: each takes longer to import than what is done here takes to do
+if TYPE_CHECKING:  # each takes longer to import than the work here takes
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-STAGE = "post-restore"  # the last in which a failure undoes everything: all tasks are there, the network is locked
-# The first task is in its cgroup, no other is there yet and no file is open, all mounts are there, with what they hold,
-# and no deleted file has been made again (restore_root_task and restore_task_with_children in criu/cr-restore.c).
-# Earlier the task passes through the container's top cgroup, which it could not do once that has controllers for those
-# below ("No Internal Process Constraint" in cgroup-v2.rst).
+# The last stage at which a failure undoes everything: all tasks are there, the network is locked.
+STAGE = "post-restore"
+# PID 1 is in its cgroup, no other task is there yet and no file is open; all mounts are there with their contents, and
+# no deleted file has been made again (restore_root_task and restore_task_with_children in criu/cr-restore.c). At an
+# earlier stage the task passes through the container's top cgroup, which it could not do once that has enabled
+# controllers for its children ("No Internal Process Constraint" in cgroup-v2.rst).
 EARLY = "post-setup-namespaces"
-# All are whole, and only held by ptrace(2), which ends with CRIU if that is killed. Between STAGE and this they may be
-# left waiting for each other for ever (ibid.).
+# All tasks are complete and held only by ptrace(2), which ends with CRIU if that is killed. Between STAGE and this they
+# may be left waiting for each other for ever (ibid.).
 LAST = "pre-resume"
-FILTER = "device-filter"  # in the images folder: the program of `device_filter`, in hexadecimal; empty for none
-EARLY_FILTER = "device-filter.early"  # the same, where not even CRIU may open another device for it; else empty
-GHOSTS, GHOSTS_LIMIT = "ghosts", 16 << 20  # in the images folder: the plan of `ghost_paths`; bytes
-REASON = "at-restore.error"  # in the images folder: why it failed
-LET_GO = "at-restore.let-go"  # in the images folder: that all has come to LAST
+FILTER = "device-filter"  # in the images directory: the program of `device_filter`, in hexadecimal; empty for none
+EARLY_FILTER = "device-filter.early"  # the same, if not even CRIU may open another device for it; else empty
+GHOSTS, GHOSTS_LIMIT = "ghosts", 16 << 20  # in the images directory: the plan of `ghost_paths`; bytes
+REASON = "at-restore.error"  # in the images directory: why it failed
+LET_GO = "at-restore.let-go"  # in the images directory: says that LAST was reached by all
 
 _START = ("import sys; sys.path.insert(0, sys.argv[1]); from migrator.criu import at_restore;"
           " at_restore.main(*sys.argv[2:])")
 
 
 def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]] = ()) -> str:
-    """The script that CRIU is given for a restore from the folder `images`; `mark` is a path, see `ran_mark`.
+    """The script given to CRIU for a restore from the directory `images`; `mark` is a path, see `ran_mark`.
 
-    The container is let run until `end`, by CLOCK_BOOTTIME, and not after it.
+    The container may be let run until `end` (CLOCK_BOOTTIME) and not afterwards.
 
-    `commands` are the host's, for which the container has to be on its bridges, with its network still locked.
+    `commands` are for the host, to be run once the container is on its bridges, with its network still locked.
     """
     import shlex
 
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     command = shlex.join([sys.executable, "-I", "-S", "-c", _START, root, images, mark, str(end)])
-    # CRIU starts it for every stage; a shell says that there is nothing to do sooner than Python.
+    # CRIU starts it at every stage, and a shell finds out faster than Python that there is nothing to do.
     musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
     early = " || ".join(f"[ -s {shlex.quote(os.path.join(images, name))} ]"
                         for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER, GHOSTS))
@@ -73,9 +74,9 @@ exec {command} "$CRTOOLS_SCRIPT_ACTION"
 
 
 def main(images: str, mark: str, end: str, stage: str) -> None:
-    """Take all steps of a stage, and last, before the container is let run, make the mark that it is, if it still may.
+    """Take all steps of a stage; the last, before the container is let run, is to mark that, if it may still be done.
 
-    The first that fails ends the program, with its reason in a file beside the images.
+    The first step that fails ends the program, and the reason goes into a file beside the images.
     """
     init = int(os.environ["CRTOOLS_INIT_PID"])
     steps = dict(STEPS[stage])
@@ -91,7 +92,7 @@ def main(images: str, mark: str, end: str, stage: str) -> None:
 
 
 def reason(folder: Path) -> str:
-    """Why a restore was given up here, "" when it was not."""
+    """Why a restore was given up here, "" if it was not."""
     try:
         with (folder / REASON).open(errors="replace") as file:
             return file.read(2000)
@@ -100,7 +101,7 @@ def reason(folder: Path) -> str:
 
 
 def has_let_go(folder: Path) -> bool:
-    """Whether CRIU had restored all of it, and let go of it: it runs, unless it has ended since."""
+    """Whether CRIU had restored all of it and let go: then it runs, unless it has ended since."""
     return (folder / LET_GO).exists()
 
 
@@ -112,12 +113,12 @@ def cgroup_owners(images: str, init: int) -> None:
 
 
 def controllers(images: str, init: int) -> None:
-    """Enable what its cgroups control; see `cgroup_limits`."""
+    """Enable the controllers of its cgroups; see `cgroup_limits`."""
     cgroup_limits.enable(_cgroup(init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
 
 
 def early_controllers(images: str, init: int) -> None:
-    """Before CRIU opens their files, as far as it can be done then."""
+    """Enable, before CRIU opens their files, as many as can be enabled then."""
     try:  # noqa: SIM105  # contextlib is one more import
         controllers(images, init)
     except BlockingIOError:
@@ -133,18 +134,18 @@ def limits(images: str, init: int) -> None:
 
 
 def devices(images: str, init: int, name: str = FILTER) -> None:
-    """Let it open the devices that it may, and no other; see `device_filter`."""
+    """Let it open the devices that it may use, and no others; see `device_filter`."""
     if program := noted(images, name, cgroup_limits.RECORD_LIMIT):
-        from migrator.host import device_filter  # and what that imports, where there is a filter
+        from migrator.host import device_filter  # imported only if there is a filter, with all that it imports itself
 
         top = _cgroup(init)
-        if cgroups.holds(top, _read("/proc/self/cgroup")):  # by images that somebody has made up
+        if cgroups.holds(top, _read("/proc/self/cgroup")):  # if someone has forged the images
             raise ValueError(f"{top} is not a container's cgroup: CRIU is in it")
         device_filter.attach(top, bytes.fromhex(program))
 
 
 def ghosts(images: str, init: int) -> None:
-    """Before CRIU makes deleted files again, see where it would; see `ghost_paths`."""
+    """Before CRIU recreates deleted files, check where it would do so; see `ghost_paths`."""
     if plan := noted(images, GHOSTS, GHOSTS_LIMIT):
         from migrator.criu import ghost_paths
 
@@ -152,18 +153,18 @@ def ghosts(images: str, init: int) -> None:
 
 
 def early_devices(images: str, init: int) -> None:
-    """Before CRIU opens files for it: a filter takes no file away that is open."""
+    """Before CRIU opens files for it, because a filter does not affect files that are already open."""
     devices(images, init, EARLY_FILTER)
 
 
 def mounts(images: str, init: int) -> None:
-    """Forbid on the container's mounts what was forbidden; see `mount_flags`."""
+    """Forbid on the container's mounts what was forbidden before; see `mount_flags`."""
     if record := noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
         mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(init))])
 
 
 def sources(images: str, init: int) -> None:
-    """See where its mounts lead, once these are as they will be; see `mount_sources`."""
+    """Check where its mounts lead, once they are in their final state; see `mount_sources`."""
     if plan := noted(images, mount_sources.PLAN, mount_sources.PLAN_LIMIT):
         mount_sources.require(plan, [init, *cgroups.processes(_cgroup(init))], mount_sources.terminals(init))
 
@@ -173,7 +174,10 @@ def _cgroup(init: int) -> str:
 
 
 def noted(images: str, name: str, limit: int) -> str:
-    """A record beside the images; "" from a version that did not make it. Raises ValueError where it is too large."""
+    """A record beside the images; "" if the version that sent it did not make one.
+
+    Raises ValueError if it is too large.
+    """
     try:
         with open(os.path.join(images, name), errors="surrogateescape", newline="\n") as file:
             text = file.read(limit + 1)

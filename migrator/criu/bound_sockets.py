@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Of a dump: the UNIX sockets that are bound to a path, and whether CRIU would come to them by it; see `socket_names`.
+"""At a dump: the UNIX sockets bound to a path, and whether that path would lead CRIU to them; see `socket_names`.
 
-It is looked at in the frozen container itself, whose disk and mounts are what the destination will have, before that
-gets to know that it may restore. The destination could not tell: which socket a name had led to only the kernel knows
-in which it was bound.
+This is checked in the frozen container itself, whose disk and mounts are what the destination will have, before the
+destination learns that it may restore. The destination could not check it: only the kernel in which a socket was bound
+knows to which socket a name led.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from migrator.host.proc import link
 from migrator.host.roots import Root
 
 OLD_SOCKETS = "unixsk.img"
-LIMIT = 5.0  # seconds for a look into another mount namespace, which waits for nobody
+LIMIT = 5.0  # seconds for a look into another mount namespace, which does no blocking I/O
 _UNIX = 16  # of file_entry in images/fdinfo.proto
-_KIND, _A_UNIX_SOCKET = b"\x08", 5  # the field `type`, which protobuf-c writes first, and UNIXSK for it
+_KIND, _A_UNIX_SOCKET = b"\x08", 5  # the field `type`, which protobuf-c writes first, with the value UNIXSK
 _INODE, _TYPE, _STATE, _NAME, _FOLDER, _DELETED, _MOUNT = 2, 3, 4, 11, 14, 15, 17  # of unix_sk_entry in sk-unix.proto
 _DATAGRAMS, _ESTABLISHED = 2, 1  # SOCK_DGRAM, TCP_ESTABLISHED
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
@@ -35,27 +35,27 @@ _SIOCUNIXFILE = 0x89E0  # linux/un.h, kernel 4.10
 
 
 class Bound(NamedTuple):
-    """A socket by which CRIU takes a path."""
+    """A socket for which CRIU uses a path."""
 
     inode: int
     name: str
-    mount: int  # that its file is on, -1 where CRIU could not tell
+    mount: int  # that its file is on; -1 if CRIU could not determine it
     deleted: bool
-    connected: bool  # it may have its name of the one that it was accepted by; CRIU does not bind it anew
-    start: str = ""  # the folder that a relative name begins in, where CRIU binds it; it never makes that one again
+    connected: bool  # its name may be that of the listener that accepted it; CRIU does not bind it again
+    start: str = ""  # the directory that a relative name starts from, if CRIU binds it; CRIU never creates that one
 
 
 class File(NamedTuple):
-    """What was made when a socket was bound."""
+    """The file created when a socket was bound."""
 
     itself: Root
-    folder: str  # that it is in, or was when it was deleted, from the root of its mount namespace
+    folder: str  # the directory it is in, or was in when deleted, relative to the root of its mount namespace
 
 
 def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
-    """Raise PermissionError where CRIU would be led astray. `init` is the container's first process, `pids` are all.
+    """Raise PermissionError if CRIU would be led astray. `init` is the container's PID 1, `pids` are all its processes.
 
-    Raises OSError, and ValueError where the images make no sense.
+    Raises OSError, and ValueError if the images make no sense.
     """
     sockets = bound(images)
     if not sockets:
@@ -70,11 +70,11 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
                        os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()), root)]
         others = _others(stack, init, pids, root)
         patience = Patience()
-        ways: dict[tuple[int, str, str], Way | str] = {}  # of many sockets that were accepted by one
+        ways: dict[tuple[int, str, str], Way | str] = {}  # many sockets may have been accepted by one listener
         for each in sockets:
             view, key = _of(each.mount, views, others), (each.mount, each.name, each.start)
             if view is None:
-                if each.connected:  # CRIU, too, finds no such mount, and need not go by the name
+                if each.connected:  # CRIU does not find such a mount either, and does not need the name
                     continue
                 raise PermissionError(refused(each, "is in a mount namespace that cannot be found"))
             if key not in ways:
@@ -98,15 +98,15 @@ def _way(view: View, socket: Bound, patience: Patience) -> Way | str:
 
 
 def why_not(socket: Bound, way: Way | str, file: File | None, again: Collection[Root]) -> str:
-    """Why CRIU must not go by a socket's name, which leads that `way`; "" where it may.
+    """Why CRIU must not use a socket's name, which leads that `way`; "" if it may.
 
-    `again` has the files of all that are made anew. For what is deleted, or connected, CRIU removes the socket that is
-    there, or the link to it. What is deleted it then makes, and takes away again, and calls what is there otherwise
-    meanwhile: of a folder there another name could lead into another one for so long.
+    `again` has the files of all sockets that are created anew. For a deleted or connected socket, CRIU removes the
+    socket or symlink that is there. A deleted socket it then creates and removes again, and meanwhile renames whatever
+    else is there: if that is a directory, another name could lead into a different one for that time.
 
-    The text is that of who has bound it, who may have had another root (chroot(2)), and have been a user in a user
-    namespace of his own. Where it does not lead to the very socket it must at least lead to the folder of that, where
-    somebody could make it: a socket that was renamed there CRIU makes by its old name.
+    The name is the text given by the process that bound it, which may have had a different root (chroot(2)) and been a
+    user in a user namespace of its own. If it does not lead to the very socket, it must at least lead to the directory
+    of that socket, where someone could create it: CRIU creates a socket that was renamed there under its old name.
     """
     if isinstance(way, str):
         return way
@@ -128,7 +128,7 @@ def why_not(socket: Bound, way: Way | str, file: File | None, again: Collection[
 
 
 def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, File]:
-    """What was made when these sockets (inodes) were bound, of those that these processes have open."""
+    """The files created when these sockets (inodes) were bound, for those that these processes have open."""
     found: dict[int, File] = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
@@ -147,9 +147,9 @@ def bound_to(sockets: Collection[int], pids: Iterable[int]) -> dict[int, File]:
 
 
 def _bound_to(process: int, number: int) -> File | None:
-    """The same of a socket in another process; None where it is bound to no path. Raises OSError.
+    """As `bound_to`, for one socket in another process; None if it is bound to no path. Raises OSError.
 
-    By itself, as many files can have one number: each subvolume of btrfs counts for itself.
+    Done one by one, because many files can share one inode number: each btrfs subvolume numbers its own.
     """
     its = roots.take(process, number)
     try:
@@ -166,19 +166,19 @@ def _bound_to(process: int, number: int) -> File | None:
 
 
 def bound(images: Path) -> list[Bound]:
-    """All of a dump's; raises OSError, and ValueError where the images make no sense."""
+    """All such sockets of a dump; raises OSError, and ValueError if the images make no sense."""
     if (images / OLD_SOCKETS).exists():
         raise ValueError(f"{OLD_SOCKETS} is from no current CRIU")
     found = []
     for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT):
         if record.startswith(_KIND) and record[1:2] != bytes([_A_UNIX_SOCKET]):
-            continue  # most are something else, and a container stands still
+            continue  # most files are of another kind, and a container is frozen
         its = once(record, (_UNIX,)).get(_UNIX)
         if its is None:
             continue
         entry = once(string(its), (_INODE, _TYPE, _STATE, _NAME, _FOLDER, _DELETED, _MOUNT))
         name = os.fsdecode(string(entry.get(_NAME)).partition(b"\0")[0])
-        if not name:  # it has none, or one that is no path (unix(7), "abstract")
+        if not name:  # it has none, or one that is not a path (unix(7), "abstract")
             continue
         connected = number(entry.get(_STATE)) == _ESTABLISHED and number(entry.get(_TYPE)) != _DATAGRAMS
         start = ""
@@ -191,7 +191,7 @@ def bound(images: Path) -> list[Bound]:
 
 
 def _of(mount: int, views: list[View], others: Iterator[View]) -> View | None:
-    """The mount namespace that a mount is in, by default the first one."""
+    """The mount namespace that a mount is in, the first one by default."""
     if mount == -1:
         return views[0]
     for view in views:
@@ -205,7 +205,7 @@ def _of(mount: int, views: list[View], others: Iterator[View]) -> View | None:
 
 
 def _others(stack: contextlib.ExitStack, init: int, pids: Iterable[int], root: int) -> Iterator[View]:
-    """The other mount namespaces of these processes; what has ended has none."""
+    """The other mount namespaces of these processes; a process that has ended has none."""
     seen = {"", link(f"/proc/{init}/ns/mnt")}
     for pid in pids:
         namespace = link(f"/proc/{pid}/ns/mnt")
@@ -220,9 +220,9 @@ def _view(stack: contextlib.ExitStack, folder: int, mountinfo: str, root: int) -
 
 
 def _from_the_top(pid: int) -> tuple[int, str]:
-    """The root of a process's mount namespace, which need not be that of the process, and all that is mounted there.
+    """The root of a process's mount namespace, which may differ from that of the process, and everything mounted there.
 
-    By a thread that enters it; the rest of the program stays where it is. Raises OSError.
+    A thread enters the namespace; the rest of the program stays where it is. Raises OSError.
     """
     found: list[tuple[int, str]] = []
 

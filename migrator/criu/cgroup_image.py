@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CRIU's image of a container's cgroups, without the controllers that each gives to those below it.
+"""CRIU's image of a container's cgroups, without the controllers that each cgroup enables for its children.
 
-CRIU enables these when it has opened all files already, so that it does not find the memory.events that a systemd
-watches. And it cannot do it where they are enabled: it writes the file's newline back to the kernel, which refuses
+CRIU enables them only after it has opened all files, so it does not find the memory.events that a systemd watches. And
+if they are enabled, it fails: it writes the file's trailing newline back to the kernel, which refuses that
 (restore_cgroup_subtree_control in criu/cgroup.c, up to 4.2.1 at least). So they are taken out of the image, and
-`cgroup_limits.enable` does it in its place, earlier.
+`cgroup_limits.enable` does it instead, earlier.
 
-A restore that fails is tried again, and what has arrived is checked against its digests first: it is kept as it came.
+A failed restore is tried again, and what arrived is checked against its digests first: so it is kept as it came.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from migrator.criu.tty_image import content, fields, varint
 
 IMAGE = "cgroup.img"
 ARRIVED = f"{IMAGE}.arrived"  # its name while another one is in its place
-LIMIT = 4 << 20  # bytes; a cgroup takes some hundred
-DEPTH_MAX = 128  # of cgroups in each other
+LIMIT = 4 << 20  # bytes; a cgroup takes a few hundred
+DEPTH_MAX = 128  # levels of nested cgroups
 SUBTREE = b"cgroup.subtree_control"
 _HEAD = struct.pack("<II", 0x54564319, 0x59383330)  # IMG_COMMON_MAGIC, CGROUP_MAGIC in criu/include/magic.h
-_BYTES = 2  # the type of a field that is a string or a message of its own
-# images/cgroup.proto: from cgroup_entry by its controllers and their dirs, of which each may have children, to the
+_BYTES = 2  # the wire type of a field that is a string or a nested message
+# images/cgroup.proto: from cgroup_entry through its controllers and their dirs, each of which may have children, to the
 # properties.
 _CONTROLLERS, _DIRS, _CHILDREN, _PROPERTIES, _NAME = 2, 2, 2, 3, 1
 
 
 def leave_controllers(images: Path) -> None:
-    """Put an image without them in the place of the dump's, until `put_back`. At every moment one of the two is there.
+    """Replace the dump's image with one without them, until `put_back`. One of the two is there at any moment.
 
-    Raises OSError, and ValueError where it makes no sense.
+    Raises OSError, and ValueError if the image makes no sense.
     """
     put_back(images)
     path, beside = images / IMAGE, images / f"{IMAGE}.new"
@@ -49,22 +49,22 @@ def leave_controllers(images: Path) -> None:
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(new)
-        os.fchown(fd, -1, found.st_gid)  # the container's root has to read it, see `migration_paths.give_images`
+        os.fchown(fd, -1, found.st_gid)  # the container's root has to read it, see `image_folders.give_images`
         os.fchmod(fd, stat.S_IMODE(found.st_mode))
     os.link(path, images / ARRIVED)
     beside.replace(path)
 
 
 def put_back(images: Path) -> None:
-    """Put the image of the dump in its place again, as it arrived; safe to repeat, also after it was killed."""
+    """Put the dump's image back in its place as it arrived; safe to repeat, also after being killed."""
     arrived = images / ARRIVED
     if arrived.exists():
         arrived.replace(images / IMAGE)
-        arrived.unlink(missing_ok=True)  # rename(2) leaves both where they are names of one file
+        arrived.unlink(missing_ok=True)  # rename(2) leaves both if they are hard links to one file
 
 
 def without_controllers(image: bytes) -> bytes:
-    """The image without the property SUBTREE of any cgroup; all else is as it was."""
+    """The image without the property SUBTREE of any cgroup; everything else is unchanged."""
     if not image.startswith(_HEAD):
         return image
     out = bytearray(_HEAD)
@@ -81,7 +81,7 @@ def without_controllers(image: bytes) -> bytes:
 
 
 def _rewritten(record: bytes, way: list[int], depth: int = 0) -> bytes:
-    """A message; `way` are the numbers of the fields that lead on to a cgroup_dir_entry, none where it is one."""
+    """A message, rewritten; `way` has the numbers of the fields that lead to a cgroup_dir_entry, empty if it is one."""
     if depth > DEPTH_MAX:
         raise ValueError(f"{IMAGE} has cgroups more than {DEPTH_MAX} deep")
     out = bytearray()

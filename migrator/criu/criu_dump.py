@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""CRIU: the dump, driven directly, and what its logs say.
+"""CRIU: the dump, which we run directly, and what its logs say.
 
-`lxc-checkpoint` cannot dump a container that was itself restored (lxc#4643), so the dump goes without it; the restore
-stays with LXC, which then owns the container (`migrator.criu.restore`).
+`lxc-checkpoint` cannot dump a container that was itself restored (lxc#4643), so dumps bypass it; restores are left to
+LXC, which then owns the container (`migrator.criu.restore`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from migrator.host import cgroup_limits, cgroups
 from migrator.host.lxc import CGROUP
 from migrator.host.processes import running
 
-DUMP_LIMIT = 900.0  # seconds; a dump itself has none
-# CRIU packs what is in a tmpfs by tar, which leaves out ACLs unless told: a file's mode alone would then let its whole
-# group in. They are taken as they are, by numbers: tar's own --acls has names in it, and looks these up on either host.
-# No attribute that means anything to the kernel is taken from a sender but these.
+DUMP_LIMIT = 900.0  # seconds; CRIU itself has no limit for a dump
+# CRIU packs the contents of a tmpfs with tar, which leaves out ACLs unless told: a file's mode alone would then let its
+# whole group in. They are taken as raw attributes, with numeric ids: tar's own --acls stores names and looks them up on
+# either host. No other attribute that means something to the kernel is accepted from a sender.
 TAR_OPTIONS = "--xattrs --xattrs-include=user.* --xattrs-include=system.posix_acl_*"
 GHOST_LIMIT = "256M"  # deleted files that are still open travel in the images up to this size
 
 def restore_config(lines: Iterable[str] = ()) -> str:
     """What CRIU reads from $CRIU_CONFIG_FILE at a restore (criu(8), configuration files): options without their dashes.
 
-    A word ends at a space or `#`, and an unknown key makes liblxc ask whether CRIU is installed at all.
+    A word ends at a space or `#`, and an unknown key makes liblxc report that CRIU is not installed.
     """
     return "\n".join([f"ghost-limit {GHOST_LIMIT}", *lines, ""])
 
@@ -42,22 +42,23 @@ CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a rest
 NOTES = (CONSOLE_FILE, cgroups.RECORD, cgroup_limits.RECORD, cgroup_limits.CONTROLLERS, mount_flags.RECORD,
          terminals.RECORD)
 NOTE_LIMIT = min(cgroups.RECORD_LIMIT, cgroup_limits.RECORD_LIMIT, mount_flags.RECORD_LIMIT)  # bytes
-NFTABLES_LOCK = "network_lock_nftables"  # CRIU's word for the feature
+NFTABLES_LOCK = "network_lock_nftables"  # CRIU's name for the feature
 
 
 def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], ttys: Sequence[Terminal] = (), *,
                  nftables_lock: bool = False) -> list[str]:
-    """The dump of the container whose first process is `pid`.
+    """The command that dumps the container whose PID 1 is `pid`.
 
-    The options are those that liblxc gives at a dump and expects at the restore (src/lxc/criu.c, exec_criu), and:
-    --leave-running, so that the frozen source can be thawed when anything fails later; --freeze-cgroup of the cgroup
-    that is already frozen, which CRIU leaves as it is. The unified hierarchy, whose name for CRIU is empty, is the only
-    one to be dumped: where cgroup v1's freezer is mounted beside it, CRIU would restore its state as FROZEN, and nobody
-    thaws that. --cgroup-root so that an init that has moved itself deeper (systemd) takes the whole payload along.
-    `mounts` are the targets of the container's bind mounts, `ttys` are those that LXC gave it (`terminals`).
-    With `nftables_lock`, for which both hosts need NFTABLES_LOCK, CRIU locks the container's network by a table that it
-    makes and removes itself. Else it does so, here and at the restore, by a dozen calls of iptables-restore, which take
-    100 ms longer and leave their empty tables in the container.
+    The options are those that liblxc uses for a dump and expects at the restore (src/lxc/criu.c, exec_criu), and these.
+    --leave-running, so that the frozen source can be thawed if anything fails later. --freeze-cgroup with the cgroup
+    that is already frozen, which CRIU leaves as it is. Only the unified hierarchy, whose name for CRIU is empty, is
+    dumped: with cgroup v1's freezer mounted beside it, CRIU would restore its state as FROZEN, and nobody thaws that.
+    --cgroup-root, so that an init that has moved itself further down (systemd) takes the whole payload along.
+
+    `mounts` are the targets of the container's bind mounts, `ttys` those that LXC gave it (`terminals`). With
+    `nftables_lock`, for which both hosts need NFTABLES_LOCK, CRIU locks the container's network by a table that it
+    creates and removes itself. Otherwise it does so, here and at the restore, by a dozen calls of iptables-restore,
+    which take 100 ms longer and leave empty tables in the container.
     """
     command = [
         "criu", "dump", "--tree", str(pid), "--images-dir", str(images), "--log-file", "dump.log", "-v2",
@@ -77,8 +78,9 @@ def dump_command(pid: int, cgroup: Path, images: Path, mounts: list[str], ttys: 
 
 
 def path() -> str:
-    """The $PATH of a dump, which starts programs by their names (run_ip_tool, run_iptables_tool and tmpfs_dump in
-    criu/), and would hang with the container in a folder that does not answer. Asked for before the freeze.
+    """The $PATH of a dump, which starts programs by name (run_ip_tool, run_iptables_tool and tmpfs_dump in criu/).
+
+    A directory in it that does not answer would make CRIU, and the container, hang. Determine it before the freeze.
     """
     return programs.path_of("criu", "ip", "iptables-restore", "ip6tables-restore", "iptables-save", "ip6tables-save",
                             "nft", "tar")
@@ -87,13 +89,14 @@ def path() -> str:
 def dump(name: str, command: list[str], images: Path) -> None:
     """Run a command of `dump_command`; raises DumpFailed with CRIU's own reason.
 
-    CRIU runs code of its own inside the tasks while it dumps them, and takes it out again in the end. Whoever kills it
-    before leaves them broken, and so it is waited for without a limit: a dump that takes too long is given up after it.
-    Every DUMP_LIMIT seconds that is said. Whether it gets on nobody can tell from outside: tasks may wait for a disk.
+    While it dumps, CRIU runs code of its own inside the tasks, and removes it at the end. Killing it before that leaves
+    the tasks broken, so it is waited for without a limit: a dump that takes too long is given up afterwards. A message
+    says so every DUMP_LIMIT seconds. Whether it makes progress cannot be seen from outside: tasks may be waiting for a
+    disk.
     """
     try:
         with started(command, env={"PATH": path(), "TAR_OPTIONS": TAR_OPTIONS}) as program:
-            for trouble in apart.stand(program.pid):  # before it has a hold of anything
+            for trouble in apart.stand(program.pid):  # before it has hold of anything
                 log.verbose(f"CRIU may be ended along with this program: {trouble}")
             for times in itertools.count(1):
                 if program.ends_within(DUMP_LIMIT):
@@ -108,15 +111,16 @@ def dump(name: str, command: list[str], images: Path) -> None:
 
 
 def processes(folders: Iterable[Path]) -> list[int]:
-    """The ids of root's own programs (CRIU, lxc-checkpoint) that have one of these images folders as an argument."""
+    """The ids of root's own processes (CRIU, lxc-checkpoint) that have one of these images directories as an argument.
+    """
     wanted = {str(path).encode() for path in folders}
     return [pid for pid, words in running("criu", "lxc-checkpoint") if wanted & set(words)]
 
 
 def wait_for_dump(name: str, folders: Sequence[Path], limit: float = DUMP_LIMIT) -> None:
-    """Wait until no dump into one of these folders is under way; raises DumpFailed where one still is after `limit`.
+    """Wait until no dump into one of these directories is in progress; raises DumpFailed if one still is after `limit`.
 
-    A killed create-dump leaves CRIU behind, which goes on; its tasks must not be thawed before it has let go of them.
+    A killed create-dump leaves CRIU running; its tasks must not be thawed before it has let go of them.
     """
     if left := left_after(limit, folders):
         raise DumpFailed(name=name, reason=f"CRIU does not end (process {left[0]})", log=folders[0] / "dump.log")
@@ -131,7 +135,7 @@ def left_after(limit: float, folders: Sequence[Path]) -> list[int]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of that name travels with a dump: one of CRIU's images, or what was noted beside them."""
+    """Whether a file of that name travels with a dump: one of CRIU's images, or a note beside them."""
     return name.endswith(".img") or name in NOTES
 
 
@@ -144,25 +148,25 @@ LOG_FOLDER = Path("/var/log/migrator")
 
 
 def log_path(name: str, action: str) -> Path:
-    """Where the log of a dump or restore that failed is kept, when its images are gone."""
+    """Where the log of a failed dump or restore is kept once its images are gone."""
     LOG_FOLDER.mkdir(mode=0o750, exist_ok=True)
     return LOG_FOLDER / f"{name}-{action}.log"
 
 
 # After these words CRIU only cleans up.
 _END = re.compile(r"Dumping FAILED|Restoring FAILED")
-# What a log says where nothing is wrong: a limit that root lacks a capability for, and programs that were only tried.
+# What a log says when nothing is wrong: a limit that root lacks a capability for, and programs that were only probed.
 _NOISE = re.compile(r"Can't setup RLIMIT_NOFILE|Killing processes|exited, status=\d+|"
                     r"execvp\(\"ip6?tables-[a-z-]+\", \.\.\.\) failed")
-# What only follows from another error.
+# What is only a consequence of another error.
 _CONSEQUENCE = re.compile(r"Dump files \(pid: \d+\) failed|\d+ killed by signal|cgroupd: recv req error")
-_LOCK = "Locking network failed"  # the one case where a missing iptables is the reason
+_LOCK = "Locking network failed"  # the only case in which a missing iptables is the reason
 _PREFIX = re.compile(r"^(\(\d+\.\d+\)\s*)?(pie:\s*)?(\s*\d+:\s*)?")
 REASON_MAX, REASON_LINES = 600, 4  # characters, lines
 
 
 def reason(log: Path) -> str:
-    """What the end of a log of CRIU's says made it fail: its last real errors, in a line; "" when there is none."""
+    """The last real errors near the end of a CRIU log, in one line; "" if there are none."""
     try:
         lines = bounded_read.tail(log).splitlines()
     except OSError:
@@ -182,6 +186,6 @@ def reason(log: Path) -> str:
 
 
 def complaint(output: str) -> str:
-    """What CRIU says when it does not even begin, without the usage that it prints behind; else all of the output."""
+    """What CRIU says if it does not even begin, without the usage that it prints after it; else all of the output."""
     said = [line for line in output.splitlines() if line.startswith("criu: ") or "Error (" in line]
     return "; ".join(said) or output

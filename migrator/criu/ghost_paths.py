@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether CRIU, where it makes a deleted file again, stays in the container's own file systems.
+"""Whether CRIU, when it recreates a deleted file, stays within the container's own file systems.
 
-A file or folder that is open though deleted (a *ghost*) CRIU makes under the name that it had, opens it and removes it
-again: with this host's root folder, and with root's rights here (create_ghost and clean_one_remap in criu/files-reg.c).
-It follows symbolic links on the way. Any user of a container can have left one in the place of a folder that he has
-deleted, and CRIU would make the file where that leads to on this host; a folder that is there already it takes for the
-one that it has made, gives it the owner and mode of the deleted one, and removes it in the end. So it is looked at
-where each name leads when all mounts of the container are there, with what they hold, and no ghost is yet.
+CRIU recreates a file or directory that is open although deleted (a *ghost*) under the name that it had, opens it and
+removes it again, with this host's root directory and root's privileges (create_ghost and clean_one_remap in
+criu/files-reg.c). It follows symbolic links on the way. Any user of a container can have left one in the place of a
+directory of theirs that they deleted, and CRIU would create the file wherever that leads on this host. A directory that
+already exists it takes for the one that it made: it sets owner and mode of the deleted one, and removes it in the end.
+So we check where each name leads once all mounts of the container are there, with their contents, and no ghost is yet.
 
-That what is missing on the way is made up by CRIU does no harm: what it makes are folders, for a folder
-(mkdirpat in criu/util.c), or it goes up to a folder that is there (trim_last_parent). A ghost that is itself a link it
-could come upon later: `ghosts` refuses these. Nothing else changes these file systems meanwhile: no task runs yet.
+What CRIU creates when something is missing on the way does no harm: for a directory it creates directories (mkdirpat in
+criu/util.c), otherwise it goes up to one that exists (trim_last_parent). A ghost that is itself a symlink could be in
+CRIU's way later: `ghosts` refuses these. Nothing else changes these file systems meanwhile, because no task runs yet.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while a container is down.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _PLACE = "/tmp/.criu.mntns.", "mnt-"  # noqa: S108
 
 
 def line(mount: int, kind: str, depth: int, name: str) -> str:
-    """A line of the plan (`at_restore.GHOSTS`), which ends with NUL: a name on a mount of the images.
+    """A line of the plan (`at_restore.GHOSTS`), ended by NUL: a name on a mount of the images.
 
-    The first `depth` words of the name lead to where that is mounted.
+    The first `depth` words of the name lead to the mount point.
     """
     return f"{mount} {kind} {depth} {name}\0"
 
 
 def require(plan: str, init: int, proc: str = "/proc") -> None:
-    """Raise PermissionError where CRIU would be led astray. `init` is the container's first process, made just now."""
+    """Raise PermissionError if CRIU would be led astray. `init` is the container's PID 1, which was just created."""
     places = _places(f"{proc}/{init}")
     for each in filter(None, plan.split("\0")):
         mount, kind, depth, name = each.split(" ", 3)
@@ -55,7 +55,7 @@ def refused(name: str, kind: str, trouble: str) -> str:
 
 
 def _places(process: str) -> dict[int, str]:
-    """Where CRIU has the mounts of the images for itself, each alone, without what is mounted on it."""
+    """Where CRIU has the mounts of the images for its own use: each by itself, without what is mounted on it."""
     found = {}
     with open(f"{process}/mountinfo", errors="surrogateescape", newline="\n") as file:
         for each in file:
@@ -68,9 +68,9 @@ def _places(process: str) -> dict[int, str]:
 
 
 def why_not(root: int, name: str, *, folder: bool, skip: int = 0) -> str:
-    """Why a deleted file or folder must not be made under a name below the folder `root`; "" where it may be.
+    """Why a deleted file or directory must not be made under a name below the directory `root`; "" if it may be.
 
-    `skip` are the folders at the name's beginning that lead to `root`.
+    `skip` is the number of directories at the beginning of the name that lead to `root`.
     """
     words = split(name)[skip:]
     if ".." in words:
@@ -93,5 +93,5 @@ def why_not(root: int, name: str, *, folder: bool, skip: int = 0) -> str:
 
 
 def split(name: str) -> list[str]:
-    """The words of a path, as the kernel and CRIU take it (get_relative_path in criu/util.c)."""
+    """The components of a path, as the kernel and CRIU split it (get_relative_path in criu/util.c)."""
     return [word for word in name.split("/") if word not in ("", ".")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Of a dump: what was open though deleted, and where CRIU makes it again at a restore; see `ghost_paths`."""
+"""At a dump: what was open although deleted, and where CRIU recreates it at a restore; see `ghost_paths`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from migrator.host.mountinfo import parse_mountinfo
 
 REMAPS, OLD_FILES, MOUNTS = "remap-fpath.img", "reg-files.img", "mountpoints-*.img"
 REMAPS_LIMIT, MOUNTS_LIMIT = 4 << 20, 16 << 20  # bytes
-_GHOST_HEAD = 64 << 10  # bytes of a ghost's image that hold what kind of file it is; a link's target may come first
+_GHOST_HEAD = 64 << 10  # bytes of a ghost's image that include its file type; a symlink's target may come first
 _REMAP_MAGIC, _GHOST_MAGIC, _MOUNTS_MAGIC = 0x59133954, 0x52583605, 0x55563928  # criu/include/magic.h
 _LINKED, _GHOST, _PROCFS = 0, 1, 2  # images/remap-file-path.proto
 _ORIGINAL, _OTHER, _TYPE = 1, 2, 3  # fields of remap_file_path_entry
@@ -28,7 +28,7 @@ _MOUNT_ID, _TARGET = 2, 7  # of mnt_entry
 
 
 class Ghost(NamedTuple):
-    """A name that CRIU makes, or removes, at a restore."""
+    """A name that CRIU creates, or removes, at a restore."""
 
     mount: int
     name: str
@@ -36,7 +36,7 @@ class Ghost(NamedTuple):
 
 
 def plan(images: Path) -> str:
-    """What `ghost_paths.require` looks at; raises OSError, and ValueError where the images make no sense."""
+    """What `ghost_paths.require` checks; raises OSError, and ValueError if the images make no sense."""
     found = ghosts(images)
     targets = _targets(images) if found else {}
     text = "".join(dict.fromkeys(_line(ghost, targets) for ghost in found))
@@ -53,10 +53,10 @@ def _line(ghost: Ghost, targets: dict[int, list[str]]) -> str:
 
 
 def require_here(images: Path, init: int, proc: str = "/proc") -> None:
-    """Raise PermissionError where the destination would refuse it: looked at in the frozen container itself.
+    """Raise PermissionError if the destination would refuse it; checked in the frozen container itself.
 
-    What is on the mounts of another mount namespace than its first process's is left to the destination. Raises
-    OSError, and ValueError where the images make no sense.
+    What is on mounts of a mount namespace other than PID 1's is left to the destination. Raises OSError, and ValueError
+    if the images make no sense.
     """
     found = ghosts(images)
     if not found:
@@ -73,10 +73,10 @@ def require_here(images: Path, init: int, proc: str = "/proc") -> None:
 
 
 def ghosts(images: Path) -> list[Ghost]:
-    """All of a dump's; raises OSError, and ValueError where the images make no sense.
+    """All ghosts of a dump; raises OSError, and ValueError if the images make no sense.
 
-    CRIU removes the other name that it has given to a file whose own is gone (LINKED) by its path too. What it makes
-    for processes that are gone (PROCFS) has none.
+    CRIU also removes by path the other name that it has given to a file whose own name is gone (LINKED). What it makes
+    for processes that are gone (PROCFS) has no path.
     """
     if not (images / REMAPS).exists():
         return []
@@ -104,7 +104,7 @@ def ghosts(images: Path) -> list[Ghost]:
 
 
 def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int, int]]:
-    """The names of these files, their mounts and their modes, 0 from a CRIU that does not tell."""
+    """The names of these files, their mounts and their modes, 0 if the version of CRIU does not record that."""
     found: dict[int, tuple[str, int, int]] = {}
     for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT) if wanted else ():
         regular = once(record, (_REGULAR,)).get(_REGULAR)
@@ -117,7 +117,7 @@ def _files(images: Path, wanted: Collection[int]) -> dict[int, tuple[str, int, i
         name = os.fsdecode(string(entry.get(_NAME)))
         if id_ in found or not name.startswith("/") or "\0" in name:
             raise ValueError(f"{FILES} makes no sense")
-        # Without a mount where CRIU has given the name.
+        # The mount is missing if CRIU itself gave the name.
         found[id_] = name, signed(entry.get(_MOUNT)), number(entry.get(_FILE_MODE, 0))
     return found
 
@@ -139,7 +139,7 @@ def _kind(images: Path, id_: int, name: str) -> str:
 
 
 def _targets(images: Path) -> dict[int, list[str]]:
-    """Where each mount is, in words."""
+    """Where each mount is, as path components."""
     found: dict[int, list[str]] = {}
     for path in sorted(images.glob(MOUNTS)):
         for record in split(bounded_read.read(path, MOUNTS_LIMIT), path.name, _MOUNTS_MAGIC):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """CRIU's images, read the way that CRIU reads them, or refused.
 
-What could mean one thing here and another to CRIU would not have been looked at. Each is a head of two numbers and then
-messages of protocol buffers, each behind its length in 4 bytes (https://criu.org/Images).
+Something that could mean one thing here and another to CRIU would escape our checks. Each image is a head of two
+numbers followed by protocol buffer messages, each preceded by its length in 4 bytes (https://criu.org/Images).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from migrator.criu.tty_image import content, fields
 
 FILES = "files.img"
 FILES_MAGIC = 0x56303138  # criu/include/magic.h
-FILES_LIMIT = 128 << 20  # bytes; a file takes some hundred
+FILES_LIMIT = 128 << 20  # bytes; a file takes a few hundred
 _COMMON = 0x54564319  # IMG_COMMON_MAGIC, ibid.
 
 
 def records(path: Path, magic: int, limit: int) -> Iterator[bytes]:
-    """The messages of an image; raises OSError, and ValueError where it has more than `limit` bytes or is damaged."""
+    """The messages of an image; raises OSError, and ValueError if it has more than `limit` bytes or is damaged."""
     return split(bounded_read.read(path, limit), path.name, magic)
 
 
@@ -40,7 +40,7 @@ def split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
 
 
 def once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:
-    """These fields of a message; raises ValueError where one of them is there twice."""
+    """These fields of a message; raises ValueError if one of them occurs twice."""
     found: dict[int, int | bytes] = {}
     try:
         for number_, value, raw in fields(record):
@@ -54,20 +54,20 @@ def once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:
 
 
 def number(value: int | bytes | None) -> int:
-    """A field that must be there, and be a number; raises ValueError."""
+    """A field that must be present and be a number; raises ValueError."""
     if isinstance(value, int):
         return value & 0xFFFFFFFF  # as protobuf-c has it
     raise ValueError("a number is missing in an image")
 
 
 def signed(value: int | bytes | None) -> int:
-    """The same of a sint32; one that is left out is -1, as CRIU has its mounts."""
+    """As `number` for a sint32; one that is absent is -1, CRIU's default for mounts."""
     zigzag = number(1 if value is None else value)
     return zigzag >> 1 ^ -(zigzag & 1)
 
 
 def string(value: int | bytes | None) -> bytes:
-    """A field that must be there, and be a string; raises ValueError."""
+    """A field that must be present and be a string; raises ValueError."""
     if isinstance(value, bytes):
         return value
     raise ValueError("a string is missing in an image")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What may not be done on a container's mounts: looked at when it is dumped, seen to again when it is restored.
+"""What a container's mounts forbid: recorded when it is dumped, enforced again when it is restored.
 
-CRIU takes what is bound from the host from the host anew, and does not always give it the flags that it had: where the
-container has two such mounts of one file system, it takes the second for a copy of the first, whose flags it would
-have already (do_bind_mount_v2 in criu/mount-v2.c). So /lib of lxc-create's busybox container, read-only before, came
-back writable: to the container's root the host's own /lib.
+CRIU binds again what was bound from the host, but does not always set the flags that it had: if the container has two
+such mounts of one file system, CRIU takes the second for a copy of the first, which it believes to have those flags
+already (do_bind_mount_v2 in criu/mount-v2.c). Thus /lib of lxc-create's busybox container, read-only before, came back
+writable: to the container's root, that was the host's own /lib.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while a container is down.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _CLONE_NEWNS = 0x20000
 
 
 def record(pids: Iterable[int]) -> str:
-    """What is forbidden on the mounts of the container's processes, as each of them sees these.
+    """What is forbidden on the mounts of the container's processes, as each of them sees them.
 
-    A line `PID FLAGS TARGET` for each mount of each target where any forbids anything, from the lowest up: a process by
-    its id in the container, the words (NOTHING for none) and the target as in its mountinfo (proc_pid_mountinfo(5)).
+    A line `PID FLAGS TARGET` for each mount at each target at which any forbids anything, bottom first: a process by
+    its pid in the container, the words (NOTHING for none), and the target as in its mountinfo (proc_pid_mountinfo(5)).
 
-    That has no mount but those below the process's root (show_mountinfo in the kernel's fs/proc_namespace.c). CRIU
-    takes the mounts of a namespace from one process in it (collect_mntinfo in criu/mount.c), which one a container can
-    arrange. So a process stands for those alone that are in its namespace and have its very root.
+    mountinfo lists only the mounts below the process's root (show_mountinfo in the kernel's fs/proc_namespace.c). CRIU
+    takes the mounts of a namespace from one process in it (collect_mntinfo in criu/mount.c), and a container can
+    arrange which. So a process only stands for those that are in its namespace and have the very same root.
     """
     text = ""
     seen = set()
@@ -51,13 +51,16 @@ def record(pids: Iterable[int]) -> str:
             seen.add(sees)
         except (FileNotFoundError, ProcessLookupError):  # a zombie, which has none
             continue
-        if len(text) > RECORD_LIMIT:  # no destination takes it
+        if len(text) > RECORD_LIMIT:  # no destination accepts it
             break
     return text
 
 
 def _sees(pid: int) -> tuple[object, ...]:
-    """What decides which mounts a process sees; raises OSError. To tell that takes a tenth of reading its mountinfo."""
+    """What determines which mounts a process sees; raises OSError.
+
+    It takes a tenth of the time of reading its mountinfo.
+    """
     from migrator.host import roots
 
     root, mount = roots.mounted(pid)
@@ -65,22 +68,22 @@ def _sees(pid: int) -> tuple[object, ...]:
 
 
 class Mount:
-    """What one mount forbids, which of KEEP it has, and whether the path of its target leads to it."""
+    """What one mount forbids, which flags of KEEP it has, and whether the path of its target leads to it."""
 
     def __init__(self, words: set[str], *, visible: bool) -> None:
         self.forbidden, self.kept, self.visible = words & FORBID.keys(), words & KEEP.keys(), visible
 
 
 def mounts(mountinfo: str) -> dict[str, list[Mount]]:
-    """Of each target what is mounted there, from the lowest up: what lies below the top may be laid bare again.
+    """For each target what is mounted there, bottom first, because what is below the top may be uncovered again.
 
-    In the order of what each is mounted on, which a restore keeps, and not that of the lines, which it need not.
+    Ordered by what each is mounted on, which a restore preserves, not by the lines' order, which it need not preserve.
     """
     lines = {}
-    for line in filter(None, mountinfo.split("\n")):  # a container may put any other line's end into a target
+    for line in filter(None, mountinfo.split("\n")):  # a container may put any other line separator into a target
         id_, parent, _device, _root, target, words = line.split(" ")[:6]
         lines[id_] = parent, target, set(words.split(","))
-    on: dict[str, dict[str, str]] = {}  # of each mount what is mounted on it, by target
+    on: dict[str, dict[str, str]] = {}  # for each mount what is mounted on it, by target
     for id_, (parent, target, _) in lines.items():
         if id_ != parent:
             on.setdefault(parent, {})[target] = id_
@@ -101,7 +104,7 @@ def mounts(mountinfo: str) -> dict[str, list[Mount]]:
 
 
 def _above(target: str) -> list[str]:
-    """The folders that a path leads through: of /a/b the root and /a."""
+    """The directories that a path leads through: for /a/b the root and /a."""
     parts = target.rstrip("/").split("/")
     return ["/".join(parts[:count]) or "/" for count in range(1, len(parts))]
 
@@ -109,8 +112,8 @@ def _above(target: str) -> list[str]:
 def missing(recorded: dict[str, list[set[str]]], mountinfo: str) -> dict[str, int | None]:
     """The flags for a remount of each target that allows what it did not allow before.
 
-    None where that is a mount below another one, which no remount reaches. Counted from the top: an older version has
-    recorded the uppermost alone.
+    None if that is a mount beneath another one, which no remount can reach. Counted from the top, because an older
+    version recorded only the uppermost.
     """
     found: dict[str, int | None] = {}
     for target, there in mounts(mountinfo).items():
@@ -138,7 +141,8 @@ def tighten(text: str, pids: Iterable[int]) -> None:
 
 
 def _remount(pid: int, found: dict[str, int]) -> None:
-    """In the mount namespace of a process, by paths from its root; ours is left for it and entered again."""
+    """Remount in the mount namespace of a process, by paths from its root; our own is left for that and entered again.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -163,7 +167,7 @@ def _remount(pid: int, found: dict[str, int]) -> None:
 
 
 def _unescape(target: str) -> bytes:
-    """A target of mountinfo, where space, tab, newline and backslash are written in octal."""
+    """A target in mountinfo, in which space, tab, newline and backslash are written in octal."""
     first, *rest = os.fsencode(target).split(b"\\")
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 

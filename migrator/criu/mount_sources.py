@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the mounts of a restored container lead: to what is its own and to what this host's configuration binds.
+"""Where the mounts of a restored container lead: only to its own and to what this host's configuration binds.
 
-CRIU binds what was bound from the host by the path that the other host had for it, and follows symbolic links on the
-way. In a folder that a container may write to it can leave such a link on one host, a folder of that name on the other,
-and would be given whatever the link leads to: root's files, or another container's disk. To look at the path beforehand
-does not do, as who else may write there can change it meanwhile. So what counts is what is mounted in the end, before a
-task runs.
+CRIU binds again what was bound from the host by the path that it had on the other host, and follows symbolic links on
+the way. In a directory that a container may write to, it can leave such a link on one host and a directory of that name
+on the other, and would then be given whatever the link leads to: root's files, or another container's disk. Checking
+the path beforehand is not enough, because others who may write there can change it meanwhile. So what counts is what is
+mounted in the end, before any task runs.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while a container is down.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 PLAN = "mount-sources"  # the file beside the images
 PLAN_LIMIT = 16 << 20  # bytes
-# The words of a plan. A line is `WORD RIGHT PATH`, with the path as in mountinfo and of this host, and `rw`, or `ro`
-# for what may only be mounted read-only; or `NEW TYPE TARGET` or `OWN TYPE TARGET`, of what CRIU binds by no path of
-# this host's: it makes a file system of this type anew there, or mounts more of one that it has made.
-NEW = "new"  # it is one that this host has not mounted
+# The words of a plan. A line is `WORD RIGHT PATH`, with the path on this host in mountinfo's notation, and `rw`, or
+# `ro` for what may only be mounted read-only; or `NEW TYPE TARGET` or `OWN TYPE TARGET`, for what CRIU does not bind by
+# a path of this host: it makes a new file system of this type there, or mounts more of one that it has made.
+NEW = "new"  # this host does not have it mounted
 OWN = "own"  # this host may have it mounted too
-JUST = "just"  # this file or folder
+JUST = "just"  # this file or directory
 BELOW = "below"  # and what is in it
 ALL = "all"  # and what this host has mounted in it
 
@@ -77,7 +77,7 @@ class Host:
             yield from ((each.device, each.root) for each in self.mounts if is_below(each.target, path))
 
     def _holding(self, path: str) -> Mount | None:
-        """The mount that a path without symbolic links lies in."""
+        """The mount that contains a path without symbolic links."""
         found: Mount | None = None
         onward = self._tops
         while nearer := [mount for mount in onward if is_below(path, mount.target)]:
@@ -88,11 +88,11 @@ class Host:
     def may_have(self, mount: Mount) -> bool:
         """Whether a container may have it mounted.
 
-        What this host has not mounted need not be the container's own: a link may lead to a namespace
-        (/proc/PID/ns/net). What another container, or a service, has mounted in a namespace of its own (/proc/PID/root)
-        the kernel does not bind in CRIU's (`check_mnt` in fs/namespace.c), unless it is mounted nowhere yet and a
-        process holds it open (`fsmount`). Who has what there is not asked: somebody with many mounts, as any user may
-        have, would hold up each restore.
+        Something that this host does not have mounted need not be the container's own: a link may lead to a namespace
+        (/proc/PID/ns/net). The kernel does not bind in CRIU's namespace what another container or a service has mounted
+        in a namespace of its own (/proc/PID/root; `check_mnt` in fs/namespace.c), unless it is not mounted anywhere yet
+        and a process holds it open (`fsmount`). Who has what mounted in other namespaces is not asked: a user with many
+        mounts could delay every restore.
         """
         place = mount.type, mount.target
         if mount.device not in self.devices:
@@ -121,9 +121,9 @@ def is_below(path: str, folder: str) -> bool:
 
 
 def require(plan: str, pids: Iterable[int], ttys: Iterable[int]) -> None:
-    """Raise PermissionError where a mount of a container, whose processes are `pids`, leads where it may not.
+    """Raise PermissionError if a mount of a container, whose processes are `pids`, leads where it may not.
 
-    `ttys` are the numbers of this host's pseudo-terminals that are LXC's for it.
+    `ttys` are the numbers of this host's pseudo-terminals that LXC holds for it.
     """
     plan += "".join(f"{JUST} rw /dev/pts/{number}\n" for number in ttys)
     host = Host(_read("/proc/self/mountinfo"), plan)
@@ -138,9 +138,9 @@ def require(plan: str, pids: Iterable[int], ttys: Iterable[int]) -> None:
 
 
 def _seen(pids: Iterable[int]) -> Iterator[str]:
-    """What is mounted in each mount namespace: from the top, as the images call it, and as each process sees it.
+    """What is mounted in each mount namespace: from the top, with the images' names, and as each process sees it.
 
-    From a root of its own a process sees less, by other names; but also what the top is mounted over.
+    With a root of its own, a process sees less, under other names; but also what the top is mounted over.
     """
     texts: set[str] = set()
     namespaces = set()
@@ -159,7 +159,7 @@ def _seen(pids: Iterable[int]) -> Iterator[str]:
 
 
 def _from_the_top(pid: int) -> str:
-    """All that is mounted in a process's mount namespace; ours is left for it and entered again."""
+    """Everything mounted in a process's mount namespace; we leave our own and enter it again afterwards."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
@@ -180,9 +180,9 @@ def _from_the_top(pid: int) -> str:
 
 
 def terminals(init: int, proc: str = "/proc") -> set[int]:
-    """The numbers of the pseudo-terminals that LXC's monitor holds, which is the parent of the first process `init`.
+    """The numbers of the pseudo-terminals held by LXC's monitor, the parent of the container's PID 1 `init`.
 
-    It has none of somebody's login: `run` gives it no input or output of ours.
+    It holds none of anyone's login: `run` gives it no input or output of ours.
     """
     monitor = _read(f"{proc}/{init}/stat").rpartition(")")[2].split()[1]
     found = set()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A session keyring for what is restored.
+"""A session keyring of its own for what is restored.
 
-At a start LXC gives a container one of its own (lxc_setup_keyring in src/lxc/conf.c). At a restore neither it nor CRIU
-does, and all tasks would have that of whoever restores them: a login of root's, say, with root's own keyring linked
-into it. Who has a keyring so may read, change and clear it, whatever his user id and user namespace are (keyrings(7)).
+When LXC starts a container it gives it one (lxc_setup_keyring in src/lxc/conf.c). At a restore neither LXC nor CRIU
+does, and all tasks would have that of whoever restores them: that of a root login, say, with root's own keyring linked
+into it. Whoever has a keyring this way may read, change and clear it, whatever their uid and user namespace
+(keyrings(7)).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import os
 import platform
 
 _KEYCTL = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280,
-           "armv7l": 311, "armv6l": 311, "i686": 288}  # <asm/unistd.h>: the C library has no function for it
+           "armv7l": 311, "armv6l": 311, "i686": 288}  # <asm/unistd.h>: the C library has no wrapper for it
 _JOIN_SESSION_KEYRING = 1  # <linux/keyctl.h>
 
 
 def join() -> None:
     """Give the calling thread, and what it starts, a new session keyring: keyctl(2), KEYCTL_JOIN_SESSION_KEYRING.
 
-    To be called as `within` of `run`. Raises OSError; not where there are no keyrings, or the system call is kept from
-    us (SECCOMP_RET_ERRNO), as then it is from what we start.
+    To be called as `within` of `run`. Raises OSError, unless there are no keyrings or the system call is denied to us
+    (SECCOMP_RET_ERRNO), because then it is denied to what we start as well.
     """
     import ctypes
 

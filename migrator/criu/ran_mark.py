@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A mark on the destination's disk that a container may have run there, made before any of its tasks does.
 
-The journal says that it runs only when it does; who is killed between the two, or finds the disk full, has not said
-so. The mark lies in the spool of the migration, and names the boot (random(4)). It is made while all tasks stand still
-(`at_restore`), so its imports are few.
+The journal records that it runs only once it does; a program that is killed between the two, or finds the disk full,
+has not recorded it. The mark is in the migration's spool and names the boot (random(4)). It is made while all tasks are
+stopped (`at_restore`), so this imports little.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # not at run time, as in `at_restore`
+if TYPE_CHECKING:  # as in `at_restore`
     from pathlib import Path
 
 NAME = "let-run"
@@ -25,7 +25,7 @@ def mark(spool: Path) -> Path:
 
 
 def record(path: str) -> None:
-    """Make the mark, durably: file and name. Raises OSError, and then the container must not run."""
+    """Make the mark durably, file and name. If this raises OSError, the container must not run."""
     with open(_BOOT_ID) as file:
         boot = file.read()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -41,10 +41,10 @@ def record(path: str) -> None:
 
 
 def record_in_time(path: str, end: float) -> None:
-    """As `record`, where it may be let run until `end`, by CLOCK_BOOTTIME; raises OSError also where that has passed.
+    """As `record`, if the container may be let run until `end` (CLOCK_BOOTTIME); OSError also if that has passed.
 
-    The clock is looked at last: to make the mark takes as long as the disk does. Then the mark is taken away again;
-    where a crash keeps it, it says no more than that the container may have run.
+    The clock is checked last, because making the mark takes as long as the disk takes. If time is up the mark is
+    removed again; if a crash preserves it, it still says only that the container may have run.
     """
     record(path)
     late = time.clock_gettime(time.CLOCK_BOOTTIME) - end
@@ -54,12 +54,12 @@ def record_in_time(path: str, end: float) -> None:
 
 
 def was(path: Path) -> bool:
-    """Whether the container may have run; one that was not written to its end counts too."""
+    """Whether the container may have run; an incompletely written mark counts too."""
     return path.exists()
 
 
 def boot(path: Path) -> str:
-    """The id of the boot in which it was let run, "" where the mark does not say."""
+    """The id of the boot in which it was let run, "" if the mark does not say."""
     return path.read_text(errors="replace").strip()
 
 

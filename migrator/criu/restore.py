@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The restore of a container from CRIU's images, under a monitor of LXC's own: what is made ready for it, and its end.
+"""The restore of a container from CRIU's images, under an LXC monitor: what is prepared for it, and its end.
 
-`lxc-checkpoint -r` starts CRIU and becomes the container's monitor. What it does not pass on, CRIU reads from the file
-that $CRIU_CONFIG_FILE names.
+`lxc-checkpoint -r` starts CRIU and becomes the container's monitor. Options that it does not pass on, CRIU reads from
+the file named by $CRIU_CONFIG_FILE.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from migrator.record.migration_paths import Layout
 from migrator.transfer import spool
 
 NOTE_LIMIT = cgroup_limits.RECORD_LIMIT
-START_CONFIG = "config.start"  # in the spool: of a container that is started anew, without the fence
+START_CONFIG = "config.start"  # in the spool: for a container that is started anew, without the fence
 CONFINED = "its configuration had no rules that keep it from this host's devices, and has them now"
 
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """What LXC and CRIU are given; in the spool, as /run may be mounted noexec."""
+    """What LXC and CRIU are given; in the spool, because /run may be mounted noexec."""
 
-    config: Path  # the container's configuration for this once
+    config: Path  # the container's configuration for this one restore
     criu: Path
     script: Path  # see `at_restore`
-    # Where LXC mounts the root file system for CRIU, in a mount namespace of theirs. It lies in no folder that is ever
-    # removed with all that is in it.
+    # Where LXC mounts the root file system for CRIU, in a mount namespace of theirs. It is not in any directory that is
+    # ever removed with everything in it.
     root: Path
 
     @classmethod
@@ -63,13 +63,13 @@ class Files:
 
 
 def plain_command(name: str, lxcpath: Path, images: Path) -> list[str]:
-    """The command that restores a container under a monitor of LXC's own, as one would type it."""
+    """The command that restores a container under an LXC monitor, as one would type it."""
     return ["lxc-checkpoint", "-r", "-n", name, "-P", str(lxcpath), "-D", str(images), "-l", "INFO",
             "-o", str(images / "lxc.log")]
 
 
 def command(layout: Layout, images: Path) -> list[str]:
-    """The same, with what `prepare` has made for it."""
+    """As `plain_command`, with what `prepare` has made for it."""
     files = Files.of(layout)
     return [*plain_command(layout.name, layout.lxcpath, images), "--rcfile", str(files.config),
             "--action-script", str(files.script)]
@@ -82,23 +82,24 @@ class Prepared:
     commands: tuple[tuple[str, ...], ...]  # see `at_restore.script`
     links: tuple[veths.Veth, ...]
     terminals: tuple[terminals.Terminal, ...]
-    not_taken: str = ""  # in words: what its sender may not have it given, see `cgroup_limits.taken`, `CONFINED`
+    not_taken: str = ""  # in words: what its sender may not have set, see `cgroup_limits.taken`, `CONFINED`
 
 
 def verify(images: Path, names: Iterable[str]) -> None:
-    """Check the images, which are those files of the folder, as they have arrived; raises SegmentDamaged, OSError."""
-    cgroup_image.put_back(images)  # an earlier restore has failed, or was killed
+    """Check that the images, those files of the directory, are as they arrived; raises SegmentDamaged, OSError."""
+    cgroup_image.put_back(images)  # an earlier restore failed or was killed
     spool.verify(*(images / name for name in names))
 
 
 def prepare(container: Container, layout: Layout, images: Path,
             making: Callable[[], AbstractContextManager[None]], trusted: bool = True) -> Prepared:
-    """Make what a restore from the folder `images` needs beforehand: files, veths. Raises RestoreFailed.
+    """Make what a restore from the directory `images` needs beforehand: files, veths. Raises RestoreFailed.
 
-    What it looks at may lie on a file server that does not answer; so all is looked at first, and then made `making`
-    it, which raises TimeoutError where that comes too late. Of who is not `trusted` the container is not
-    favoured, and gets no device that it may not open; what another has open stays so, as with `lxc-cgroup`.
-    He may have been when it was defined: what it lacks then is added to its own configuration as well.
+    What it reads may be on a file server that does not answer. So everything is read first, and then everything is
+    made, within the context `making`, which raises TimeoutError if that comes too late. A sender that is not `trusted`
+    gets no favours for its container, and no device that the container may not open; what other containers have open
+    stays open, as with `lxc-cgroup`. It may have been trusted when the container was defined: then what is missing is
+    added to the container's own configuration as well.
     """
     path = str(container.config_file)
     files = Files.of(layout)
@@ -152,11 +153,11 @@ def _not_taken(dropped: list[str], added: list[str]) -> str:
 
 def restore(container: Container, layout: Layout, images: Path, prepared: Prepared, *, limit: float,
             end: float) -> None:
-    """Restore a container from CRIU images, after `verify` and `prepare`, in `limit` seconds.
+    """Restore a container from CRIU images, after `verify` and `prepare`, within `limit` seconds.
 
     It is not let run after `end`.
 
-    Raises RestoreFailed or CommandTimeout, and may have left processes, cgroups and veths then.
+    Raises RestoreFailed or CommandTimeout, in which case processes, cgroups and veths may be left.
     """
     files = Files.of(layout)
     if prepared.not_taken:
@@ -168,8 +169,8 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         with terminals.made(prepared.terminals) as ttys:
             made = (link.external for link in prepared.links if link.made)
             _write(files.criu, criu_dump.restore_config([*made, *ttys.criu]), 0o600)
-            # At a start LXC drops all supplementary groups. A task that has none gets none from CRIU, and would keep
-            # those of root here: its disk, say (restore_creds in criu/pie/restorer.c).
+            # When LXC starts a container, it drops all supplementary groups. A task that has none gets none set by
+            # CRIU, and would keep those of root here: the group disk, say (restore_creds in criu/pie/restorer.c).
             run(command(layout, images), limit=limit, pass_fds=ttys.descriptors, groups=(),
                 within=partial(_own_keyring, container),
                 env={"CRIU_CONFIG_FILE": str(files.criu), "TAR_OPTIONS": criu_dump.TAR_OPTIONS})
@@ -198,16 +199,16 @@ def _leave_controllers(container: Container, images: Path) -> None:
 
 
 def clear(layout: Layout) -> None:
-    """Remove what `prepare` has made, as far as a container that runs has not taken it; safe to repeat."""
+    """Remove what `prepare` has made, unless a running container has taken it; safe to repeat."""
     veths.remove(layout.id)
     with contextlib.suppress(OSError):
         Files.of(layout).root.rmdir()
 
 
 def cgroup_folder(layout: Layout) -> str:
-    """Where LXC was told to make the cgroups of what was restored, or started, here; "" where it was told nothing.
+    """Where LXC was told to make the cgroups of what was restored, or started, here; "" if it was not told.
 
-    From the configuration made for that, as the container's own may be gone.
+    Read from the configuration made for that, because the container's own may be gone.
     """
     for path in (Files.of(layout).config, layout.spool / START_CONFIG):
         with contextlib.suppress(OSError):
@@ -235,12 +236,12 @@ def _mapped(config: lxc_settings.Config, id_: int) -> bool:
 
 
 def _mapped_group(config: lxc_settings.Config) -> int:
-    """Group id on this host of the container's root: 0 without a user namespace."""
+    """The gid of the container's root on this host: 0 without a user namespace."""
     return next((each.outside for each in config.idmaps if (each.kind, each.inside) == ("g", 0)), 0)
 
 
 def _fstab(settings: Iterable[tuple[str, str]]) -> str:
-    """The text of the file with mounts that a configuration names, "" where it names none or that is not there."""
+    """The text of the file of mounts that a configuration names, "" if it names none or the file does not exist."""
     named = mount_file.named(settings)
     try:
         return config_reader.read_file(named) if named else ""
@@ -249,13 +250,13 @@ def _fstab(settings: Iterable[tuple[str, str]]) -> str:
 
 
 def _noted(images: Path, name: str) -> str:
-    """A note beside the images, which another host has sent; one that an older version did not make is empty."""
+    """A note beside the images, sent by another host; empty if an older version did not make it."""
     path = images / name
     return bounded_read.read(path, NOTE_LIMIT).decode(errors="surrogateescape") if path.exists() else ""
 
 
 def _write(path: Path, text: str, mode: int) -> None:
-    """Not durably: after a power cut the images are gone as well, and a container stands still."""
+    """Not durable: after a power cut the images are gone as well, and a container is waiting."""
     path.unlink(missing_ok=True)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "w", errors="surrogateescape") as file:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration that a container is restored with: its own, but for what belongs to a start alone.
+"""The configuration that a container is restored with: its own, except for what only belongs to a start.
 
-LXC reads it in the container's place (`lxc-checkpoint -r --rcfile`), and the monitor that then holds the container
-keeps it in memory, until the container ends. The next start reads the container's own file again. Pure functions of
-text: the container's configuration with everything that it includes in, in LXC's order.
+LXC reads it instead of the container's (`lxc-checkpoint -r --rcfile`), and the monitor keeps it in memory until the
+container ends. The next start reads the container's own file again. Pure functions of text: the container's
+configuration with all included files, in LXC's order.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from migrator.config import mount_file
 from migrator.host import mountinfo
 
 LEFT_OUT = re.compile(
-    # What these do at a start was done on the other host; one of them is our fence, which refuses (container_config).
+    # Their work at a start was done on the other host; one of them is our fence, which refuses (container_config).
     r"lxc\.hook\.pre-start"
-    # liblxc hands the word to CRIU as it stands (--lsm-profile), also `generated` and on a kernel without AppArmor.
-    # Without it CRIU confines each task by what confined that one before, as the images have it.
+    # liblxc passes the word to CRIU verbatim (--lsm-profile), even `generated` and even on a kernel without AppArmor.
+    # Without it, CRIU confines each task by the profile that it had before, according to the images.
     r"|lxc\.apparmor\..*"
-    # In their place stands what the container really had when it was dumped.
+    # Replaced by what the container really had when it was dumped.
     r"|lxc\.console\.path|lxc\.tty\.max|lxc\.pty\.max"
     r"|lxc\.rootfs\.mount"
-    # Its lines are added to those of lxc.mount.entry: liblxc tells CRIU of these alone.
+    # Its lines are appended to those of lxc.mount.entry, because liblxc tells CRIU only of these.
     r"|lxc\.mount\.fstab"
 )
-# These may read the container's configuration. LXC tells them that it is the file that it has read itself.
+# These may read the container's configuration. LXC tells them that it is the file that it has itself read.
 LATER_HOOKS = ("lxc.hook.stop", "lxc.hook.post-stop")
 
 
 # The monitor of a restored container does not start it again when it reboots, as that of a started one does: it ends,
-# as if it had been told to stop (do_restore in liblxc's criu.c). But its first process, which nobody has reaped yet,
-# was then ended by SIGHUP (reboot(2)): field 52 of proc_pid_stat(5), here the 50th, as the state comes first.
+# as if the container had been stopped (do_restore in liblxc's criu.c). But the container's PID 1, which has not been
+# reaped yet, was then ended by SIGHUP (reboot(2)): field 52 of proc_pid_stat(5), here the 50th because counting starts
+# at the state.
 _REBOOT = (
     'lxcpath=$1; for p in $(cat /proc/$PPID/task/$PPID/children); do set -- $(sed "s/.*) //" /proc/$p/stat); '
     '[ "$1${50}" != Z1 ] || exec env -i PATH="$PATH" lxc-start -d -n "$LXC_NAME" -P "$lxcpath" '
@@ -51,9 +52,9 @@ def text(settings: Collection[tuple[str, str]], *, container: Path, root: Path, 
          fstab: str, real: Callable[[str], str]) -> str:
     """The configuration for a restore, from the settings of the container's own (`config_reader`).
 
-    `container` is its folder, `root` an empty one for LXC to mount its root file system on, `veths` are the names on
-    this host for the veths of `lxc.net.N`, `console` is whether one was mounted in the container, `fstab` the text of
-    lxc.mount.fstab. `real` answers a path without symbolic links.
+    `container` is its directory, `root` an empty one for LXC to mount its root file system on, `veths` the names on
+    this host for the veths of `lxc.net.N`, `console` whether one was mounted in the container, `fstab` the text of
+    lxc.mount.fstab. `real` returns a path without symbolic links.
     """
     kept = []
     for key, value in settings:
@@ -64,14 +65,15 @@ def text(settings: Collection[tuple[str, str]], *, container: Path, root: Path, 
         elif not LEFT_OUT.fullmatch(key):
             kept.append(_line(key, value))
     kept += [_line("lxc.mount.entry", _mount(entry, real)) for entry in mount_file.lines(fstab)]
-    # LXC's own place for it lies below /usr/lib. A container with a user namespace of its own that binds that could not
-    # be restored: its root may not take away what is mounted there (has_locked_children in the kernel's
+    # LXC's own place for it is below /usr/lib. A container with its own user namespace that binds that directory could
+    # not be restored, because its root may not unmount what is mounted there (has_locked_children in the kernel's
     # fs/namespace.c).
     kept.append(f"lxc.rootfs.mount = {root}")
-    # With more ptys than one LXC takes the console from the container's own devpts at a start, and none at a restore.
+    # With more ptys than one, LXC takes the console from the container's own devpts at a start, and provides none at a
+    # restore.
     kept += ["lxc.pty.max = 1"] if console else ["lxc.console.path = none"]
     kept.append("lxc.tty.max = 0")  # LXC makes none at a restore, but would look for them later
-    if ("lxc.ephemeral", "1") not in settings:  # those end for good
+    if ("lxc.ephemeral", "1") not in settings:  # those are destroyed when they end
         kept.append(f"lxc.hook.post-stop = {reboot_hook(container.parent)}")
     kept += [f"lxc.net.{number}.veth.pair = {name}" for number, name in veths.items()]
     return "\n".join([*kept, ""])
@@ -87,6 +89,6 @@ def _mount(entry: str, real: Callable[[str], str]) -> str:
 
 
 def _line(key: str, value: str) -> str:
-    """A setting as LXC reads it back: it takes one pair of quotes away."""
+    """A setting written so that LXC reads it back unchanged: LXC strips one pair of quotes."""
     quoted = len(value) > 1 and value[0] in "\"'" and value[-1] == value[0]
     return f'{key} = "{value}"' if quoted else f"{key} = {value}"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the name of a UNIX socket leads in a container.
 
-CRIU keeps the text that was given to bind(2). At a restore it removes the socket that it finds by that name, binds the
+CRIU keeps the name that was given to bind(2). At a restore it removes the socket that it finds by that name, binds the
 new one there, sets its owner and mode, and connects others to it (unlink_sk, bind_unix_sk and post_open_standalone in
-criu/sk-unix.c), always with root's rights, and with the container's root as its own. So it follows symbolic links to
-wherever they lead by then, and any user of the container can have put one in the place of a folder of his: to a socket
-that only root of the container may connect to, or, by the links of /proc, out of the container. There
-`/proc/self/fd/N` leads to what CRIU itself has open, this host's own /proc for one.
+criu/sk-unix.c), always with root's privileges, and with the container's root directory as its own. So it follows
+symbolic links to wherever they lead by then, and any user of the container can have put one in the place of a directory
+of theirs: leading to a socket that only the container's root may connect to, or, through links in /proc, out of the
+container. There, `/proc/self/fd/N` leads to what CRIU itself has open, including this host's own /proc.
 
-For a deleted socket it also makes the folders that are missing (bind_on_deleted), but not the one that
-a relative name begins in, which it enters first (prep_unix_sk_cwd).
+For a deleted socket it also creates missing directories (bind_on_deleted), but not the one that a relative name begins
+in, which it enters first (prep_unix_sk_cwd).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from migrator.host.mountinfo import SERVERLESS, MountLine
 from migrator.host.roots import Root
 
 LINKS_MAX = 40  # on one way; path_resolution(7)
-WORDS_MAX = 300_000  # of all names together, while a container stands still: some seconds
-ANYBODY = -1  # no user id
+WORDS_MAX = 300_000  # of all names together, while a container is frozen: a few seconds
+ANYBODY = -1  # not a user id
 
 
 class View(NamedTuple):
@@ -34,25 +34,26 @@ class View(NamedTuple):
 
     root: int  # a descriptor
     mounts: dict[int, MountLine]
-    roots: frozenset[int]  # the user ids, as they are here, whose links may lead anywhere
+    roots: frozenset[int]  # the uids, as seen from here, whose links may lead anywhere
 
     @classmethod
     def of(cls, root: int, mounts: Iterable[MountLine], superuser: int) -> View:
-        """`superuser` is root's user id in there; this host's root can be nobody in there."""
+        """`superuser` is root's uid in there; this host's root may be nobody in there."""
         return cls(root, {line.id: line for line in mounts}, frozenset([superuser, 0]))
 
 
 class Way(NamedTuple):
-    """Where a name leads to."""
+    """Where a name leads."""
 
-    folder: str  # in which the last word is, without a link on the way
-    place: Root | None  # None where nothing is there
+    folder: str  # the directory of the last component, without a symlink on the way
+    place: Root | None  # None if nothing is there
     is_socket: bool = False
-    by_users: bool = False  # over a link that is not root's, or lies in a folder that is not
-    by_link: bool = False  # the last word is a link
+    by_users: bool = False  # through a symlink that is not root's, or is in a directory that is not
+    by_link: bool = False  # the last component is a symlink
     is_folder: bool = False
     owner: int = ANYBODY
-    movers: frozenset[int] = frozenset()  # `movers_of` all folders on the way but the root, and of itself if it is one
+    # `movers_of` all directories on the way but the root, and of the target if it is one.
+    movers: frozenset[int] = frozenset()
 
 
 class Astray(PermissionError):
@@ -64,7 +65,7 @@ class AsksServer(PermissionError):
 
 
 class Patience:
-    """How many words are gone along for all names together: each can have many, by its links."""
+    """How many components may be walked for all names together: each name can have many, through its symlinks."""
 
     def __init__(self, words: int = WORDS_MAX) -> None:
         self._left = words
@@ -76,11 +77,11 @@ class Patience:
 
 
 def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
-    """Where a name leads to; on the mount of the number `own` a server may be asked.
+    """Where a name leads; on the mount with the number `own` a server may be asked.
 
     Raises Astray, AsksServer, and OSError.
     """
-    here = [os.dup(view.root)]  # each folder on the way, for ".."
+    here = [os.dup(view.root)]  # each directory on the way, for ".."
     path: list[str] = []  # and its name
     words, links, gone, by_users, by_link = _words(name), 0, False, False, False
     movers: set[int] = set()
@@ -88,7 +89,7 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
         while words:
             patience.take()
             word = words.pop()
-            if gone:  # CRIU makes these folders, if it makes any, and goes on from them
+            if gone:  # CRIU creates these directories, if any, and goes on from them
                 if word == "..":
                     raise Astray("leads upwards from a folder that is gone")
                 path.append(word)
@@ -134,16 +135,16 @@ def follow(view: View, name: str, patience: Patience, own: int = -1) -> Way:
 
 
 def movers_of(folder: os.stat_result) -> frozenset[int]:
-    """The user ids, as they are here, of those who can rename what is in a folder and put a link in its place.
+    """The uids, as seen from here, of those who can rename what is in a directory and put a symlink in its place.
 
-    Its owner, and ANYBODY where the group or others may write to it, be it sticky; an access control list shows in the
+    Its owner, and ANYBODY if the group or others may write to it, sticky or not; an access control list shows up in the
     group's bits.
     """
     return frozenset([folder.st_uid, ANYBODY] if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else [folder.st_uid])
 
 
 def superuser(uid_map: str) -> int:
-    """Root's user id in a user namespace, as its map has it (user_namespaces(7)); this host's where it has none."""
+    """Root's uid in a user namespace, according to its map (user_namespaces(7)); this host's if the map has none."""
     for line in uid_map.splitlines():
         inside, outside, _count = map(int, line.split())
         if inside == 0:
@@ -152,12 +153,13 @@ def superuser(uid_map: str) -> int:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a path, the last one ahead."""
+    """The components of a path, last one first."""
     return [word for word in reversed(name.split("/")) if word not in ("", ".")]
 
 
 def _place(fd: int, view: View, own: int) -> Root:
-    """What a file is, which the kernel tells without asking there; raises Astray and AsksServer by its mount."""
+    """Identifies a file, as the kernel can without asking its file system; raises Astray and AsksServer by its mount.
+    """
     found, number = roots.placed(Path(f"/proc/self/fd/{fd}"))
     mount = None if number is None else view.mounts.get(number)
     if mount is None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The console and the ttys that LXC gives a container: pseudo-terminals whose other end its monitor holds.
 
-A getty on one of them, and an init that has its output there, are dumped with the terminal as something external. At
-the restore LXC brings a console of its own again (`console`, liblxc's criu.c), but no ttys: for each of these we make a
-pseudo-terminal and leave its two ends to lxc-checkpoint, which becomes the monitor and holds them as long as the
-container lives. As before, nobody reads what is written there; `lxc-console -t N` reaches it after the next start.
+A getty on one of them, or an init with its output there, is dumped with the terminal as an external resource. At the
+restore LXC provides a new console (`console`, liblxc's criu.c), but no ttys: for each of these we create a
+pseudo-terminal and leave both ends to lxc-checkpoint, which becomes the monitor and holds them as long as the container
+lives. As before, nobody reads what is written there; `lxc-console -t N` reaches it after the next start.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _ID = re.compile(r"tty\[[0-9a-f]{1,16}:[0-9a-f]{1,16}\]")
 
 @dataclasses.dataclass(frozen=True)
 class Terminal:
-    """One pseudo-terminal of LXC's that is mounted in a container."""
+    """A pseudo-terminal of LXC's that is mounted in a container."""
 
-    id: str  # CRIU's name for it, from the numbers of its device and of the file system that this is on
-    uid: int  # its owner, as the host sees him
+    id: str  # CRIU's name for it, from the device numbers of the terminal and of its file system
+    uid: int  # its owner, as seen from the host
     gid: int
     mode: int
     targets: tuple[str, ...]  # where it is mounted, without the leading slash
@@ -51,13 +51,13 @@ def is_lxcs(target: str) -> bool:
 
 
 def index(line: MountLine) -> int | None:
-    """The number in its devpts of a terminal of LXC's that is mounted; None for any other mount."""
+    """The number, in its devpts, of a mounted terminal of LXC's; None for any other mount."""
     number = line.root.strip("/")
     return int(number) if line.type == "devpts" and number.isdecimal() and is_lxcs(line.target) else None
 
 
 def found(pid: int) -> list[Terminal]:
-    """The terminals that LXC has mounted in the container whose first process is `pid`."""
+    """The terminals that LXC has mounted in the container whose PID 1 is `pid`."""
     mounted: dict[str, Terminal] = {}
     for line in parse_mountinfo(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes())):
         target = line.target.lstrip("/")
@@ -70,9 +70,9 @@ def found(pid: int) -> list[Terminal]:
 
 
 def recorded(text: str, mapped: Callable[[int], bool]) -> list[Terminal]:
-    """The terminals in a record, which comes from another host; raises ValueError where it makes no sense.
+    """The terminals in a record, which comes from another host; raises ValueError if it makes no sense.
 
-    An owner that is not `mapped`, a user of the container's, would be one of this host's: root takes his place.
+    An owner that is not `mapped` to a user of the container would be a user of this host: root takes that place.
     """
     lines = text.splitlines()
     if len(lines) > COUNT_LIMIT:
@@ -93,7 +93,7 @@ def dump_options(terminals: Sequence[Terminal]) -> list[str]:
     for terminal in terminals:
         options += ["--external", terminal.id]
         for target in terminal.targets:
-            # liblxc calls its console so at the restore.
+            # liblxc uses this name for its console at the restore.
             options += ["--ext-mount-map", f"/{target}:{'console' if terminal.console else target}"]
     return options
 
@@ -103,14 +103,14 @@ class Made:
     """What `made` has for a restore."""
 
     criu: tuple[str, ...] = ()  # lines of CRIU's configuration file
-    descriptors: tuple[int, ...] = ()  # which lxc-checkpoint is to inherit
+    descriptors: tuple[int, ...] = ()  # that lxc-checkpoint is to inherit
 
 
 @contextlib.contextmanager
 def made(terminals: Sequence[Terminal]) -> Iterator[Made]:
-    """New pseudo-terminals of this host in the place of ttys; the console is LXC's own affair.
+    """New pseudo-terminals of this host to replace ttys; the console is up to LXC.
 
-    Our descriptors of them are closed in the end: who has inherited them then keeps them.
+    Our descriptors of them are closed at the end; whoever has inherited them keeps them.
     """
     lines: list[str] = []
     descriptors: list[int] = []

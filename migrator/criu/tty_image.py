@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose controlling terminal a terminal of LXC's is: what CRIU may miss, and is told then.
+"""Whose controlling terminal a terminal of LXC's is: CRIU may miss that, and is then told.
 
-CRIU asks the first task that has a terminal open whether it is its controlling one, as that is what the kernel answers
-(parasite_dump_tty in criu/pie/parasite.c). Restored tasks that have LXC's console open all share one open file, as
-CRIU was given one. So from the second move on an init that has its output there answers for the login program beside
-it, which would lose its job control, and its hangup.
+CRIU asks the first task that has a terminal open whether it is that task's controlling terminal, because that is what
+the kernel can answer (parasite_dump_tty in criu/pie/parasite.c). Restored tasks with LXC's console open all share one
+open file, because CRIU was given one. So from the second move on, an init with its output there answers for the login
+program beside it, which would then lose its job control and its hangup.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _TYPE, _SID, _PGRP, _RDEV, _DEV = 2, 6, 7, 8, 13  # tty_info_entry in images/tty
 _VARINT_MAX = 10  # bytes of a number (protobuf.dev, Encoding)
 _EXTERNAL = 5  # EXT_TTY
 
-Device = tuple[int, int]  # of a terminal, and of the file system that it is on, as stat(2) has them
-Session = tuple[int, int]  # its leader and its foreground process group, by their ids in the container
+Device = tuple[int, int]  # of a terminal, and of the file system that it is on, as in stat(2)
+Session = tuple[int, int]  # its leader and its foreground process group, as pids in the container
 
 
 def sessions(pids: Iterable[int]) -> dict[Device, Session]:
@@ -36,9 +36,9 @@ def sessions(pids: Iterable[int]) -> dict[Device, Session]:
             _state, _parent, _group, session, terminal, foreground = _stat(pid)
             if int(session) != pid or not int(terminal):
                 continue
-            # By its numbers alone it may be that of another devpts.
+            # The number alone could also be that of a terminal in another devpts.
             for fd in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):  # what is no terminal need not tell
+                with contextlib.suppress(OSError):  # what is not a terminal does not matter
                     seen = roots.opened(str(fd))
                     if stat.S_ISCHR(seen.mode) and seen.special == _device(int(terminal)):
                         found[seen.special, seen.device] = _inside(pid), _inside(int(foreground))
@@ -51,7 +51,7 @@ def _stat(pid: int) -> list[bytes]:
 
 
 def _device(number: int) -> int:
-    """A device number as stat(2) has it, from how /proc/PID/stat shows it (new_encode_dev in linux/kdev_t.h)."""
+    """A device number as in stat(2), from the form in /proc/PID/stat (new_encode_dev in linux/kdev_t.h)."""
     return os.makedev((number >> 8) & 0xFFF, (number & 0xFF) | ((number >> 12) & 0xFFF00))
 
 
@@ -63,14 +63,14 @@ def _inside(pid: int) -> int:
 
 
 def mend(images: Path, found: Mapping[Device, Session]) -> None:
-    """Write `found` into the image of a dump, where CRIU has missed it."""
+    """Write `found` into the image of a dump where CRIU has missed it."""
     path = images / IMAGE
     if found and path.exists():
         path.write_bytes(mended(path.read_bytes(), found))
 
 
 def mended(image: bytes, found: Mapping[Device, Session]) -> bytes:
-    """An image in which each external terminal without a session has the one that is found; others are as they were."""
+    """The image with each external terminal that has no session given the one found; others are unchanged."""
     if not image.startswith(_HEAD):
         return image
     out = bytearray(_HEAD)
@@ -91,32 +91,32 @@ def mended(image: bytes, found: Mapping[Device, Session]) -> bytes:
 
 
 def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
-    """The fields of a protocol buffer's message: number, value if it is a number, and all its bytes.
+    """The fields of a protocol buffer message: number, value if it is a number, and all its bytes.
 
-    Raises ValueError, and IndexError where the message ends too early.
+    Raises ValueError, and IndexError if the message is truncated.
     """
     position = 0
     while position < len(record):
         begin = position
         key, position = _number(record, position)
-        if key & 7 not in (0, 2):  # numbers of a fixed size, which no image that is read here has
+        if key & 7 not in (0, 2):  # numbers of a fixed size, which do not occur in the images read here
             raise ValueError("a field is of an unknown kind")
         value, position = _number(record, position)
         is_number = key & 7 == 0
-        if not is_number:  # it is a length, and so many bytes follow
+        if not is_number:  # it is a length, and that many bytes follow
             position += value
         yield key >> 3, value if is_number else None, record[begin:position]
 
 
 def content(raw: bytes) -> bytes:
-    """What a field of bytes holds, behind its key and its length."""
+    """The content of a length-delimited field, after its key and its length."""
     _key, position = _number(raw, 0)
     _length, position = _number(raw, position)
     return raw[position:]
 
 
 def _number(data: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, and where the next thing stands; raises ValueError, and IndexError at the end."""
+    """The number at a position, and the position after it; raises ValueError, and IndexError at the end."""
     value = 0
     for shift in range(0, 7 * _VARINT_MAX, 7):
         byte = data[position]

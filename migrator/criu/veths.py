@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The veths of a container that is to be restored: made here beforehand, where CRIU cannot make them itself.
+"""The veths of a container that is to be restored: made here beforehand if CRIU cannot make them itself.
 
-Who makes a pair with one end in another network namespace needs CAP_NET_ADMIN in both (since the kernel's commit
-7b735ef81286). A container with a user namespace of its own has it in its own alone, so CRIU asks a helper that stayed
-outside (checkpoint-restore/criu#3006, in 4.2.1; earlier ones get EPERM). But that asks for the interface number of the
-*container's* end in the *host's* namespace: the number is usually taken there, by the host's own card, and the kernel
-answers "Operation not supported" (-95). A pair that is there already is only moved in: `external netdev[eth0]:NAME`
-(move_veth in criu/net.c). That is right with every CRIU since 3.16, so it stays when CRIU is cured.
+Creating a pair with one end in another network namespace requires CAP_NET_ADMIN in both (since the kernel's commit
+7b735ef81286). A container with its own user namespace has it only in its own, so CRIU asks a helper that stayed outside
+(checkpoint-restore/criu#3006, in 4.2.1; earlier versions get EPERM). But the helper requests the interface index of the
+*container's* end in the *host's* namespace: that is usually taken there, by the host's own network card, and the kernel
+answers "Operation not supported" (-95). A pair that exists already is only moved in: `external netdev[eth0]:NAME`
+(move_veth in criu/net.c). That works with every CRIU since 3.16, so it will stay once CRIU is fixed.
 
-What LXC does on the host with a veth at a start is the same for those that CRIU makes, where it can be told of none: on
-an older kernel, or by a name that does not come through its configuration file.
+What LXC does to the host's end of a veth at a start is also done for those that CRIU makes, which is so where it cannot
+be given one: on an older kernel, or for a name that its configuration file cannot express.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from migrator.config.lxc_settings import Net
 from migrator.errors.this_host import CommandFailed
 
 CLASS_NET = Path("/sys/class/net")
-KERNEL = (5, 13)  # from here on an interface can have a given number in the namespace that it is moved to
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # others would not come through CRIU's configuration file
+KERNEL = (5, 13)  # from here on an interface can get a given index in the namespace that it is moved to
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}")  # CRIU's configuration file cannot express others
 GONE_LIMIT = 5.0  # seconds that the kernel may take to remove what a failed restore has left
 POLL = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Veth:
-    """A pair that is to be there once the container is restored."""
+    """A pair that must exist once the container is restored."""
 
     number: int  # N of lxc.net.N
-    inside: str  # its name in the container, which CRIU gives it
-    made: str  # what that end is called until then: the mark by which `remove` knows it; "": CRIU makes the pair
+    inside: str  # its name in the container, set by CRIU
+    made: str  # that end's name until then, by which `remove` recognises it; "" if CRIU makes the pair
     outside: str  # the name of the host's end
-    bridge: str  # which CRIU plugs it into in the end; "" for none
-    mtu: int  # 0: that of the bridge
+    bridge: str  # that CRIU plugs it into in the end; "" for none
+    mtu: int  # 0: the bridge's
     routes: tuple[str, ...] = ()
     vlan: str = ""  # of the bridge's port, see `Net`
     tagged: tuple[str, ...] = ()
@@ -63,8 +63,8 @@ def possible(kernel: tuple[int, ...]) -> bool:
 def planned(nets: Iterable[Net], migration: str, *, beforehand: bool) -> list[Veth]:
     """The pairs for the configuration's veths; `beforehand` is whether they can be made here.
 
-    An end on the host without a name of its own is called after the migration. Where the configuration does not say
-    what it is called inside, LXC counts (exec_criu in liblxc's criu.c).
+    A host's end without a configured name is named after the migration. If the configuration does not give the name
+    inside, LXC counts (exec_criu in liblxc's criu.c).
     """
     found = []
     for position, net in enumerate(nets):
@@ -84,7 +84,7 @@ def _mark(migration: str) -> str:
 def make_command(veth: Veth, mac: str, mtu: int) -> list[str]:
     """Make a pair as LXC does (netdev_configure_server_veth in liblxc's network.c).
 
-    `mac` is for the host's end: a bridge takes the lowest of its ports' addresses for its own.
+    `mac` is for the host's end: a bridge adopts the lowest of its ports' addresses as its own.
     """
     sized = ["mtu", str(mtu)] if mtu else []
     return ["ip", "link", "add", "name", veth.outside, "address", mac, *sized, "type", "veth",
@@ -92,7 +92,7 @@ def make_command(veth: Veth, mac: str, mtu: int) -> list[str]:
 
 
 def make(veths: Sequence[Veth]) -> None:
-    """Make the pairs, off their bridges. `remove` takes back what CRIU has not moved away.
+    """Make the pairs, not yet on their bridges. `remove` removes those that CRIU has not moved away.
 
     Raises CommandFailed and InvalidName.
     """
@@ -102,7 +102,7 @@ def make(veths: Sequence[Veth]) -> None:
             continue
         run(make_command(veth, f"fe:{secrets.token_bytes(5).hex(':')}", veth.mtu or _mtu(veth.bridge)))
         if veth.bridge:
-            # LXC switches link-local addresses off there: the end that is a bridge's port needs none.
+            # LXC disables link-local addresses there: the end that is a bridge port needs none.
             setting = Path("/proc/sys/net/ipv6/conf", veth.outside, "disable_ipv6")
             if setting.exists():
                 setting.write_text("1")
@@ -111,11 +111,11 @@ def make(veths: Sequence[Veth]) -> None:
 
 
 def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, str], str]) -> list[list[str]]:
-    """What LXC does with a veth's end at the start of the container `name`, once that is on its bridge; CRIU does not.
+    """What LXC does with a veth's end at the start of the container `name`, once it is on its bridge; CRIU does not.
 
-    The VLANs of its port (setup_veth_native_bridge_vlan in liblxc's network.c), then the command in script.up
-    (run_script_argv in its utils.c), by lxc.hook.version. `setting` answers a setting of a bridge, as the kernel has
-    it. Raises ValueError where LXC would not start the container.
+    It sets the VLANs of its port (setup_veth_native_bridge_vlan in liblxc's network.c), then runs the command in
+    script.up (run_script_argv in its utils.c), according to lxc.hook.version. `setting` returns a bridge setting, as
+    the kernel has it. Raises ValueError if LXC would not start the container.
     """
     commands = []
     if veth.vlan or veth.tagged:
@@ -143,7 +143,7 @@ def on_its_bridge(veth: Veth, name: str, version: str, setting: Callable[[str, s
 
 
 def bridge_setting(bridge: str, name: str) -> str:
-    """A setting of a bridge of this host; "" where there is none. Raises InvalidName."""
+    """A setting of a bridge of this host; "" if there is none. Raises InvalidName."""
     return _told(bridge, f"bridge/{name}")
 
 
@@ -158,22 +158,22 @@ def _told(interface: str, file: str) -> str:
 
 
 def _folder(interface: str) -> Path:
-    """Of an interface as a configuration names it: with another name that would be a path of whoever made it."""
+    """The sysfs directory of an interface named in a configuration; any other name could be a path its author chose."""
     return CLASS_NET / names.inside_interface(interface)
 
 
 def _wait_gone(name: str) -> None:
-    """Wait for the end of an interface that goes with its namespace, which the kernel removes a little later."""
+    """Wait until an interface that goes with its namespace is gone, which the kernel removes a little later."""
     end = time.monotonic() + GONE_LIMIT
     while _folder(name).exists() and time.monotonic() < end:
         time.sleep(POLL)
 
 
 def route(veths: Sequence[Veth]) -> None:
-    """Add the host's routes to what lies behind a container that runs now; safe to repeat.
+    """Add the host's routes to what is behind a running container; safe to repeat.
 
-    One that the host has already to the same place, by another way, is left as it is: it would be gone for good. Raises
-    CommandFailed, once all others are added.
+    An existing route to the same place by another way is left alone: replaced, it would be gone for good. Raises
+    CommandFailed after all others have been added.
     """
     failures = []
     for veth in veths:
@@ -193,6 +193,6 @@ def _has_route(route: str, interface: str) -> bool:
 
 
 def remove(migration: str) -> None:
-    """Remove the pairs that were made for this migration and are still on the host: of a restore that failed."""
+    """Remove the pairs made for this migration that are still on the host because the restore failed."""
     for path in CLASS_NET.glob(f"{_mark(migration)}*"):
         run(["ip", "link", "delete", "dev", path.name], check=False)
