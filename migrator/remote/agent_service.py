@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The agent: what a host behind NAT answers paired peers with. `stages.agent` is its command line."""
+"""The agent: how a host behind NAT answers its paired peers. `stages.agent` is its command line."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ from tunnel.session.live_tunnel import Tunnel
 from tunnel.session.responder import accept
 from tunnel.session.setup import until
 
-STOP_LIMIT = 20.0  # seconds that a session may take to end in an orderly way
+STOP_LIMIT = 20.0  # seconds that a session may take to end cleanly
 BENCH_LIMIT = 60.0  # seconds that one measurement may take
 BENCH_BUFFER = 1 << 20
-CONNECTIONS_MAX = 16  # that are served at a time, each by a process or a thread of its own
+CONNECTIONS_MAX = 16  # served at a time, each by a process or thread of its own
 CONNECTIONS_EACH = 4  # of one peer, over all its sessions
-PACE = Rate(per_second=0.5, burst=20)  # of one peer: a process costs more to start than a connection to make
-LOOK_INTERVAL = 2.0  # seconds between two looks whether a peer with a session may still do what it might
+# Of one peer: starting a process costs us more than making a connection costs the peer.
+PACE = Rate(per_second=0.5, burst=20)
+LOOK_INTERVAL = 2.0  # seconds between two checks whether a peer with a session still has its permission
 PACED_MAX = 1000  # peers whose pace is remembered
 
 
 class Places:
-    """The connections that are being served, by peer. One that has no place has nothing started for it."""
+    """The connections being served, by peer. For one that gets no place nothing is started."""
 
     def __init__(self, clock: Clock = now) -> None:
         self._taken: Counter[bytes] = Counter()
         self._pace = Buckets(PACE, PACED_MAX, clock)
 
     def take(self, peer: bytes) -> str:
-        """One for the peer with that id; else why there is none."""
+        """Take a place for the peer with that id; if there is none, returns why."""
         if self._taken[peer] >= CONNECTIONS_EACH or self._taken.total() >= CONNECTIONS_MAX:
             return "has more connections than are served at a time"
         if not self._pace.take(peer):
@@ -60,7 +61,7 @@ class Places:
 
     def leave(self, peer: bytes) -> None:
         self._taken[peer] -= 1
-        self._taken += Counter()  # keeps what is above zero
+        self._taken += Counter()  # drops entries that are zero
 
 
 def wait(identity: Identity, peers: Peers, servers: Sequence[Server], *, policy: Policy, once: bool) -> None:
@@ -87,7 +88,7 @@ async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], pol
 
 
 async def _serve(places: Places, tunnel: Tunnel) -> None:
-    """What a session gets: each connection through its tunnel is one `migrator serve`, or a measurement."""
+    """Serve a session: each connection through its tunnel gets one `migrator serve`, or a measurement."""
     peer = tunnel.peer.public.id
     told: set[str] = set()
 
@@ -105,12 +106,12 @@ async def _serve(places: Places, tunnel: Tunnel) -> None:
             keep = undo.enter_context(connection.dup())
             done = _in_thread(partial(work, connection))
             undo.pop_all()
-        done.add_done_callback(lambda _: places.leave(peer))  # which may be later than the end of the tunnel
+        done.add_done_callback(lambda _: places.leave(peer))  # this may be later than the end of the tunnel
         try:
             await asyncio.shield(done)
         except asyncio.CancelledError:
-            # The tunnel has gone, or the agent ends. Whoever reads there sees its connection end, and undoes what is
-            # half done; that may take its time.
+            # The tunnel is gone or the agent is ending. The reader sees its connection end and undoes what is half
+            # done, which may take a while.
             with contextlib.suppress(OSError):
                 keep.shutdown(socket.SHUT_RDWR)
             await asyncio.wait([done], timeout=STOP_LIMIT)
@@ -123,9 +124,9 @@ async def _serve(places: Places, tunnel: Tunnel) -> None:
 
 
 async def _withdrawn(peer: bytes) -> None:
-    """Until the peer with that id was removed, or may receive no more.
+    """Wait until the peer with that id is removed or may no longer bring containers.
 
-    While the store of peers cannot be read all that a peer asks is refused, and its session stands.
+    While the peer store cannot be read, every request of the peer is refused, but its session stays up.
     """
     might_receive = False
     while True:
@@ -138,7 +139,7 @@ async def _withdrawn(peer: bytes) -> None:
 
 
 def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
-    """Done when `work` is; on a thread of its own, for it may take hours."""
+    """Done when `work` is; in a thread of its own, because that may take hours."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -158,15 +159,15 @@ def _in_thread(work: Callable[[], None]) -> asyncio.Future[None]:
 
 
 def _migrate(peer: bytes, connection: socket.socket) -> None:
-    """Answer the peer with that id as far as it may ask.
+    """Answer the peer with that id as far as its permissions go.
 
     In a process of its own: whatever happens to it, the tunnel and other sessions go on. None is started for a peer
-    that may ask nothing at all.
+    that may not request anything at all.
     """
     try:
         if not _may_ask(peer):
             return
-        # -I: root may stand where anybody can put a module that is called as one of ours
+        # -I: root's current directory may be one where anybody can put a module with the name of one of ours.
         command = [sys.executable, "-I", "-m", "migrator", "serve", "--peer", peer.hex()]
         with started(command, stdin=connection.fileno(), stdout=connection.fileno()) as program:
             connection.close()
@@ -180,13 +181,13 @@ def _migrate(peer: bytes, connection: socket.socket) -> None:
 
 
 def _may_ask(peer: bytes) -> bool:
-    """Whether the peer with that id may ask anything; one that was removed while its tunnel stood may not."""
+    """Whether the peer with that id may request anything; not if it was removed while its tunnel was up."""
     granted = grant.of_peer_id(peer)
     return granted.receive or granted.ask
 
 
 def _bench(peer: bytes, connection: socket.socket) -> None:
-    """Read all that comes, and say how much it was: u64."""
+    """Read all that comes, and report its size in bytes: u64."""
     buffer, total = bytearray(BENCH_BUFFER), 0
     end = time.monotonic() + BENCH_LIMIT
     with contextlib.suppress(OSError, DocumentedError), connection:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The destination's end of a connection: what `migrator serve` keeps while it answers one source.
 
-The answers themselves stand in `stages/`, beside the stage that asks for them.
+The answers themselves are in `stages/`, next to the stages that ask for them.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from migrator.transfer.rpc import Takeover
 from migrator.transfer.wire_codec import Answer, Request
 
 CONFIG_FILE = "config.json"  # in the spool
-REST = 0.5  # seconds between two times that who is not root has a container locked, or tries to
-_KEPT_LIMIT = 8 * CONTROL_MAX  # bytes: JSON makes up to six of one
+REST = 0.5  # seconds for which a caller who is not root has to leave a container unlocked between two locks or attempts
+_KEPT_LIMIT = 8 * CONTROL_MAX  # bytes: JSON turns one into up to six
 
 
 class Place(NamedTuple):
     """Where a transfer goes, whether it must be on disk before it is acknowledged, and who is told as it arrives.
 
-    `accepts` says which names the sender may give its files: those that belong there, and none of what this host keeps
-    beside them; `bounds` how much they may be.
+    `accepts` says which names the sender may give its files: those that belong there, and none of the files that this
+    host keeps beside them. `bounds` limits their size.
     """
 
     folder: Path
@@ -66,30 +66,32 @@ class Place(NamedTuple):
 class Service:
     """One connection's journal and locks.
 
-    A container stays locked from one request to the next while its migration to here is under way, as long as the
-    connection stands. Any other request has it for itself at most: see `end_request`.
+    A container stays locked from one request to the next while its migration to this host is in progress, for as long
+    as the connection lasts. For any other request it is locked only for that request: see `end_request`.
     """
 
     def __init__(self, journal: Journal, stack: contextlib.ExitStack, grant: Grant = ROOT,
                  clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         self.journal = journal
         self.grant = grant  # what the other side may do here
-        self.looks = 0  # how often it has had this host looked at
-        self.unknown: set[str] = set()  # ids that it has named, and that are none of its own
+        self.looks = 0  # how often it has had this host's facts collected
+        self.unknown: set[str] = set()  # ids that it has named and that are not its own
         self.origins: set[str] = set()  # of the containers that it has asked about
-        self.abandons = 0  # how many migrations it has given up that this host had never heard of
+        self.abandons = 0  # how many migrations unknown to this host it has abandoned
         self._stack = stack
         self._locked: dict[tuple[str, Path], contextlib.ExitStack] = {}
         self._clock, self._sleep = clock, sleep
-        self._rests_until = 0.0  # by the clock: before that no lock is taken for who is not root
-        self.behind: Behind | None = None  # the import of what this connection has brought last
-        self.images_of = ""  # the migration all of whose images this process has checked as they arrived
+        self._rests_until = 0.0  # by the clock: until then a caller who is not root gets no lock
+        self.behind: Behind | None = None  # the import of what this connection brought last
+        self.images_of = ""  # the migration whose images this process has checked, all of them, as they arrived
 
     def lock(self, name: str, lxcpath: Path) -> tuple[str, Path] | None:
-        """Keep other commands off a container; raises Busy. Returns what `_let_go` takes; None where it was locked.
+        """Keep other commands off a container; raises Busy.
 
-        Who asks again and again, and is not root, has it for a small part of the time only. Nothing of it is left on a
-        host that knows of no migration of such a container, however many names are tried.
+        Returns an argument for `_let_go`; None if it was locked already.
+
+        A caller who is not root and asks again and again holds the lock for only a small part of the time. On a host
+        that knows no migration of such a container, no lock file stays behind, however many names are tried.
         """
         def nothing_known() -> bool:
             return self.journal.latest(name, lxcpath) is None
@@ -109,9 +111,10 @@ class Service:
         self._locked.pop(container).close()
 
     def end_request(self) -> None:
-        """Let go of every container but those whose migration to here goes on: nobody waits for this connection's end.
+        """Release every container except those whose migration to here continues: nobody waits for this connection to
+        end.
 
-        Once it has ended, or was given up, what lies here is its host's, as is what goes out from here.
+        Once a migration has ended or was given up, its remains are up to this host; and so is what goes out from here.
         """
         for container in list(self._locked):
             with contextlib.suppress(JournalBroken):
@@ -120,16 +123,16 @@ class Service:
                     self._let_go(container)
 
     def _goes_on(self, migration: Migration) -> bool:
-        """Whether it is one to here of this caller's, and not over for this host."""
+        """Whether it is a migration to here by this caller, and not over for this host."""
         over = migration.ended or migration.state is State.ABANDONING
         return migration.role is Role.DESTINATION and self.grant.owns(migration) and not over
 
     @contextlib.contextmanager
     def locking(self, name: str, lxcpath: Path) -> Iterator[Callable[[], None]]:
-        """As `lock`, but the lock goes again where the block is left by an error, or calls what it is given.
+        """As `lock`, but the lock is released if the block raises an error, or calls what it is given.
 
-        Until then nothing says that the caller has anything to do with a container of that name. A lock that was held
-        before stays.
+        Until then nothing shows that the caller has anything to do with a container of that name. A lock that was
+        already held stays.
         """
         fresh = self.lock(name, lxcpath)
 
@@ -146,9 +149,10 @@ class Service:
     def import_behind(self, file: Path, target: Path) -> Behind | None:
         """The watcher for the transfer of `file`, which becomes the subvolume `target` while it arrives.
 
-        None where an earlier one does not end: it is imported from the spool then.
+        None if an earlier import does not end; then this one is made from the spool.
         """
-        self._stack.callback(self.wait_behind)  # each time: a container is locked until then that was locked last
+        # Each time, because the container locked last must stay locked until then.
+        self._stack.callback(self.wait_behind)
         if not self.end_behind():
             return None
         leave = room_bounds.reserve(file.parent) if self.grant.restricted else room_bounds.MARGIN
@@ -156,32 +160,36 @@ class Service:
         return self.behind
 
     def wait_behind(self) -> None:
-        """Break the import behind the last transfer off, and wait for its end: nobody else knows what came of it."""
+        """Break off the import running behind the last transfer and wait for its end: nobody else learns its outcome.
+        """
         if self.behind and not self.end_behind():
             self.behind.wait()
 
     def end_behind(self) -> bool:
-        """Break it off: nobody needs what it makes, and somebody may wait with a frozen container. Whether it ends."""
+        """Break it off: nobody needs its result, and someone may be waiting with a frozen container.
+
+        Returns whether it ended.
+        """
         if self.behind is None or self.behind.wait(0.0):
             return True
         log.warning(f"The import of {self.behind.target} was interrupted, and has not ended yet")
         return False
 
     def disk_bounds(self, migration: Migration) -> Bounds:
-        """What the caller's streams of that migration's disk are held to."""
+        """The limits for the caller's streams of that migration's disk."""
         if not self.grant.restricted:
             return room_bounds.OF_DISK
         return room_bounds.of_disk(migration.lxcpath, migration.data.announced)
 
     def lxcpath(self, wanted: str | None) -> Path:
-        """The LXC path that the source asked for, or this host's own."""
+        """The LXC path that the source asked for, or this host's default."""
         return self.grant.lxcpath(wanted or "")
 
     def known(self, id_: str) -> Migration | None:
-        """The migration to this host that the source speaks of, which must be its own; None where there is none.
+        """The migration to this host that the source refers to, which must be its own; None if there is none.
 
-        An id names a folder of memory images, ports and a table of the firewall, whichever way the migration goes: one
-        that goes out from here is nobody's who connects to here. Raises NotAllowed.
+        An id names a directory of memory images, ports and a firewall table, whichever way the migration goes: one that
+        goes out from here belongs to nobody who connects to this host. Raises NotAllowed.
         """
         outgoing, migration = (self.journal.by_id(id_, role) for role in (Role.SOURCE, Role.DESTINATION))
         if outgoing or not migration or not self.grant.owns(migration):
@@ -193,17 +201,17 @@ class Service:
         return migration
 
     def refuse_guesses(self, id_: str) -> None:
-        """Count an id that is none of the caller's; raises NotAllowed, whatever it is, where there are too many."""
+        """Count an id that is not the caller's; raises NotAllowed, whatever the id is, once there are too many."""
         self.unknown.add(id_)
         if self.grant.restricted and len(self.unknown) > UNKNOWN_MAX:
             self.unknown.discard(id_)
             raise self.grant.refusal("it has asked for too many migrations that it has not begun over one connection")
 
     def origin(self, told: str, migration: Migration | None = None) -> str:
-        """The origin of the container that the source speaks of, "" for none; it stays that of its `migration`.
+        """The origin of the container that the source refers to, "" for none; fixed once there is a `migration`.
 
-        Who has it counts as who brings that container, so each that is asked about is counted; raises NotAllowed where
-        a caller who is not root tries too many.
+        Whoever knows the origin passes for the one who brings that container, so each one asked about is counted;
+        raises NotAllowed if a caller who is not root tries too many.
         """
         if migration:
             return migration.begun.origin or migration.id
@@ -215,26 +223,26 @@ class Service:
         return told
 
     def refuse_crowds(self) -> None:
-        """Raises NotAllowed where a caller who is not root has begun too much."""
+        """Raise NotAllowed if a caller who is not root has begun too much."""
         if self.grant.restricted:
             known, unfinished = callers.count(self.journal, self.grant.caller)
             if known >= KNOWN_MAX or unfinished >= UNFINISHED_MAX:
                 raise self.grant.refusal("it has too many migrations here")
 
     def refuse_new(self) -> None:
-        """Raises NotAllowed and NoSpace where no migration of the caller may begin."""
+        """Raise NotAllowed or NoSpace if no further migration of the caller may begin."""
         self.refuse_crowds()
         self._refuse_filling()
 
     def refuse_data(self, migration: Migration) -> None:
-        """Raises NotAllowed and NoSpace where no data of that migration may be brought."""
+        """Raise NotAllowed or NoSpace if no more data of that migration may be brought."""
         self.refuse_more(migration)
         self._refuse_filling()
 
     def _refuse_filling(self) -> None:
-        """For who is not root: raises NotAllowed where too much is recorded of it all, NoSpace without room for more.
+        """For a caller who is not root: NotAllowed if too much is on record for it, NoSpace without room for more.
 
-        What is recorded stays when a migration has ended, and lies where the host may keep much else.
+        Records stay when a migration has ended, on a file system that may hold much else of this host.
         """
         if self.grant.restricted:
             if callers.told(self.journal, self.grant.caller) >= TOLD_MAX:
@@ -244,15 +252,15 @@ class Service:
             room_bounds.check_journal(self.journal.path.parent)
 
     def refuse_abandons(self) -> None:
-        """Count one more migration that never began; raises NotAllowed where a caller who is not root has too many."""
+        """Count another migration that never began; raises NotAllowed if a caller who is not root has too many."""
         self.abandons += 1
         if self.grant.restricted and self.abandons > ABANDONS_MAX:
             raise self.grant.refusal("it gives up too many migrations that never began")
 
     def refuse_more(self, migration: Migration) -> None:
-        """Raises NotAllowed where a caller who is not root has had too much of a migration recorded.
+        """Raise NotAllowed if a caller who is not root has caused too many records of a migration.
 
-        To be asked before something begins: what gives a container back, or says where it is, is recorded always.
+        Ask before something begins: what gives a container back, or says where it is, is always recorded.
         """
         count, size = migration.length()
         if self.grant.restricted and (count >= EVENTS_MAX or size >= EVENTS_SIZE):
@@ -261,9 +269,10 @@ class Service:
                              fix="Give it up on its source, with `migrator rollback`, and start over.")
 
     def find(self, id_: str) -> Migration | None:
-        """The migration that the source speaks of, locked; None when this host does not know it.
+        """The migration that the source refers to, locked; None if this host does not know it.
 
-        One that never began has nothing to do with a container of that name, and locks none; nor does one `is_past`.
+        One that never began has nothing to do with a container of that name and is not locked; nor is one that
+        `is_past`.
         """
         migration = self.known(id_)
         if migration and not migration.never_began and not is_past(migration):
@@ -272,16 +281,17 @@ class Service:
         return migration
 
     def migration(self, id_: str) -> Migration:
-        """As `find`, with what its caller may bring along by now on record; raises NoMigration."""
+        """As `find`, after recording what its caller may bring along by now; raises NoMigration."""
         migration = self.find(id_)
         if migration is None:
             raise NoMigration(name=id_, stage="the source", next="migrator prepare-data")
-        if self._goes_on(migration) and migration.state is not State.RESTORED:  # else nothing more comes along
+        if self._goes_on(migration) and migration.state is not State.RESTORED:  # otherwise nothing more comes along
             self.note_consent(migration)
         return migration
 
     def note_consent(self, migration: Migration) -> None:
-        """Record whether what reaches out may come along, where that was allowed since or is not any more."""
+        """Record whether settings that reach out may come along, if permission for that was given or withdrawn since.
+        """
         if grant.recorded(migration).hooks is not self.grant.hooks:
             migration.note("consent", hooks=self.grant.hooks, hooks_fix=self.grant.hooks_fix)
 
@@ -291,9 +301,9 @@ Receivers = dict[type[KindTransfer], Callable[[Service, Any], Place]]
 
 
 def is_past(migration: Migration) -> bool:
-    """Whether it has ended, and another migration of that container is under way by now, from here perhaps.
+    """Whether it has ended and another migration of that container is in progress by now, perhaps from here.
 
-    Nothing of it is to be done any more, and so it must keep nobody off a container that may stand frozen.
+    Nothing is to be done for it any more, so it must keep nobody off a container that may be frozen.
     """
     newest = migration.journal.latest(migration.name, migration.lxcpath)
     return migration.ended and newest is not None and newest.id != migration.id and not newest.ended
@@ -302,7 +312,7 @@ def is_past(migration: Migration) -> bool:
 def keep_config(layout: Layout, asked: Begin, *, includes: bool = True) -> None:
     """Store the container's configuration as it came from the source, until the container is defined here.
 
-    Without `includes` nothing that it includes comes along: this host's own files of that name serve.
+    Without `includes`, no included files come along: this host's own files of those names are used.
     """
     data = {"text": asked.config, "includes": asked.includes if includes else {}, "bridges": asked.bridges}
     container_config.write_file(layout.spool / CONFIG_FILE, json.dumps(data), mode=0o600)

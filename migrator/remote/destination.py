@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `-d` takes: where a container is to go; and how it is reached.
+"""What `-d` accepts: where a container is to go, and how that host is reached.
 
-    [user@]host[:port]          a host that SSH reaches; an IPv6 address stands in brackets
+    [user@]host[:port]          a host reached by SSH; an IPv6 address is put in brackets
     ssh://[user@]host[:port]    the same
     peer:NAME                   a paired peer, reached through the tunnel
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _LONGEST = 512  # characters; a host name has at most 253, a login 256
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})", re.ASCII)
 _ZONE = re.compile(r"[A-Za-z0-9_.-]{1,15}", re.ASCII)
-# Not the first character, or ssh would take it for an option; no character that a ProxyCommand's shell could act on.
+# Not a dash as the first character, or ssh would take it for an option; nothing that a ProxyCommand's shell acts on.
 _USER = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.@+-]{0,255}", re.ASCII)
 _PEER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 
@@ -36,7 +36,7 @@ class Kind(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Destination:
-    """Where to go. `user` and `port` are None where the command line left them to ssh's configuration."""
+    """Where to go. `user` and `port` are None if the command line leaves them to ssh's configuration."""
 
     kind: Kind
     host: str  # a name, an address without brackets, or the peer's name
@@ -44,7 +44,7 @@ class Destination:
     port: int | None = None
 
     def __str__(self) -> str:
-        """As one could give it to `-d` and to ssh, which takes ports and brackets only in a URL."""
+        """In a form accepted by `-d` and by ssh, which takes ports and brackets only in a URL."""
         if self.kind is Kind.PEER:
             return f"peer:{self.host}"
         user = f"{self.user}@" if self.user else ""
@@ -58,7 +58,7 @@ class Destination:
 class ConnectOptions:
     """How a host is reached, whichever it is."""
 
-    timeout: float = 15.0  # seconds of silence after which the connection is given up
+    timeout: float = 15.0  # seconds of silence after which the connection is dropped
     accept_new_host_key: bool = False
     path: Policy = "prefer-direct"  # to a paired peer
 
@@ -104,7 +104,7 @@ def _host_and_port(text: str) -> tuple[str, int | None]:
             raise ValueError("what is in brackets is not an IPv6 address")
         return host, _port(after[1:]) if after else None
     if text.count(":") > 1:
-        # Where brackets could be left out, ::1:22 would be another address than was meant.
+        # If brackets could be omitted, ::1:22 would be another address than the one meant.
         raise ValueError("an IPv6 address needs brackets" if _is_ipv6(text) else "it has more than one ':'")
     host, colon, number = text.partition(":")
     if not _HOST.fullmatch(host):

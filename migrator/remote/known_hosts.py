@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""known_hosts files (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT): who is known by which key.
+"""known_hosts files (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT): which host has which key.
 
-Host certificates are not checked: lines marked @cert-authority are passed over.
+Host certificates are not checked: lines marked @cert-authority are skipped.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ SIZE_MAX = 16 * 1024 * 1024  # bytes of one file that are read
 
 class Verdict(enum.Enum):
     KNOWN = "known"
-    UNKNOWN = "unknown"  # nothing is known of this host
+    UNKNOWN = "unknown"  # there is no line for this host
     CHANGED = "changed"  # it is known by other keys, or this key has been revoked
 
 
 class Entry(NamedTuple):
-    """A line that is about the host that was asked for."""
+    """A line about the host that was asked for."""
 
     revoked: bool
     key_type: str
-    key: bytes  # as SSH sends it
+    key: bytes  # in SSH's wire format
 
 
 def name_of(host: str, port: int) -> str:
-    """What known_hosts calls a host."""
+    """A host's name as known_hosts spells it."""
     return host.lower() if port == 22 else f"[{host.lower()}]:{port}"
 
 
 def entries(paths: Iterable[Path], name: str) -> list[Entry]:
-    """The lines about `name` in those files; files that are not there or cannot be read have none."""
+    """The lines about `name` in those files; files that do not exist or cannot be read contribute none."""
     found: list[Entry] = []
     for path in paths:
         with contextlib.suppress(OSError), path.open("rb") as file:
@@ -52,7 +52,7 @@ def entries(paths: Iterable[Path], name: str) -> list[Entry]:
 
 
 def parse(text: str, name: str) -> list[Entry]:
-    """The lines of `text` that are about `name`; lines that make no sense are passed over, as ssh does."""
+    """The lines of `text` that are about `name`; malformed lines are skipped, as ssh does."""
     found = []
     for line in text.splitlines():
         fields = line.split()
@@ -67,9 +67,9 @@ def parse(text: str, name: str) -> list[Entry]:
 
 
 def judge(known: list[Entry], key: bytes) -> Verdict:
-    """What those entries say of a host that shows `key`.
+    """What those entries say about a host that presents `key`.
 
-    A host that is known by keys of other types only counts as changed: whoever stands between could choose the type.
+    A host known only by keys of other types counts as changed: a man in the middle could choose the type.
     """
     if any(entry.revoked and entry.key == key for entry in known):
         return Verdict.CHANGED
@@ -85,7 +85,7 @@ def fingerprint(key: bytes) -> str:
 
 
 def add(path: Path, name: str, key_type: str, key: bytes, *, hashed: bool) -> None:
-    """Append a line for a host: all of it or nothing, also when others append at the same time. Raises OSError."""
+    """Append a line for a host: all of it or nothing, even if others append at the same time. Raises OSError."""
     line = f"{_hashed(name) if hashed else name} {key_type} {base64.b64encode(key).decode()}\n".encode()
     path.parent.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

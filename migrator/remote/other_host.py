@@ -13,7 +13,7 @@ from migrator.remote.destination import ConnectOptions, Kind
 from migrator.transfer.rpc import Connection
 from migrator.transfer.stream import ByteStream, Tunnel
 
-# What `migrator serve` is called there; ssh gives a minimal PATH, in which /usr/local/bin is.
+# The command to run there; ssh sets a minimal PATH, which includes /usr/local/bin.
 SERVE = ["migrator", "serve"]
 
 
@@ -21,11 +21,11 @@ SERVE = ["migrator", "serve"]
 def connected(options: ConnectOptions, where: str, limit: float | None = None) -> Iterator[Connection]:
     """A connection to the destination `where`.
 
-    Each step of making one over SSH may take `limit` seconds, by default the options' timeout.
+    Each step of connecting over SSH may take `limit` seconds, by default the options' timeout.
 
-    Raises the errors of `destination.parse`, `ssh.connect` and `tunnelled.open_stream`, and ProtocolError for another
-    version. How it ends takes the place of nothing that has come of the block: a tunnel of which something is left is
-    told, and removed by the next one; a first signal by hand waits, and is not raised over an error.
+    Raises what `destination.parse`, `ssh.connect` and `tunnelled.open_stream` raise, and ProtocolError for another
+    version. Closing it never replaces the outcome of the block: tunnel leftovers are reported, and removed by the next
+    tunnel; and a first signal sent by hand waits, and is not raised over an error.
     """
     target = destination.parse(where)
     stack, failed = contextlib.ExitStack(), True
@@ -44,12 +44,12 @@ def connected(options: ConnectOptions, where: str, limit: float | None = None) -
 def _end(stack: contextlib.ExitStack, where: str) -> None:
     try:
         stack.close()
-    except Exception as error:  # whatever it is, what was asked for over it has been answered, or has failed
+    except Exception as error:  # whatever it is, what was requested over the connection has been answered or has failed
         log.warning(f"The connection to {where} did not end cleanly: {error}")
 
 
 def _patience(options: ConnectOptions, target: destination.Destination) -> float:
-    """Seconds of silence after which the other host is taken for dead.
+    """Seconds of silence after which the other host is considered dead.
 
     A tunnel notices by itself when its path dies, and heals it or breaks: the protocol must not give up before that.
     """
@@ -62,7 +62,8 @@ def _patience(options: ConnectOptions, target: destination.Destination) -> float
 
 def _stream(options: ConnectOptions, target: destination.Destination, stack: contextlib.ExitStack,
             limit: float | None) -> tuple[ByteStream, Tunnel | None]:
-    """To `migrator serve` there, and the tunnel that it goes through; the stack closes what the stream needs."""
+    """A stream to `migrator serve` there, and the tunnel it runs through, if any; `stack` closes what the stream needs.
+    """
     if target.kind is Kind.PEER:
         from migrator.remote import tunnelled
 
@@ -78,11 +79,11 @@ def _stream(options: ConnectOptions, target: destination.Destination, stack: con
 
 
 def fingerprint(there: Connection) -> str:
-    """Of the peer that this connection leads to; "" where it goes through no tunnel."""
+    """The fingerprint of the peer at the other end; "" if the connection does not run through a tunnel."""
     return there.tunnel.fingerprint if there.tunnel else ""
 
 
 def require_stable_path(there: Connection) -> None:
-    """Before a container is frozen: raises PathUnstable where the way to a peer is not good enough for that."""
+    """Before a container is frozen: raise PathUnstable if the path to a peer is not good enough for that."""
     if there.tunnel:
         there.tunnel.require_stable()

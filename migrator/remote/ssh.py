@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""SSH through paramiko: connect as the `ssh` command would with BatchMode, and run a program there as a byte stream.
+"""SSH through paramiko: connects like the `ssh` command with BatchMode and runs a program there as a byte stream.
 
-Nothing is ever asked. A host is believed only by a key that known_hosts has for it. paramiko is imported when a
-connection is made, not before.
+Nothing is ever prompted for. A host is trusted only by a key in known_hosts. paramiko is imported when a connection is
+made, not before.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     import paramiko
 
 KEEPALIVE = 15  # seconds
-TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15: the longest wait before what was lost is sent again
-ERROR_TAIL = 4000  # bytes of what the remote command printed that an error shows
+TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15: the longest wait before a lost segment is retransmitted
+ERROR_TAIL = 4000  # bytes of the remote command's output that an error shows
 HOSTS_MAX = 8  # on the way to a destination
-# The remote's half of the window is the remote's to choose (OpenSSH: 2 MiB); this is for what it sends to us.
+# The remote side chooses its receive window (OpenSSH: 2 MiB); this one is for what it sends to us.
 WINDOW = 4 * 1024 * 1024  # bytes
-# AES-GCM needs no separate MAC and reached twice the throughput of AES-CTR (bench/transfer.py).
+# AES-GCM needs no separate MAC and had twice the throughput of AES-CTR (bench/transfer.py).
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr", "aes256-ctr")
-# New keys after this many bytes. paramiko's own 512 MiB would stall a transfer every second; OpenSSH too takes 64 GiB
-# for ciphers with blocks of 16 bytes.
+# Rekey after this many bytes. paramiko's own 512 MiB would stall a transfer every second; OpenSSH, too, uses 64 GiB for
+# ciphers with 16-byte blocks.
 REKEY_BYTES = 1 << 36
 
 
@@ -61,13 +61,13 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """End the connection and with it every program that was started through it; safe to repeat."""
+        """Close the connection, which ends every program started over it; safe to repeat."""
         self._resources.close()
 
     def serve(self, argv: Sequence[str]) -> SshStream:
-        """Start a program there, as root (with `sudo -n` where the login is another), and talk to its stdin and stdout.
+        """Start a program there as root (with `sudo -n` if the login is another), and talk to its stdin and stdout.
 
-        Raises ConnectionLost. That the program is missing shows only when the stream is read: RemoteMissing.
+        Raises ConnectionLost. That the program does not exist shows only when the stream is read: RemoteMissing.
         """
         import paramiko
 
@@ -85,14 +85,14 @@ class Session:
 class SshStream:
     """The byte stream (`migrator.transfer.stream`) of a program that runs on the other host.
 
-    Where the stream ends because the program could not be started, reading and writing raise RemoteMissing; where it
-    ends with a bad exit status, ConnectionLost with what it had printed on stderr.
+    If the stream ends because the program could not be started, reading and writing raise RemoteMissing; if it ends
+    with a non-zero exit status, ConnectionLost with what the program printed on stderr.
     """
 
     def __init__(self, channel: paramiko.Channel, destination: Destination) -> None:
         self._channel = channel
         self._destination = destination
-        self._heard = 0.0  # time.monotonic() of the last byte that was read
+        self._heard = 0.0  # time.monotonic() at the last byte read
         self._stderr = b""
         self._reading_stderr = threading.Lock()
 
@@ -104,7 +104,7 @@ class SshStream:
 
         try:
             data = self._channel.recv(len(view))
-        except (EOFError, paramiko.SSHException) as error:  # recv sends too, now and then
+        except (EOFError, paramiko.SSHException) as error:  # recv occasionally sends, too
             raise ConnectionResetError(reason_of(error)) from error
         self._read_stderr()
         if not data:
@@ -126,8 +126,8 @@ class SshStream:
                 except TimeoutError:
                     if self._heard < begun:
                         raise
-                    continue  # it is there, and only busy
-                except (OSError, EOFError, paramiko.SSHException):  # paramiko raises them as it comes
+                    continue  # it is alive, and only busy
+                except (OSError, EOFError, paramiko.SSHException):  # paramiko raises any of these
                     sent = 0
                 if not sent:
                     self._raise_failure()
@@ -137,7 +137,7 @@ class SshStream:
     def close(self) -> None:
         import paramiko
 
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # it says goodbye
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):  # closing sends a goodbye
             self._channel.close()
 
     def stderr(self) -> str:
@@ -168,10 +168,10 @@ class SshStream:
 
 def connect(destination: Destination, *, accept_new_host_key: bool, timeout: float,
             limit: float | None = None) -> Session:
-    """Connect and log in, as ssh's configuration says.
+    """Connect and log in, following ssh's configuration.
 
-    `limit` in seconds is for each step (to connect, to agree on keys, to log in), by default `timeout`, which is for
-    what is sent later to be acknowledged. Raises DestinationInvalid, HostUnreachable, HostKeyUnknown, HostKeyChanged
+    `limit` in seconds applies to each step (connecting, key exchange, login), by default `timeout`, which is how long
+    data sent later may go unacknowledged. Raises DestinationInvalid, HostUnreachable, HostKeyUnknown, HostKeyChanged
     and SshRefused.
     """
     if destination.kind is Kind.PEER:
@@ -223,7 +223,7 @@ class _Connector:
             ours, theirs = socket.socketpair()
             self._resources.callback(ours.close)
             with theirs:
-                argv = ["/bin/sh", "-c", f"exec {config.proxy_command}"]  # ssh defines it as a shell's command line
+                argv = ["/bin/sh", "-c", f"exec {config.proxy_command}"]  # ssh defines it as a shell command line
                 env = {key: os.environ[key] for key in ("SSH_AUTH_SOCK",) if key in os.environ}
                 proxy = started(argv, stdin=theirs.fileno(), stdout=theirs.fileno(), env=env)
                 self._resources.enter_context(proxy)
@@ -242,10 +242,10 @@ def _why(error: Exception, limit: float) -> str:
 
 
 class _PromptSocket(socket.socket):
-    """Acknowledges at once what arrives.
+    """A socket that acknowledges incoming data at once.
 
-    sshd waits for that with its next packet until a program has been started, and the kernel would hold the
-    acknowledgement back for 40 ms.
+    Until a program has been started, sshd waits for that before it sends its next packet, and the kernel would delay
+    the acknowledgement by 40 ms.
     """
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
@@ -259,18 +259,19 @@ def _open_tcp(host: str, port: int, limit: float, timeout: float) -> _PromptSock
     plain = tcp.connect(host, port, limit)
     sock = _PromptSocket(fileno=plain.detach())
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # paramiko itself would try for ever to send to a host that does not take anything any more.
+    # By itself, paramiko would try for ever to send to a host that accepts nothing any more.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(timeout * 1000))
-    with contextlib.suppress(OSError):  # a link that was down for some seconds is used at once when it is back
+    with contextlib.suppress(OSError):  # a link that was down for some seconds is then used as soon as it is back
         sock.setsockopt(socket.IPPROTO_TCP, TCP_RTO_MAX_MS, 1000)
     return sock
 
 
 def _end(sock: Any, transport: paramiko.Transport) -> None:
-    """End a transport and the socket that it runs over.
+    """Close a transport and the socket it runs over.
 
-    The socket first, so that paramiko's thread notices at once; it looks only every 100 ms whether it was closed.
-    Through a jump host, whose connection may be gone, both say goodbye: that is waited for before anything else ends.
+    The socket first, so that paramiko's thread notices at once; it checks only every 100 ms whether it was closed.
+    Through a jump host, whose connection may be gone, both say goodbye, which is waited for before anything else is
+    closed.
     """
     import paramiko
 
@@ -283,7 +284,7 @@ def _end(sock: Any, transport: paramiko.Transport) -> None:
 
 def _start_transport(sock: Any, config: HostConfig, resources: contextlib.ExitStack,
                      limit: float) -> paramiko.Transport:
-    """Agree on ciphers and keys with the host; it has not been checked after that."""
+    """Negotiate ciphers and keys with the host, which is not verified by this yet."""
     import paramiko
 
     transport = paramiko.Transport(sock, default_window_size=WINDOW)
@@ -301,7 +302,7 @@ def _start_transport(sock: Any, config: HostConfig, resources: contextlib.ExitSt
 
 @contextlib.contextmanager
 def _closed_after(limit: float, transport: paramiko.Transport) -> Iterator[None]:
-    """Close the transport unless the block ends in time: paramiko waits without limit for some answers."""
+    """Close the transport unless the block ends in time: paramiko waits for some answers without a limit."""
     timer = threading.Timer(limit, transport.close)
     timer.daemon = True
     timer.start()

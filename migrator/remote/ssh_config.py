@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What ~/.ssh/config and /etc/ssh/ssh_config say about a host, and the one place that imports paramiko."""
+"""What ~/.ssh/config and /etc/ssh/ssh_config say about a host, and the only place that imports paramiko."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from migrator.remote.destination import Destination
 
 SYSTEM_CONFIG = Path("/etc/ssh/ssh_config")
 SYSTEM_KNOWN_HOSTS = (Path("/etc/ssh/ssh_known_hosts"), Path("/etc/ssh/ssh_known_hosts2"))
-# The fastest to load and to sign with first.
+# The fastest to load and sign with first.
 DEFAULT_KEYS = ("id_ed25519", "id_ecdsa", "id_rsa")
 
 _INCLUDE = re.compile(r"\s*include[\s=]+(.*)", re.IGNORECASE)
@@ -34,7 +34,7 @@ _MATCH_EXEC = re.compile(r"^\s*match\s.*\bexec\b", re.IGNORECASE | re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class HostConfig:
-    """How to reach one destination and whom to take it for."""
+    """How to reach one destination, and how to identify it."""
 
     host: str
     port: int
@@ -58,7 +58,7 @@ class HostConfig:
 def load_paramiko(*, match_exec: bool = False) -> Any:
     """Import paramiko; raises PackageMissing.
 
-    It imports `invoke` if that is there, for `Match exec` alone, which makes up a third of its import time: that is
+    It imports `invoke` if that is installed, only for `Match exec` and at a third of its own import time: so that is
     hidden from it unless the configuration needs it.
     """
     hide = not match_exec and "invoke" not in sys.modules and "paramiko" not in sys.modules
@@ -66,23 +66,24 @@ def load_paramiko(*, match_exec: bool = False) -> Any:
         sys.modules["invoke"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # older versions name ciphers that newer cryptography warns about
+            # Older versions name ciphers that newer versions of cryptography warn about.
+            warnings.simplefilter("ignore")
             import paramiko
     except ImportError as error:
         raise PackageMissing(module="paramiko", package="python3-paramiko", reason=error) from error
     finally:
         if hide:
             del sys.modules["invoke"]
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # else its tracebacks go to stderr
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # otherwise its tracebacks go to stderr
     logging.getLogger("paramiko").propagate = False
     return paramiko
 
 
 def lookup(destination: Destination) -> HostConfig:
-    """What ssh's configuration files and defaults make of a destination.
+    """What ssh's configuration files and defaults say about a destination.
 
-    User and port of the destination come before those of the files. Raises HostUnreachable for a file that cannot be
-    understood.
+    User and port of the destination take precedence over those of the files. Raises HostUnreachable for a file that
+    cannot be parsed.
     """
     home = Path.home()
     texts = [read(home / ".ssh/config", home / ".ssh"), read(SYSTEM_CONFIG, SYSTEM_CONFIG.parent)]
@@ -97,7 +98,7 @@ def lookup(destination: Destination) -> HostConfig:
         return _host_config(destination, found, home)
     except Interrupted:
         raise
-    except Exception as error:  # paramiko raises what its parts raise
+    except Exception as error:  # paramiko passes on whatever its dependencies raise
         raise HostUnreachable(destination=destination, reason=f"ssh's configuration has an error: {error}") from error
 
 
@@ -142,7 +143,7 @@ def _path(text: str, home: Path) -> Path:
 
 
 def read(path: Path, folder: Path, depth: int = 0) -> str:
-    """A configuration file with its Includes in place; "" where there is none. paramiko knows no Include."""
+    """A configuration file with its Includes expanded, which paramiko does not support; "" if it does not exist."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Host keys and logins: whom to believe, and what to show who we are."""
+"""Host keys and logins: whom to trust, and how to authenticate."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _KEY_FILES = {"ssh-ed25519": "ed25519", "ssh-rsa": "rsa"}  # else ecdsa
 
 
 def key_types(supported: Sequence[str], config: HostConfig) -> list[str]:
-    """The kinds of host keys to ask for, those first that known_hosts has for this host."""
+    """The host key types to ask for, with those that known_hosts has for this host first."""
     known = known_hosts.entries(config.known_hosts, config.known_as)
     wanted = {entry.key_type for entry in known if not entry.revoked}
     if "ssh-rsa" in wanted:
         wanted |= {"rsa-sha2-512", "rsa-sha2-256"}
-    return sorted(supported, key=lambda name: name not in wanted)  # stable: else in their own order
+    return sorted(supported, key=lambda name: name not in wanted)  # stable: otherwise in their own order
 
 
 def check_host_key(destination: Destination, config: HostConfig, transport: paramiko.Transport,
                    accept_new: bool) -> None:
-    """Raise HostKeyUnknown or HostKeyChanged unless known_hosts vouches for the host, or may learn that it does."""
+    """Raise HostKeyUnknown or HostKeyChanged unless known_hosts has the host's key, or may be given it."""
     shown = transport.get_remote_server_key()
     key_type, key = shown.get_name(), shown.asbytes()
     kind = _KEY_FILES.get(key_type, "ecdsa")
@@ -104,7 +104,7 @@ def _agent_keys(limit: float) -> Sequence[paramiko.PKey]:
 
 
 def _public_keys(config: HostConfig) -> set[bytes]:
-    """The public halves of the configured identity files, where they can be known without a passphrase."""
+    """The public halves of the configured identity files, if they can be had without a passphrase."""
     import paramiko
 
     found = set()
@@ -116,7 +116,7 @@ def _public_keys(config: HostConfig) -> set[bytes]:
 
 
 def _load_key(path: Path) -> paramiko.PKey | None:
-    """The private key in a file; None where there is none that can be used without asking."""
+    """The private key in a file; None if there is none that can be used without a prompt."""
     import paramiko
 
     if not path.is_file():
@@ -139,7 +139,7 @@ def _load_key(path: Path) -> paramiko.PKey | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """What to say of an error that paramiko or a socket raised."""
+    """What to say about an error raised by paramiko or a socket."""
     if isinstance(error, EOFError):
         return "it closed the connection"
     if isinstance(error, socket.gaierror):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A TCP connection to a host by any of its addresses; and whether silence at all of them was all that came back.
+"""A TCP connection to a host at any of its addresses; and whether all that came back from all of them was silence.
 
-Silence is a time-out. "No route to host" (EHOSTUNREACH) is one only where this host itself has looked for that very
-address on its own link, and nobody has answered: firewalls that reject send the same, and are alive (RFC 1812, 5.2.7.1:
-codes 9, 10 and 13 of ICMP's destination unreachable; linux/icmp.c has what each becomes).
+Silence is a timeout. "No route to host" (EHOSTUNREACH) counts as silence only if this host itself has looked for that
+very address on its own link and nobody answered: firewalls that reject send the same error, and are alive (RFC 1812,
+5.2.7.1: codes 9, 10 and 13 of ICMP's destination unreachable; linux/icmp.c shows what each becomes).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from migrator.base.run import run
 from migrator.errors import MigratorError
 
-NOBODY_THERE = {"FAILED", "INCOMPLETE"}  # ip-neighbour(8): what an address is in that does not answer on the link
-Tried = tuple[str, OSError]  # an address, and how the attempt has ended
+NOBODY_THERE = {"FAILED", "INCOMPLETE"}  # ip-neighbour(8): the states of an address that does not answer on the link
+Tried = tuple[str, OSError]  # an address, and how the attempt ended
 
 
 class Unreached(Exception):
@@ -27,24 +27,26 @@ class Unreached(Exception):
 
     @property
     def error(self) -> OSError:
-        """One for people: what somebody has answered before mere silence."""
+        """The one to show: an answer from someone is preferred to mere silence."""
         errors = [error for _, error in self.tried]
         return next((error for error in errors if not isinstance(error, TimeoutError)), errors[-1])
 
     @property
     def refused(self) -> bool:
-        """Whether a machine at one of these addresses has refused."""
+        """Whether a machine at one of these addresses refused."""
         return any(isinstance(error, ConnectionRefusedError) for _, error in self.tried)
 
     @property
     def silent(self) -> bool:
-        """Whether nothing at all has come back, from any of the addresses."""
+        """Whether nothing at all came back from any of the addresses."""
         return all(_is_silence(address, error) for address, error in self.tried)
 
 
 def connect(host: str, port: int, limit: float) -> socket.socket:
-    """A connection to the first address that takes it, `limit` seconds for each; raises Unreached, or OSError where
-    the name cannot be resolved."""
+    """A connection to the first address that accepts it, with `limit` seconds for each.
+
+    Raises Unreached, or OSError if the name cannot be resolved.
+    """
     tried: list[Tried] = []
     for address in dict.fromkeys(str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)):
         try:
@@ -61,7 +63,7 @@ def _is_silence(address: str, error: OSError) -> bool:
 
 
 def nobody_on_link(address: str) -> bool:
-    """Whether this host has just looked for an address on its own links in vain; False where that cannot be told."""
+    """Whether this host has just looked for an address on its own links in vain; False if that is unknown."""
     try:
         said = run(["ip", "neighbour", "show", "to", address.partition("%")[0]]).text
     except MigratorError:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A byte stream to a paired peer, through a tunnel that stands for as long as the stream is open.
+"""A byte stream to a paired peer, through a tunnel that is up for as long as the stream is open.
 
-The tunnel lives in an event loop on a thread of its own: its echo, its watch and a relay by TCP go on while the
+The tunnel lives in an event loop in a thread of its own: its keepalives, its monitoring and a TCP relay go on while the
 command's own threads read and write.
 """
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """An event loop on a thread of its own, in which to clean up takes no more than `close_limit` seconds."""
+    """An event loop in a thread of its own, where cleaning up takes no more than `close_limit` seconds."""
 
     def __init__(self, close_limit: float = CLOSE_LIMIT) -> None:
         self._close_limit = close_limit
@@ -42,7 +42,7 @@ class Loop:
         self._thread.start()
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it there and wait; a signal that ends the wait cancels the work and waits until it has cleaned up."""
+        """Run it there and wait; a signal that ends the wait cancels the work and waits until that has cleaned up."""
         ended = threading.Event()
 
         async def to_its_end() -> T:
@@ -56,7 +56,7 @@ class Loop:
             return future.result()
         except BaseException:
             if future.cancel() or future.cancelled():
-                ended.wait(self._close_limit)  # `future` is done at once; what undoes the work is not
+                ended.wait(self._close_limit)  # `future` is done at once, but not what undoes the work
             raise
 
     def close(self) -> None:
@@ -89,15 +89,15 @@ class Opened:
 
     @property
     def fingerprint(self) -> str:
-        """The peer's."""
+        """The peer's fingerprint."""
         return self.tunnel.peer.public.fingerprint
 
     def measure(self, *, throughput: bool = True) -> Quality:
-        """What the path is like now."""
+        """The current quality of the path."""
         return self.loop.call(self.tunnel.measure(throughput=throughput))
 
     def require_stable(self) -> None:
-        """Measure the path, which takes about a second; raises PathUnstable where nothing should be frozen over it."""
+        """Measure the path, which takes about a second; raises PathUnstable if nothing should be frozen over it."""
         from tunnel.health import path_health
         from tunnel.tunnel_errors import PathUnstable
 
@@ -107,7 +107,7 @@ class Opened:
         log.verbose(f"path to {self.tunnel.peer.name}: {reason}")
 
     def connect(self, purpose: Purpose) -> socket.socket:
-        """A connection to the peer's service inside; raises TunnelBroken."""
+        """A connection to the peer's service inside the tunnel; raises TunnelBroken."""
         from tunnel.session import inner_service
 
         return self.loop.call(inner_service.connect(self.tunnel, purpose))
@@ -125,7 +125,7 @@ class Opened:
 
 @contextlib.contextmanager
 def opened(peer_name: str, policy: Policy = "prefer-direct") -> Iterator[Opened]:
-    """A tunnel to a paired peer for as long as the block lasts; raises as `open_stream`."""
+    """A tunnel to a paired peer for the duration of the block; raises what `open_stream` raises."""
     found = _open(peer_name, policy)
     try:
         yield found
@@ -180,7 +180,7 @@ class TunnelStream(FileStream):
         self._watcher = asyncio.run_coroutine_threadsafe(self._until_ended(), found.loop._loop)
 
     async def _until_ended(self) -> None:
-        """A tunnel that is broken ends the stream: nothing will come through it any more."""
+        """Wait for the tunnel to break, which ends the stream: nothing will come through it any more."""
         await self.opened.tunnel.ended.wait()
         await asyncio.sleep(0.5)  # what came before the end may still be read
         super().close()
