@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bulk data: cut into segments, hashed, compressed, sent; checked, written, resumed. Requests and answers, too."""
+"""Bulk data: cut into segments, hashed, compressed, sent; checked, written, resumed. Also requests and answers."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the threads of a receiver tell each other of a file that arrives, and its watcher."""
+"""What the threads of a receiver tell each other, and its watcher, about an arriving file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from migrator.transfer.segments import Segment
 
 
 class Watcher(Protocol):
-    """Is told what of a file is there to be read, while the rest still arrives."""
+    """Is told how much of a file can be read while the rest is still arriving."""
 
-    taken: int  # bytes of it that have been read, and have taken their room
+    taken: int  # bytes of it that have been read, and whose space has been used
 
     def begin(self, kept: Sequence[Segment]) -> None:
-        """It begins, or goes on behind segments that were there already."""
+        """It begins, or resumes after segments that were there already."""
 
     def add(self, segment: Segment) -> None: ...
 
     def end(self, *, complete: bool) -> None:
-        """Nothing more comes. Called also where nothing has begun."""
+        """Nothing more will come. Called even if nothing has begun."""
 
 
 @dataclasses.dataclass
@@ -37,7 +37,7 @@ class Incoming:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Something that is written and waits to be synced and acknowledged."""
+    """Something that has been written and is waiting to be synced and acknowledged."""
 
     file: Incoming
     line: bytes  # for the index

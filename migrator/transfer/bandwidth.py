@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast the way to the other host is, measured before anything else has gone over it.
+"""How fast the path to the other host is, measured before anything else has gone over it.
 
-Requests of growing length are timed, until one takes long enough to tell; what it took to ask nothing is taken off. A
-request goes through SSH or the tunnel as a transfer does, so their ciphers count too.
+Requests of growing size are timed until one takes long enough to be meaningful; the time of an empty request is
+subtracted. Requests go through SSH or the tunnel just as a transfer does, so the cost of their ciphers is included.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from migrator.transfer.rpc import Connection
 
 SIZES = (1 << 16, 1 << 18, 1 << 20, 3 << 20)  # bytes; a request may have 4 MiB (frames.CONTROL_MAX)
 ENOUGH = 0.05  # seconds
-IDLE = 3  # requests for nothing: the quickest of them counts, as any may have had to wait for a processor
+IDLE = 3  # empty requests: the fastest of them counts, because any may have had to wait for a CPU
 
 
 def measure(there: Connection, clock: Callable[[], float] = time.monotonic) -> float | None:
-    """Bytes a second towards the other host; on a fast network, at least so many. Takes a tenth of a second, or as
-    long as 64 KiB take. Raises what `Connection.call` raises.
+    """Bytes per second towards the other host; on a fast network, at least that many.
 
-    None where all of it took little longer than to ask nothing: then that, and not the bytes, was what took time. So
-    what is taken off is never more than half, and the answer at most twice too much, whatever else the hosts do.
+    Takes a tenth of a second, or as long as 64 KiB take. Raises what `Connection.call` raises.
+
+    None if every request took little longer than an empty one: then it was not the bytes that took time. So never more
+    than half is subtracted, and the answer is at most twice too high, whatever else the hosts are doing.
     """
-    data = base64.b64encode(os.urandom(SIZES[-1])).decode()  # not to be compressed
+    data = base64.b64encode(os.urandom(SIZES[-1])).decode()  # incompressible
     idle = min(_ask(there, "", clock) for _ in range(IDLE))
     rate = None
     for size in SIZES:

@@ -5,11 +5,12 @@ Each side first sends a greeting: the magic, the protocol's version and a JSON o
 
     program         the version of migrator
     host            the sender's host name
-    timeout         seconds of silence after which the sender takes the other side for dead
+    timeout         seconds of silence after which the sender considers the other side dead
 
 and then frames: a header (kind u8, flags u8, check u16, length of the body u32, big-endian) and a body. Control frames
 carry one JSON object; bulk frames carry bytes (`migrator.transfer.sender` and `migrator.transfer.receiver` say what
-they mean). The check is over the rest of the header: nobody shall wait for the rest of a body that was never so long.
+they mean). The check covers the rest of the header, so that nobody waits for the rest of a body whose length was
+corrupted.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ class Kind(enum.IntEnum):
     SEGMENT = 17  # raw length u32, BLAKE3 digest of the raw bytes, then the bytes, compressed if the flag says so
     FILE_END = 18  # raw length of the whole file u64, digest over its segments' digests
     END = 19  # empty: that was the last file
-    ABORT = 20  # {"reason"}: there will be no more, forget the file that is not complete
+    ABORT = 20  # {"reason"}: no more will come, discard the incomplete file
     # bulk, from the receiver
     HELD = 32  # number of the file u32, then digests of segments that it has
     ACK = 33  # how many SEGMENT and FILE_END frames of this transfer are on disk, u64
-    STOP = 34  # empty: something failed here, send ABORT; the error follows as the answer to the request
+    STOP = 34  # empty: something failed here, send ABORT; the error follows as the reply to the request
 
 
 DIGEST_SIZE = 32
@@ -89,7 +90,7 @@ class Frame(NamedTuple):
 
 
 class Greeting(NamedTuple):
-    """What the other side says of itself."""
+    """What the other side says about itself."""
 
     program: str
     host: str
@@ -104,7 +105,7 @@ def greeting(timeout: float) -> bytes:
 
 
 def greeting_length(head: bytes) -> int:
-    """How long the rest of the greeting is that begins with `head`; raises ProtocolError."""
+    """The length of the rest of the greeting that begins with `head`; raises ProtocolError."""
     magic, _, length = GREETING.unpack(head)
     if magic != MAGIC:
         reason = f"it begins with {head!a}; if that is text, a shell start-up file prints it"
@@ -115,7 +116,7 @@ def greeting_length(head: bytes) -> int:
 
 
 def parse_greeting(head: bytes, body: memoryview) -> Greeting:
-    """The other side's greeting; raises ProtocolError, also where it speaks another version."""
+    """The other side's greeting; raises ProtocolError, also if it speaks another version."""
     version = GREETING.unpack(head)[1]
     if version != VERSION:  # the rest may mean anything; the program's version helps if it can be read
         raise ProtocolError(reason=f"it speaks version {version}{_said(body)}; this one speaks {VERSION}")
@@ -129,9 +130,9 @@ def parse_greeting(head: bytes, body: memoryview) -> Greeting:
 
 
 def _is_name(host: str) -> bool:
-    """Whether that may be what a host is called: it stands in commands that people are told to type, unquoted.
+    """Whether this can be a host name: it appears unquoted in commands that people are told to type.
 
-    The kernel's own name for a host that was given none is one, too.
+    The kernel's own name for a host that was given none is accepted, too.
     """
     return host == "(none)" or (len(host) <= HOST_MAX and bool(_HOST.fullmatch(host)))
 
@@ -163,8 +164,7 @@ def _check(kind: int, flags: int, length: int) -> int:
 def parse_json(body: memoryview) -> dict[str, Any]:
     """The object in the body of a control frame; raises ProtocolError.
 
-    Also for a number that is none or is infinite, which json.loads takes: it would be within no limits and outside of
-    none.
+    Also for NaN and infinities, which json.loads accepts: they compare as within no limits and outside of none.
     """
     try:
         data = json.loads(bytes(body), parse_constant=_finite, parse_float=_finite)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A file that is read to be sent while a program still writes it."""
+"""A file that is read and sent while a program is still writing it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POLL = 0.002  # seconds
 
 
 class Growing:
-    """Reads a file that only grows, to where it ends once `is_complete` says so. Use it as a context manager."""
+    """Reads a file that only grows, up to its end once `is_complete` says so. Use it as a context manager."""
 
     def __init__(self, path: Path, is_complete: Callable[[], bool]) -> None:
         self._file = path.open("rb", buffering=0)
@@ -24,7 +24,7 @@ class Growing:
         self._file.close()
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill some of `buffer`, waiting for more where there is none yet; 0 at the end."""
+        """Fill some of `buffer`, waiting for more if there is none yet; 0 at the end."""
         while True:
             complete = self._is_complete()  # first: nothing is written after that
             count = self._file.readinto(buffer)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The import behind a transfer: `btrfs receive` reads a spooled stream while it still arrives.
+"""The import behind a transfer: `btrfs receive` reads a spooled stream while it is still arriving.
 
-It runs in a thread of the process that receives the stream; whoever needs the subvolume waits for it there. The spool
-keeps the stream all the same: when this fails, or the process is killed, it is imported from there.
+It runs in a thread of the process that receives the stream; whoever needs the subvolume waits for that thread. The
+spool keeps the stream all the same: if this fails or the process is killed, the import is made from there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from migrator.base.run import Program
 from migrator.transfer import received_snapshot, spool
 from migrator.transfer.segments import Segment
 
-END_LIMIT = 10.0  # seconds that one which was broken off may take, for the write that it is in
+END_LIMIT = 10.0  # seconds that an import which was broken off may take to finish the write that it is in
 
 
 class Behind:
@@ -24,9 +24,9 @@ class Behind:
 
     def __init__(self, file: Path, target: Path, leave: int = 0) -> None:
         self.target = target
-        self.taken = 0  # bytes that it has read, also where it failed: what it has made of them lies there still
+        self.taken = 0  # bytes that it has read, even if it failed: what it made of them still takes up space
         self._spool = file.parent
-        self._leave = leave  # bytes that stay free
+        self._leave = leave  # bytes that must stay free
         self._follower = spool.Follower(file)
         self._thread: threading.Thread | None = None
         self._good = False
@@ -52,7 +52,7 @@ class Behind:
         try:
             received_snapshot.receive(self._pieces(), self.target, self._spool, leave=self._leave, begun=self._begun)
             self._good = True
-        except Exception as error:  # it is imported from the spool then
+        except Exception as error:  # then it is imported from the spool
             log.debug(f"The import alongside the transfer failed: {error}")
 
     def _pieces(self) -> Iterator[memoryview]:
@@ -66,21 +66,23 @@ class Behind:
             program.kill_group()
 
     def wait(self, limit: float | None = None) -> bool:
-        """Until it has ended, in whatever way; after `limit` seconds it is broken off. Whether it has ended.
+        """Wait until it has ended one way or the other; after `limit` seconds it is broken off.
 
-        `btrfs receive` may have all of the stream and be at work for minutes still: it is killed then.
+        Returns whether it has ended.
+
+        `btrfs receive` may have the whole stream and still be at work for minutes; then it is killed.
         """
         if self._thread is None:
             return True
         self._thread.join(None if limit is None else max(0.0, limit))
         if self._thread.is_alive():
             self._follower.end(complete=False)
-            self._broken_off = True  # first, as it may begin at this moment
+            self._broken_off = True  # first, because it may begin at this moment
             if self._program:
                 self._program.kill_group()
             self._thread.join(END_LIMIT)
         return not self._thread.is_alive()
 
     def brought(self, target: Path, limit: float | None = None) -> bool:
-        """Whether `target` is there now, received from the whole stream, within `limit` seconds."""
+        """Whether `target` is there within `limit` seconds, received from the whole stream."""
         return self.wait(limit) and self._good and target == self.target

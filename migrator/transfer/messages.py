@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What two migrators ask each other, and what they answer: each message a type. docs/protocol.md has the same list.
 
-A field with a default is one that older versions do not send. Where it says more that it was not sent than that it is
-empty it is UNSET then, and is not sent either.
+A field with a default is one that older versions do not send. If its absence means something other than an empty value,
+the default is UNSET, and it is not sent in that case.
 
-The preflight's question for facts is in `migrator.preflight.facts.facts_message`, as it is made of these.
+The preflight's question for facts is in `migrator.preflight.facts.facts_message`, because it consists of those.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from migrator.transfer.segments import check_name
 from migrator.transfer.wire_codec import A, Answer, Message, Request, decoded
 
 FILES_MAX = 10_000  # in one transfer
-LARGEST = (1 << 63) - 1  # bytes: no file system has more (loff_t)
+LARGEST = (1 << 63) - 1  # bytes: no file can be larger (loff_t)
 
-Seconds = Annotated[float, Meta(ge=0, le=1e300)]  # no NaN, and not for ever
+Seconds = Annotated[float, Meta(ge=0, le=1e300)]  # not NaN, and not for ever
 Size = Annotated[int, Meta(ge=0, le=LARGEST)]  # bytes
 
 
@@ -32,7 +32,7 @@ Size = Annotated[int, Meta(ge=0, le=LARGEST)]  # bytes
 
 
 class Done(Answer, frozen=True, kw_only=True):
-    state: str = ""  # of the migration by now
+    state: str = ""  # the current state of the migration
 
 
 # --- Before a migration ---
@@ -44,7 +44,7 @@ class Measured(Answer, frozen=True, kw_only=True):
 
 class Measure(Request[Measured], frozen=True, kw_only=True):
     op = "measure"
-    data: str = ""  # of a length whose time is taken
+    data: str = ""  # of a size whose transfer is timed
 
 
 class LxcPath(Answer, frozen=True, kw_only=True):
@@ -56,7 +56,7 @@ class LxcPath(Answer, frozen=True, kw_only=True):
 
 class AskLxcPath(Request[LxcPath], frozen=True, kw_only=True):
     op = "lxcpath"
-    lxcpath: str | None = None  # that is wished for
+    lxcpath: str | None = None  # the one wanted
 
 
 class Subvolumes(Answer, frozen=True, kw_only=True):
@@ -75,7 +75,7 @@ class AskSubvolumes(Request[Subvolumes], frozen=True, kw_only=True):
 
 
 def check_origin(origin: str) -> None:
-    """Raises InvalidName for what is neither none nor a migration's id."""
+    """Raise InvalidName for anything but "" and a migration's id."""
     if origin:
         names.migration_id(origin)
 
@@ -116,7 +116,7 @@ class Begin(OfMigration[Begun], frozen=True, kw_only=True):
     one_shot: bool = False
     memory: bool = True
     held: tuple[str, ...] = ()
-    usable: tuple[str, ...] | UnsetType = UNSET  # of what is held; older versions start from any
+    usable: tuple[str, ...] | UnsetType = UNSET  # which of those held; older versions start from any
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -148,7 +148,7 @@ class Import(OfMigration[Done], frozen=True, kw_only=True):
 
 
 class MigrationState(Answer, frozen=True, kw_only=True):
-    state: State | None  # None where it is not known
+    state: State | None  # None if it is not known
     owner: str | None = None
     ticket: str = ""
     images: bool = True  # whether what a restore needs is still there
@@ -174,7 +174,7 @@ class DumpDrop(OfMigration[Done], frozen=True, kw_only=True):
 
 class Restored(Answer, frozen=True, kw_only=True):
     state: str = ""
-    restored_at: float | UnsetType = UNSET  # both where it was restored
+    restored_at: float | UnsetType = UNSET  # both only after a restore there
     running_for: float | UnsetType = UNSET  # seconds
 
 
@@ -204,7 +204,7 @@ class AskSourceState(OfMigration[SourceState], frozen=True, kw_only=True):
 
 
 class Go(Message, frozen=True, kw_only=True):
-    """A frame of its own: the first of two answers was read, and the second is waited for."""
+    """A frame of its own: the first of two replies has been read and the second is waited for."""
 
     within: Annotated[float, Meta(ge=0, lt=1e6)]  # seconds
 
@@ -218,7 +218,7 @@ class Running(OfMigration[Done], frozen=True, kw_only=True):
 
 class Finished(Answer, frozen=True, kw_only=True):
     state: str = ""
-    stopped: str = ""  # what there is to say where it does not run
+    stopped: str = ""  # what there is to say if it does not run
 
 
 class Finish(OfMigration[Finished], frozen=True, kw_only=True):
@@ -253,23 +253,23 @@ class Abandon(OfMigration[Abandoned], frozen=True, kw_only=True):
 
 class File(Message, frozen=True, kw_only=True):
     name: str
-    size: Annotated[int, Meta(ge=0, lt=1 << 60)] | None = None  # bytes; None where nobody knows
+    size: Annotated[int, Meta(ge=0, lt=1 << 60)] | None = None  # bytes; None if unknown
 
     def __post_init__(self) -> None:
         check_name(self.name)
 
 
 class FileBegins(Message, frozen=True, kw_only=True):
-    """A frame of its own: the next file, cut back to that many segments."""
+    """A frame of its own: the next file, truncated to that many segments."""
 
     file: int
     keep: Annotated[int, Meta(ge=0)]
 
 
 class Held(Answer, frozen=True, kw_only=True):
-    """The first answer to a transfer."""
+    """The first reply to a transfer."""
 
-    held: dict[str, int]  # by the number of a file, how many segments of it are there
+    held: dict[str, int]  # by file number, how many of its segments are there
 
 
 class Arrived(Message, frozen=True, kw_only=True):
@@ -278,10 +278,10 @@ class Arrived(Message, frozen=True, kw_only=True):
 
 
 class Received(Answer, frozen=True, kw_only=True):
-    """The second answer to a transfer."""
+    """The second reply to a transfer."""
 
-    files: dict[str, Arrived] | UnsetType = UNSET  # by their names
-    aborted: bool | UnsetType = UNSET  # as the sender has asked for
+    files: dict[str, Arrived] | UnsetType = UNSET  # by name
+    aborted: bool | UnsetType = UNSET  # as requested by the sender
 
 
 class Transfer(Request[Received], frozen=True, kw_only=True):
@@ -290,7 +290,7 @@ class Transfer(Request[Received], frozen=True, kw_only=True):
 
 
 class KindTransfer(Transfer, frozen=True, kw_only=True, tag_field="kind"):
-    """One that a stage has a receiver for."""
+    """A transfer of a kind that a stage has a receiver for."""
 
     id: str
 
@@ -300,7 +300,7 @@ class KindTransfer(Transfer, frozen=True, kw_only=True, tag_field="kind"):
 
 class DiskTransfer(KindTransfer, frozen=True, kw_only=True, tag="disk"):
     round: Annotated[int, Meta(ge=1)]
-    behind: bool = False  # whether it is to be imported while it arrives
+    behind: bool = False  # whether to import it while it arrives
 
 
 class IncrementTransfer(KindTransfer, frozen=True, kw_only=True, tag="increment"):
@@ -311,7 +311,7 @@ class IncrementTransfer(KindTransfer, frozen=True, kw_only=True, tag="increment"
 
 class ImagesTransfer(KindTransfer, frozen=True, kw_only=True, tag="images"):
     attempt: int
-    bytes: Size  # all that is going to come
+    bytes: Size  # total that is going to come
 
 
 _KINDS: dict[object, type[KindTransfer]] = {each.__struct_config__.tag: each for each in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a migration in one go is going to do: how many rounds, and how long the container will be frozen. No I/O."""
+"""What a migration in one go is going to do: how many rounds, and how long the container will be down. No I/O."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import Any
 from migrator.base.figures import duration, size
 from migrator.record.detail import DiskRound
 
-# Frozen whatever the size: freeze, snapshot, CRIU's start here and there, records in both journals.
+# Frozen whatever the size: freeze, snapshot, starting CRIU on both hosts, records in both journals.
 FIXED_SECONDS = 0.35
-# Away whatever the size, and besides what its programs take to end: snapshot, import, start, records in both journals.
+# Down whatever the size, besides the time its programs take to end: snapshot, import, start, records in both journals.
 FIXED_SECONDS_STOPPED = 0.3
-# CRIU's part, where the images lie in memory.
+# CRIU's share, with images in memory.
 DUMP_SECONDS_PER_BYTE = 0.8 / (1 << 30)
 RESTORE_SECONDS_PER_BYTE = 0.6 / (1 << 30)
-# A round that carried less, or took less, measures the start of programs and not the network.
+# A round that carried or took less than this measures the start of programs and not the network.
 RATE_BYTES, RATE_SECONDS = 1 << 20, 0.01
 
-STOP_TIMEOUT = 60.0  # seconds that a container may take to end in order, as with lxc-stop(1)
+STOP_TIMEOUT = 60.0  # seconds that a container may take to shut down, as with lxc-stop(1)
 
 SMALL_BYTES, SMALL_SECONDS = 1 << 20, 0.3
-SHRINKS = 0.7  # a round is worth it while it carries at most this part of the one before
+SHRINKS = 0.7  # another round is worth it while each carries at most this fraction of the one before
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
     """A round of disk data that has been sent."""
 
-    bytes: int  # of the disk, those included that were there from an earlier attempt
-    wire_bytes: int  # that went over the network, compressed
+    bytes: int  # of the disk, including those that were there from an earlier attempt
+    wire_bytes: int  # sent over the network, compressed
     seconds: float
     full: bool
 
     @classmethod
     def sent(cls, recorded: Iterable[DiskRound]) -> tuple[Round, ...]:
-        """Those of a journal's record that are complete."""
+        """Those in a journal's record that are complete."""
         return tuple(cls(each.bytes, each.wire_bytes or 0, each.seconds or 0.0, bool(each.full))
                      for each in recorded if each.bytes is not None)
 
 
 def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:
-    """Whether to send no more rounds: the rule that says so and its reason in words; ("", "") to go on."""
+    """Whether to send no more rounds: the rule that says so and its reason in words; ("", "") to continue."""
     if not rounds:
         return "", ""
     last = rounds[-1]
@@ -57,10 +57,9 @@ def stop(rounds: Sequence[Round], max_rounds: int) -> tuple[str, str]:
 
 
 def rate(rounds: Sequence[Round], measured: float | None = None) -> float | None:
-    """Bytes a second on the wire: what was `measured` or, where that was more, the largest round had; None where
-    nothing tells.
+    """Bytes per second on the wire: the rate `measured` or, if higher, the largest round's; None if there is neither.
 
-    The network carries at least either: a round may have waited for disks, or for --bwlimit.
+    The network carries at least both: a round may have been slowed down by disks, or by --bwlimit.
     """
     usable = [each for each in rounds if each.wire_bytes >= RATE_BYTES and each.seconds >= RATE_SECONDS]
     largest = max(usable, key=lambda each: each.wire_bytes, default=None)
@@ -79,7 +78,7 @@ class Plan:
     max_downtime: float
     rounds: tuple[Round, ...] = ()
     stop_timeout: float = STOP_TIMEOUT
-    measured: float | None = None  # bytes a second, see `migrator.transfer.bandwidth`
+    measured: float | None = None  # bytes per second, see `migrator.transfer.bandwidth`
 
     @property
     def rate(self) -> float | None:
@@ -87,16 +86,16 @@ class Plan:
 
     @property
     def still_seconds(self) -> float | None:
-        """How long it will be frozen, or stopped (but for the time that its programs take to end).
+        """Seconds that it will be frozen, or stopped (not counting the time that its programs take to end).
 
-        None while the network's rate is not known.
+        None while the network's rate is unknown.
         """
         if self.rate is None:
             return None
         changed = self.rounds[-1].wire_bytes if self.rounds and not self.rounds[-1].full else 0
         if self.memory_bytes is None:
             return FIXED_SECONDS_STOPPED + changed / self.rate
-        # Memory is sent while it is dumped: the slower of both counts.
+        # Memory is sent while it is being dumped: the slower of the two counts.
         moved = self.memory_bytes * max(DUMP_SECONDS_PER_BYTE, 1 / self.rate)
         return FIXED_SECONDS + changed / self.rate + moved + self.memory_bytes * RESTORE_SECONDS_PER_BYTE
 
@@ -136,14 +135,14 @@ class Plan:
 
 
 def price(name: str, stop_timeout: float = STOP_TIMEOUT) -> str:
-    """What a user gives for a move without the memory, in words."""
+    """What moving without the memory costs a user, in words."""
     return (f"The price: the processes of {name} are ended and restarted, what they hold only in memory is lost, and "
             f"its connections break. It is down for as long as its programs take to end (killed after {stop_timeout:g} "
             "s), its last changes on disk to be sent (as a rule under a second), and it takes to boot.")
 
 
 def compared(predicted: float | None, actual: float, stop_seconds: float | None = None) -> str:
-    """Predicted against actual, in words; `stop_seconds` of it, with --no-memory, its programs took to end."""
+    """Predicted against actual, in words; with --no-memory, its programs took `stop_seconds` of that to end."""
     known = "which could not be predicted" if predicted is None else f"predicted {predicted:.2f} s"
     if stop_seconds is None:
         return f"Frozen for {actual:.2f} s ({known})."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Progress of a transfer: a line with rate and time left on a terminal, JSON lines with --json; and for `status`."""
+"""Progress of a transfer: a line with rate and time left on a terminal, JSON lines with --json, and for `status`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY_JSON = 1.0
 
 
 class Progress:
-    """Shown while its block runs. `total` is in bytes; 0 when it is not known."""
+    """Shown while its block runs. `total` is in bytes; 0 if unknown."""
 
     def __init__(self, what: str, total: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._what = what
@@ -35,7 +35,7 @@ class Progress:
             log.write("\r\033[K")
 
     def update(self, done: int, resumed: int = 0) -> None:
-        """`done` bytes are there so far, `resumed` of them since an earlier attempt: the rate is that of the others."""
+        """`done` bytes are there so far, `resumed` of them from an earlier attempt: the rate is that of the others."""
         now = self._clock()
         if now - self._shown_at < (EVERY_JSON if log.as_json else EVERY_TERMINAL):
             return
@@ -53,7 +53,7 @@ class Progress:
 
 
 def line(what: str, done: int, total: int, rate: float, left: float | None) -> str:
-    """The line as a terminal shows it."""
+    """The line as shown on a terminal."""
     text = f"{what}: {size(done)}"
     if total:
         text += f" of about {size(total)} ({min(99, done * 100 // total)} %)"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A snapshot that is received: what else its stream brings is taken away again, and it is refused.
+"""Receiving a snapshot: anything else that its stream creates is removed again, and the stream refused.
 
-Who makes a stream by hand can have `btrfs receive` make any subvolume, folder or file beside the one that was
-announced, in the folder that it is confined to: it follows the links that the stream has made (process_mkdir in
-btrfs-progs' cmds/receive.c). It can also rename what lies there (process_rename), and give its name to something else,
-and change the mode of the folder itself (process_chmod). So what was there before is written down by what no name
-changes, to be told from what was brought, and to be given its name back, also after the receive was killed; and the
-folder's own mode, owner and attributes, which what is made in there next may inherit.
+Someone who crafts a stream can make `btrfs receive` create any subvolume, directory or file beside the one that was
+announced, within the directory that it is confined to: it follows symlinks made by the stream (process_mkdir in
+btrfs-progs' cmds/receive.c). The stream can also rename what is there (process_rename) and give its name to something
+else, and change the mode of the directory itself (process_chmod). So what was there before is noted, with an identity
+that no renaming changes, to be told apart from what was brought and to get its name back, even if receiving was killed;
+and so are the directory's own mode, owner and attributes, which what is made in there next may inherit.
 
-A `btrfs receive` outlives the program that was killed while it fed it, until it has worked off what is in its pipe. It
-opens everything by its path, so it would write into what is received next under the same name: it is ended before.
+A `btrfs receive` outlives a killed program that was feeding it, until it has worked off what is in its pipe. It opens
+everything by path, so it would write into what is received next under the same name: so it is ended first.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from migrator.host import btrfs, subvolume_uuids
 from migrator.host.processes import running
 from migrator.transfer import room_bounds, send_stream
 
-NOTE = "beside.json"  # in the spool, while a stream is received: what lay beside the snapshot before, and its name
-END_LIMIT = 60.0  # seconds that a killed `btrfs receive` may take: it ends the write that it is in, on a slow disk
+# In the spool, while a stream is received: what was beside the snapshot before, and the snapshot's name.
+NOTE = "beside.json"
+END_LIMIT = 60.0  # seconds that a killed `btrfs receive` may take to finish the write that it is in, on a slow disk
 _SHOWN = 3
 _undoing = threading.Lock()
 
@@ -45,18 +46,18 @@ _undoing = threading.Lock()
 def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
             limit: float = btrfs.STREAM_LIMIT, leave: int = 0,
             begun: Callable[[Program], None] = lambda _: None) -> None:
-    """Feed a stream to `btrfs receive`, which makes the snapshot `target` of it, in `limit` seconds for all of it.
+    """Feed a stream to `btrfs receive`, which makes the snapshot `target` from it, within `limit` seconds.
 
-    `begun` is told which program that is, for another thread that may have to end it.
+    `begun` is passed that program, for another thread that may have to end it.
 
-    `leave` bytes stay free: each byte that it writes may cost a block. Raises ReceiveFailed also where it brings
-    anything else, or an earlier one does not end, CommandTimeout, or NoSpace. The caller removes a `target` that is
-    not whole.
+    `leave` bytes must stay free; each byte that it writes may cost a block. Raises ReceiveFailed, also if the stream
+    creates anything else or an earlier receive does not end; CommandTimeout; or NoSpace. The caller removes an
+    incomplete `target`.
     """
     end = time.monotonic() + limit
     make_way(target, spool, min(limit, END_LIMIT))
     before = {name: _mark(target.parent / name, target.parent) for name in _names(target.parent)}
-    # Synced: btrfs commits what is received by itself, and of a file that was written before perhaps the name alone.
+    # Synced: btrfs commits what is received by itself, but of a file written before that perhaps only the name.
     noted = {"before": before, "target": target.name, "folder": _own(target.parent) if target.parent.is_dir() else None}
     container_config.write_file(spool / NOTE, json.dumps(noted), mode=0o600)
     may_name = functools.cache(functools.partial(subvolume_uuids.are_all_in, target.parent))
@@ -71,10 +72,10 @@ def receive(stream: Iterable[bytes | memoryview], target: Path, spool: Path, *,
 
 
 def make_way(target: Path, spool: Path, limit: float = END_LIMIT) -> None:
-    """What a receive that was killed has left goes, and all that lies in the place of its snapshot.
+    """Remove what a killed receive has left, and anything in the place of its snapshot.
 
-    Ask with the container locked. Raises ReceiveFailed where that one does not end in `limit` seconds, OSError and
-    SnapshotFailed.
+    Call with the container locked. Raises ReceiveFailed if that receive does not end within `limit` seconds, OSError
+    and SnapshotFailed.
     """
     if left := _end_left(target.parent, spool, limit):
         raise ReceiveFailed(path=target, reason=f"an earlier `btrfs receive` does not end (process {left[0]})")
@@ -84,10 +85,10 @@ def make_way(target: Path, spool: Path, limit: float = END_LIMIT) -> None:
 
 
 def clear(folder: Path, spool: Path, *, but: Callable[[str], bool] = lambda _: False) -> list[str]:
-    """Undo what the last receive has done in `folder` beside its snapshot; returns the names that it was done to.
+    """Undo what the last receive did in `folder` beside its snapshot; returns the names affected.
 
-    Where it was killed, what it has left at work is ended. What has come there since, as `but` tells by its name, is
-    not taken away. Ask with the container locked.
+    If it was killed, what it left running is ended. What has come there since, as `but` tells by its name, is not
+    removed. Call with the container locked.
     """
     if left := _end_left(folder, spool, END_LIMIT):
         log.warning(f"A `btrfs receive` that was killed does not end: process {left[0]}")
@@ -95,8 +96,7 @@ def clear(folder: Path, spool: Path, *, but: Callable[[str], bool] = lambda _: F
 
 
 def _end_left(folder: Path, spool: Path, limit: float) -> list[int]:
-    """End the receives into `folder` that a killed program has left; the ids of those that do not, in `limit` seconds.
-    """
+    """End receives into `folder` left by a killed program; returns the pids of those that outlive `limit` seconds."""
     if not (spool / NOTE).exists():  # the last one came to its end
         return []
     end = time.monotonic() + limit
@@ -111,22 +111,23 @@ def _end_left(folder: Path, spool: Path, limit: float) -> list[int]:
 
 
 def processes(folder: Path) -> list[int]:
-    """The ids of root's own programs that receive into this folder."""
-    found = running("btrfs", root=folder)  # see `no_devices` for why it is in another mount namespace, -C for its root
+    """The pids of root's own programs that receive into this directory."""
+    # See `no_devices` for why it is in another mount namespace, and -C for its root.
+    found = running("btrfs", root=folder)
     return [pid for pid, words in found if {b"receive", os.fsencode(folder)} <= set(words)]
 
 
 def _take_away(folder: Path, spool: Path, but: Callable[[str], bool] = lambda _: False) -> list[str]:
-    with _undoing:  # a thread may come to it late, and would take for brought what this one is giving back
+    with _undoing:  # a late thread would take for brought what this one is giving back
         return _take_away_alone(folder, spool, but)
 
 
 def _take_away_alone(folder: Path, spool: Path, but: Callable[[str], bool]) -> list[str]:
     try:
         noted = json.loads((spool / NOTE).read_text())
-        # An older version has written down the names alone.
+        # An older version noted only the names.
         before = dict(noted["before"] if isinstance(noted["before"], dict) else dict.fromkeys(noted["before"], ""))
-        target, own = noted["target"], noted.get("folder")  # which an older version has not written down
+        target, own = noted["target"], noted.get("folder")  # an older version did not note these
     except (OSError, ValueError, TypeError, KeyError):
         return []
     taken, kept = _give_back(folder, before)
@@ -141,7 +142,7 @@ def _take_away_alone(folder: Path, spool: Path, but: Callable[[str], bool]) -> l
             remove(folder / name)
         except Interrupted:
             raise
-        except Exception as error:  # whatever it is called, and however deep it is, a rollback goes on
+        except Exception as error:  # a rollback goes on, whatever it is called and however deep it is
             log.warning(f"{folder / name} could not be removed: {error}")
     if changed := bool(own) and folder.is_dir() and _own(folder) != own:
         log.warning(f"A stream that has no business doing so had changed the owner, mode or attributes of {folder}")
@@ -151,14 +152,14 @@ def _take_away_alone(folder: Path, spool: Path, but: Callable[[str], bool]) -> l
 
 
 def _own(folder: Path) -> dict[str, Any]:
-    """The folder's owner, mode and extended attributes, its ACLs too."""
+    """The directory's owner, mode and extended attributes, including ACLs."""
     found = folder.stat()
     return {"owner": [found.st_uid, found.st_gid], "mode": stat.S_IMODE(found.st_mode),
             "attributes": {name: os.getxattr(folder, name).hex() for name in sorted(os.listxattr(folder))}}
 
 
 def _restore(folder: Path, own: dict[str, Any]) -> None:
-    """Give them back; the mode last, as an owner and an ACL change it."""
+    """Restore them; the mode last, because an owner and an ACL change it."""
     now = _own(folder)
     steps = [functools.partial(os.chown, folder, *own["owner"])] if now["owner"] != own["owner"] else []
     for name in sorted({*now["attributes"], *own["attributes"]}):
@@ -177,7 +178,7 @@ def _restore(folder: Path, own: dict[str, Any]) -> None:
 def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str]]:
     """Give what was there before its name back.
 
-    Returns the names that were taken away, and what in `folder` still holds something that could not be brought back.
+    Returns the names that were removed, and what in `folder` still holds something that could not be brought back.
     """
     lost = {mark: name for name, mark in before.items() if not _is(folder / name, folder, mark)}
     if not lost:
@@ -185,7 +186,7 @@ def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str
     kept: set[str] = set()
     back: dict[str, Path] = {}
     for path, mark in list(_look_for(folder, set(lost))):
-        aside = folder / f"{lost[mark]}.{secrets.token_hex(8)}"  # until all that has changed places is there
+        aside = folder / f"{lost[mark]}.{secrets.token_hex(8)}"  # until everything that has swapped places is found
         try:
             _make_room(path, folder)
             path.rename(aside)
@@ -195,7 +196,7 @@ def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str
             log.warning(f"{path}, which was {folder / lost[mark]}, could not be put back: {error}")
     for mark, name in lost.items():
         if mark in back:
-            if os.path.lexists(folder / name):  # it is not what was there before: that has been put aside by now
+            if os.path.lexists(folder / name):  # it is not what was there before, as that has been put aside by now
                 (folder / name).rename(folder / f"{name}.{secrets.token_hex(8)}")
             back[mark].rename(folder / name)
             log.warning(f"A stream that has no business doing so had renamed {folder / name}: it has been put back")
@@ -205,7 +206,7 @@ def _give_back(folder: Path, before: dict[str, str]) -> tuple[list[str], set[str
 
 
 def _look_for(folder: Path, marks: set[str]) -> Iterator[tuple[Path, str]]:
-    """Where they are now, each once; nothing is searched that is mounted there."""
+    """Where they are now, each once; does not search what is mounted there."""
     left = [folder]
     while left and marks:
         here = left.pop()
@@ -220,7 +221,7 @@ def _look_for(folder: Path, marks: set[str]) -> Iterator[tuple[Path, str]]:
 
 
 def _make_room(path: Path, folder: Path) -> None:
-    """What was moved into a snapshot, which is read-only by now, can be taken out of it again."""
+    """Make sure that something that was moved into a snapshot, which is read-only by now, can be taken out again."""
     for parent in path.parents:
         if parent == folder:
             return
@@ -230,9 +231,10 @@ def _make_room(path: Path, folder: Path) -> None:
 
 
 def _mark(path: Path, folder: Path) -> str:
-    """What no other one has, whatever it is called: a subvolume's uuid, else the inode in the subvolume of `folder`.
+    """An identity that nothing else has, under any name: a subvolume's uuid, else the inode in the subvolume of
+    `folder`.
 
-    "-" where there is nothing, and "" where that cannot be told, as of what is mounted there: it goes by its name.
+    "-" if nothing is there; "" if that cannot be determined, as for a mount point, which is identified by its name.
     """
     try:
         if not path.is_symlink() and btrfs.is_subvolume(path):
@@ -243,7 +245,7 @@ def _mark(path: Path, folder: Path) -> str:
         return "-"
     except Interrupted:
         raise
-    except Exception as error:  # a library's own: what cannot be told is left alone
+    except Exception as error:  # a library's own: what cannot be determined is left alone
         log.debug(f"{path} cannot be told from others: {error}")
         return ""
 
@@ -258,7 +260,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def remove(path: Path) -> None:
-    """Remove whatever it is, with the subvolumes in it, but nothing that is mounted there.
+    """Remove whatever it is, including subvolumes in it, but nothing that is mounted there.
 
     Raises OSError, SnapshotFailed.
     """

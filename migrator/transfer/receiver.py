@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The receiving end of a transfer: frames become files.
 
-Three threads, so that network, processor and disk work at once: the caller's reads frames; one decompresses, checks
-and writes segments; one syncs what has been written, adds it to the index and only then acknowledges it. A sync takes
-along all that was written while the one before it ran.
+It uses three threads, so that network, CPU and disk work at the same time: the caller's reads frames; one decompresses,
+checks and writes segments; one syncs what has been written, adds it to the index and only then acknowledges it. Each
+sync covers all that was written while the previous one ran.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ FILE_END = struct.Struct(f"!Q{DIGEST_SIZE}s")  # raw length, digest over the seg
 ACK = struct.Struct("!Q")
 COMPRESSED = 1  # flag of a SEGMENT
 
-_QUEUE = 8  # frames that wait to be written
-_UNSYNCED = 32  # what waits to be synced: as many small files may be open, and as many again that are being synced
-_SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and leaves the large buffers alone
+_QUEUE = 8  # frames waiting to be written
+_UNSYNCED = 32  # things waiting to be synced: as many small files may be open, and as many again that are being synced
+_SMALL = 64 * 1024  # bytes; a smaller segment gets memory of its own and does not occupy a large buffer
 
 
 class Receiver:
-    """One transfer into an open directory. `held` is what the directory has of each announced file already."""
+    """One transfer into an open directory. `held` is what the directory already has of each announced file."""
 
     def __init__(self, path: Path, folder: int, announced: Sequence[File], held: list[Index], durable: bool,
                  watcher: Watcher | None = None, bounds: Bounds | None = None) -> None:
@@ -62,8 +62,8 @@ class Receiver:
         self._spare_buffers = _QUEUE + 2
         self._failing = threading.Lock()
         self._error: DocumentedError | None = None
-        self._file: Incoming | None = None  # the one that segments are for
-        self._open: list[Incoming] = []  # that one and those before it that are not yet on disk
+        self._file: Incoming | None = None  # the one that segments belong to
+        self._open: list[Incoming] = []  # that one and those before it that are not on disk yet
         self._done: dict[str, End] = {}
         self._acknowledged = 0
 
@@ -77,7 +77,7 @@ class Receiver:
         """Receive all files, unless the sender gives up.
 
         Raises what went wrong here, once the sender has stopped; ConnectionLost and ProtocolError at once. Whatever
-        happens, the segments that came through stay, for the next time.
+        happens, the segments that came through are kept for the next time.
         """
         self._send_held(connection)
         workers = [
@@ -116,7 +116,7 @@ class Receiver:
     # --- From the network ---
 
     def _read_frames(self, connection: Connection) -> bool:
-        """Pass frames on until the transfer's end; False if the sender gave it up."""
+        """Pass frames on until the end of the transfer; False if the sender gave it up."""
         while True:
             frame = connection.receive(self._room)
             if frame.kind is Kind.END:
@@ -170,7 +170,7 @@ class Receiver:
         self._written.put(Written(file, segments.last_line(end), None))
 
     def _begin(self, said: FileBegins) -> Incoming:
-        """Open the next file, cut back to the segments of it that the sender found to be its own."""
+        """Open the next file, truncated to those of its segments that match the sender's."""
         number, keep = said.file, said.keep
         if self._file or number != len(self._done):
             raise ProtocolError(reason="it sent files out of order")
@@ -179,7 +179,7 @@ class Receiver:
             raise ProtocolError(reason="it wants to continue from where there is nothing")
         kept = held[number].segments[:keep]
         length = sum(segment.length for segment in kept)
-        if not kept:  # one that is new takes room also where it stays empty
+        if not kept:  # a new one takes space even if it stays empty
             self._bounds.check(name, 0, 0, None, self._folder)
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         # The index first: it must never vouch for data that is being cut off.
@@ -257,7 +257,7 @@ class Receiver:
             for file in files.values():
                 os.fdatasync(file.data_fd)
         for fd, text in lines.items():
-            if os.write(fd, text) != len(text):  # what is left of a line is ignored when the index is read
+            if os.write(fd, text) != len(text):  # a partial line is ignored when the index is read
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if self._durable:
                 os.fdatasync(fd)
@@ -274,14 +274,14 @@ class Receiver:
         os.close(file.index_fd)
 
     def _close_files(self) -> None:
-        """Close what has not been completed, cut back to whole segments."""
+        """Close files that have not been completed, truncated to whole segments."""
         for file in self._open[:]:
             with contextlib.suppress(OSError):
                 os.ftruncate(file.data_fd, sum(segment.length for segment in file.segments))
             self._close(file)
 
     def _sync_all(self) -> None:
-        """Put the directory on disk, and the files unless each segment has been."""
+        """Sync the directory, and the files unless each segment was synced."""
         try:
             for name in [] if self._durable else self._done:
                 for path in (name, name + INDEX_SUFFIX):
@@ -298,7 +298,7 @@ class Receiver:
 
     @contextlib.contextmanager
     def _stopping(self, connection: Connection) -> Iterator[None]:
-        """Keep the first error of a worker for `run` and ask the sender to stop; what still comes is thrown away."""
+        """Keep a worker's first error for `run` and ask the sender to stop; what still comes is discarded."""
         try:
             yield
         except Exception as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much of this host's room what arrives may take."""
+"""How much of this host's disk space arriving data may use."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from migrator.errors.data import NoSpace
 from migrator.record.detail import ROOT_CALLER
 
 MARGIN = 64 * 1024 * 1024  # bytes that stay free on a disk
-JOURNAL_RESERVE = 1 << 30  # bytes, where a twentieth is more: of the file system with the journal, often the host's own
-SHARE = 20  # who is not root leaves this part of a file system free, a twentieth
-# What a stream of `btrfs send` may have beyond the bytes of the files that were counted: it names each file, and what
-# belongs to it, in some hundred bytes; and the container writes on.
+JOURNAL_RESERVE = 1 << 30  # bytes, if a twentieth is more: of the journal's file system, which is often the host's root
+SHARE = 20  # a sender who is not root must leave this fraction of a file system free: a twentieth
+# How much larger than the files counted a `btrfs send` stream may be: it names each file, and what belongs to it, in a
+# few hundred bytes; and the container keeps writing.
 SLACK = 4 << 30
 TIMES = 2
 Piece = TypeVar("Piece")
@@ -28,18 +28,19 @@ Piece = TypeVar("Piece")
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What the files of a transfer are held to, beyond the sizes that the sender says."""
+    """Limits for the files of a transfer, beyond the sizes that the sender announces."""
 
     leave: int = MARGIN  # bytes that stay free where they go
-    most: int | None = None  # bytes of each file whose size it does not say
-    twice: bool = False  # what has arrived is imported, which takes as much there once more
+    most: int | None = None  # bytes of each file whose size is not announced
+    twice: bool = False  # what has arrived is imported, which takes the same space there once more
 
     def stays_free(self, length: int, imported: int) -> int:
-        """Bytes that are left to others, and to the import of `length` bytes, `imported` of which it has taken."""
+        """Bytes reserved for others, and for importing `length` bytes of which the import has already taken `imported`.
+        """
         return self.leave + (max(0, length - imported) if self.twice else 0)
 
     def check(self, name: str, length: int, more: int, announced: int | None, folder: int, imported: int = 0) -> None:
-        """A file is to have `length` bytes, `more` of them new; raises ProtocolError, UsageError, OSError (ENOSPC)."""
+        """Check a file of `length` bytes, `more` of them new; raises ProtocolError, UsageError, OSError (ENOSPC)."""
         if announced is not None and length > announced:
             raise ProtocolError(reason=f"it sends more of {name} than the {announced} bytes that it announced")
         if announced is None and self.most is not None and length > self.most:
@@ -52,13 +53,13 @@ class Bounds:
 
 
 def reserve(folder: Path) -> int:
-    """Bytes that a sender who is not root leaves free on the file system of a folder."""
+    """Bytes that a sender who is not root must leave free on the file system of a directory."""
     found = os.statvfs(folder)
     return max(MARGIN, found.f_blocks * found.f_frsize // SHARE)
 
 
 def check_journal(folder: Path) -> None:
-    """Whether more may be recorded for a sender who is not root; raises NoSpace. `folder`: where the journal lies."""
+    """Whether more may be recorded for a sender who is not root; raises NoSpace. `folder` is where the journal is."""
     found = os.statvfs(folder)
     free, needed = found.f_bavail * found.f_frsize, min(reserve(folder), JOURNAL_RESERVE)
     if free < needed:
@@ -66,12 +67,12 @@ def check_journal(folder: Path) -> None:
 
 
 def for_caller(folder: Path, caller: object) -> int:
-    """The same for what somebody has brought, as the journal calls him; 0 for root."""
+    """As `reserve`, for what a caller, in the journal's terms, has brought; 0 for root."""
     return 0 if caller in (None, ROOT_CALLER) else reserve(folder)
 
 
 def leaving(leave: int, pieces: Iterable[Piece], path: Path) -> Iterator[Piece]:
-    """Pieces that go to the file system of a path; raises NoSpace once less than `leave` bytes are free there."""
+    """Pass on pieces that go to a path's file system; raises NoSpace once less than `leave` bytes are free there."""
     for piece in pieces:
         found = os.statvfs(path.parent)
         free = found.f_bavail * found.f_frsize
@@ -81,16 +82,17 @@ def leaving(leave: int, pieces: Iterable[Piece], path: Path) -> Iterator[Piece]:
         yield piece
 
 
-# For the stream of a disk, or of what has changed on it. How much the latter will be nobody says beforehand: so it is
-# ended while there still is room for the import of what has come, which stays, and others there go on writing.
+# For the stream of a disk or an increment. How large an increment will be nobody says beforehand: so it is ended while
+# there is still room to import what has come, which stays, and for others who write there.
 OF_DISK = Bounds(twice=True)
 
 
 def of_disk(folder: Path, announced: int | None) -> Bounds:
-    """The same from a sender who is not root: more than all of the disk it is not."""
+    """As `OF_DISK`, from a sender who is not root: the stream cannot be larger than the whole disk."""
     return Bounds(reserve(folder), None if announced is None else TIMES * max(0, announced) + SLACK, twice=True)
 
 
 def of_images(folder: Path) -> Bounds:
-    """For memory images from a sender who is not root. A file system of their own was made as large as they may be."""
+    """For memory images from a sender who is not root. If they have a file system of their own, its size is the limit.
+    """
     return Bounds(0 if os.path.ismount(folder) else reserve(folder))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What two migrators say to each other, over any byte stream. `migrator.transfer.frames` has the format.
+"""The protocol between two migrators, over any byte stream. `migrator.transfer.frames` has the format.
 
 One side calls, the other serves. A request has an id and is answered by exactly one reply or error with the same id. A
-handler may return a Takeover: then its reply is followed by bulk frames in both directions, and these by a second
-reply or error with that id. While nothing else is sent, each side says every few seconds that it is still there; so
-silence means that the other side or the network is dead, however long a handler works.
+handler may return a Takeover: then its reply is followed by bulk frames in both directions, and these by a second reply
+or error with that id. While nothing else is sent, each side signals every few seconds that it is alive; so silence
+means that the other side or the network is dead, however long a handler works.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from migrator.transfer.frames import Frame, Kind
 from migrator.transfer.stream import Bytes, ByteStream, Tunnel
 from migrator.transfer.wire_codec import A, Message, Request, decoded, encoded
 
-TIMEOUT = 15.0  # seconds without a sign of life after which the other side is taken for dead
-_SIGN_OF_LIFE = 15.0  # seconds; more often where a timeout is short
-_SLOWEST = 32 * 1024  # bytes a second: a frame for whose beginning there is a limit must come as fast as that
+TIMEOUT = 15.0  # seconds without a sign of life after which the other side is considered dead
+_SIGN_OF_LIFE = 15.0  # seconds; more often if a timeout is short
+_SLOWEST = 32 * 1024  # bytes per second: a frame with a limit on when it begins must come at least this fast
 
 
 def sign_of_life(ours: float, theirs: float) -> float:
-    """Seconds between two signs of life, where the two sides wait so many seconds for one."""
+    """Seconds between two signs of life, if the two sides wait that many seconds for one."""
     return min(_SIGN_OF_LIFE, ours / 4, theirs / 4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Takeover:
-    """What a handler returns when bulk frames are to follow its reply.
+    """What a handler returns if bulk frames are to follow its reply.
 
     `reply` is sent at once; then `run` has the connection to itself, and what it returns (or raises) is sent as the
-    second answer to the same request. When it returns or raises anything but ConnectionLost and ProtocolError, all
-    bulk frames must have been read: the next frame is a request.
+    second reply to the same request. When it returns, or raises anything but ConnectionLost and ProtocolError, all bulk
+    frames must have been read: the next frame is a request.
 
-    Where no bulk frames follow, the caller may have to say that it has read the reply before the last step is taken
+    If no bulk frames follow, the caller may have to say that it has read the first reply before the last step is taken
     (`Connection.call_and_go`, `migrator.copies.leave`).
     """
 
@@ -53,16 +53,16 @@ class Takeover:
     run: Callable[[Connection], Fields]
 
 
-Fields = Message | Mapping[str, Any]  # of an answer
+Fields = Message | Mapping[str, Any]  # of a reply
 Handler = Callable[[dict[str, Any]], Fields | Takeover]
 
 
 class Connection:
-    """One end of a stream. One thread reads at a time; any may send. `hello` comes first.
+    """One end of a stream. Only one thread reads at a time; any may send. `hello` comes first.
 
-    `name` is what errors call the other side: the destination as the user wrote it, or else the host's own name. Every
-    method that reads or sends raises ConnectionLost when the other side was silent for `timeout` seconds or the stream
-    broke, and ProtocolError when what came makes no sense; the connection is of no use after either.
+    `name` is what errors call the other side: the destination as the user typed it, or else the host's own name. Every
+    method that reads or sends raises ConnectionLost if the other side was silent for `timeout` seconds or the stream
+    broke, and ProtocolError if what came makes no sense; the connection is unusable after either.
     """
 
     def __init__(self, stream: ByteStream, *, name: str = "", timeout: float = TIMEOUT,
@@ -70,15 +70,15 @@ class Connection:
         self.name = name or "the other host"
         self.timeout = timeout
         self.tunnel = tunnel
-        self.peer_host = ""  # both as the other side's greeting has them
+        self.peer_host = ""  # both as in the other side's greeting
         self.peer_program = ""
-        self.peer_timeout = timeout  # seconds of silence after which the other side takes this one for dead
+        self.peer_timeout = timeout  # seconds of silence after which the other side considers this one dead
         self.acknowledged = 0  # bytes of bulk data that the other side has taken over this connection
         self._named = bool(name)
         self._stream = stream
         self._clock = clock
         self._sending = threading.Lock()
-        self._in_frame = False  # a frame has been sent in part
+        self._in_frame = False  # part of a frame has been sent
         self._broken: str | None = None  # why nothing can be sent or received any more
         self._last_sent = self._clock()
         self._last_id = 0
@@ -102,9 +102,9 @@ class Connection:
     # --- Greeting ---
 
     def hello(self) -> None:
-        """Exchange greetings, and from then on tell the other side now and then that this one is there.
+        """Exchange greetings, and from then on regularly signal to the other side that this one is alive.
 
-        Raises ProtocolError where the other side is no migrator, or one that speaks another version.
+        Raises ProtocolError if the other side is not migrator, or speaks another version.
         """
         try:
             self._stream.write(frames.greeting(self.timeout))
@@ -123,26 +123,28 @@ class Connection:
         threading.Thread(target=self._keep_alive, args=(interval,), name="migrator-keepalive", daemon=True).start()
 
     def adopt_timeout(self, least: float, most: float) -> None:
-        """Be as patient as the other side, within these limits in seconds: then both notice at about the same time."""
+        """Adopt the other side's timeout, within these limits in seconds, so that both notice at about the same time.
+        """
         self.timeout = min(max(self.peer_timeout, least), most)
         self._stream.settimeout(self.timeout)
 
     # --- Calls ---
 
     def call(self, message: Request[A]) -> A:
-        """Ask the other side for that and wait for its answer; raises its error as one of this side."""
+        """Make a request and wait for its reply; raises the other side's error as one of this side's."""
         return decoded(message.answer(), self.answer(self.send_request(message)))
 
     def call_within(self, seconds: float, message: Request[A]) -> A:
-        """As `call`; raises ConnectionLost where the other side says that it is still at work after so many seconds."""
+        """As `call`; raises ConnectionLost if the other side is still at work after that many seconds."""
         return decoded(message.answer(), self.answer(self.send_request(message), within=seconds))
 
     def call_and_go(self, message: Request[A], *, first: float, then: float, within: Callable[[], float]) -> A:
-        """As `call_within`, of what answers twice and waits between them for the word that it may go on.
+        """As `call_within`, for a request with two replies, between which the other side waits to be told to go on.
 
-        `first` and `then` are the limits of the two answers, in seconds from the request on; `within` tells, when the
-        first one is there, for how many seconds that word holds. An error as the first answer is raised, as is what
-        `within` raises, and nothing is said then; as the second one it is raised as any other.
+        `first` and `then` are the limits for the two replies, in seconds from the request on; `within` is called when
+        the first one is there, and returns for how many seconds the permission to go on holds. An error as the first
+        reply is raised, as is what `within` raises, and then the permission is not given; as the second reply, it is
+        raised like any other.
         """
         end = self._clock() + then
         request = self.send_request(message)
@@ -155,16 +157,16 @@ class Connection:
         return self.request(message.op, encoded(message))
 
     def request(self, op: str, fields: Mapping[str, Any]) -> int:
-        """The same, of what was not made from a message."""
+        """As `send_request`, for what was not made from a message."""
         self._last_id += 1
         log.debug(f"asking {self.name}: {op}")
         self.send_json(Kind.REQUEST, {"id": self._last_id, "op": op, "fields": fields})
         return self._last_id
 
     def answer(self, request: int, *, within: float | None = None) -> dict[str, Any]:
-        """Wait for the answer to a request; raises the other side's error.
+        """Wait for the reply to a request; raises the other side's error.
 
-        Answers to earlier requests, for which nobody has waited to the end (Ctrl-C), are passed over.
+        Replies to earlier requests for which waiting was interrupted (Ctrl-C) are skipped.
         """
         end = math.inf if within is None else self._clock() + within
         while True:
@@ -181,7 +183,7 @@ class Connection:
         return isinstance(answered, int) and 0 < answered < request
 
     def answer_in(self, frame: Frame, request: int) -> dict[str, Any]:
-        """The answer to `request` that is in a frame; raises the other side's error that is in it."""
+        """The reply to `request` in a frame; raises the other side's error if that is what it holds."""
         if frame.kind not in (Kind.REPLY, Kind.ERROR):
             raise ProtocolError(reason=f"it sent {frame.kind.name} where an answer was expected")
         data = frame.json()
@@ -201,13 +203,13 @@ class Connection:
         self.send(kind, body)
 
     def send(self, kind: Kind, *body: Bytes, flags: int = 0) -> None:
-        """Send one frame whose body is made of the buffers in `body`."""
+        """Send one frame whose body consists of the buffers in `body`."""
         self.send_packed([frames.header(kind, flags, body), *body])
 
     def send_packed(self, packed: Sequence[Bytes]) -> None:
         """Send whole frames, each its header (`frames.header`) and its body's buffers."""
         with self._sending:
-            if self._in_frame:  # whatever ended that write, Ctrl-C too
+            if self._in_frame:  # whatever ended that write, Ctrl-C included
                 raise self._lost(self._broken or "it was interrupted in the middle of a frame")
             if self._broken:
                 raise ConnectionLost(destination=self.name, reason=self._broken)
@@ -222,9 +224,9 @@ class Connection:
     def receive(self, room: Callable[[int], memoryview] | None = None, *, within: float | None = None) -> Frame:
         """The next frame that is not just a sign of life.
 
-        `room` gives memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With `within`
-        it must begin in so many seconds, zero or less for one that is there, and then come at a slow line's speed: so
-        neither signs of life nor single bytes prolong the wait.
+        `room` returns memory for the body of a SEGMENT of that many bytes; all other bodies get their own. With
+        `within`, the frame must begin within that many seconds, zero or less for one that is there, and then come at a
+        slow line's speed: so neither signs of life nor single bytes prolong the wait.
         """
         frame = self.receive_or_end(room, within=within)
         if frame is None:
@@ -233,7 +235,7 @@ class Connection:
 
     def receive_or_end(self, room: Callable[[int], memoryview] | None = None, *,
                        within: float | None = None) -> Frame | None:
-        """As `receive`, but None where the stream ends between two frames."""
+        """As `receive`, but None if the stream ends between two frames."""
         end = math.inf if within is None else self._clock() + within
         late = "" if within is None else _late(within)
         while True:
@@ -249,9 +251,10 @@ class Connection:
                 raise self._lost(late)
 
     def _fill(self, view: memoryview, *, may_end: bool = False, deadline: float = math.inf, late: str = "") -> bool:
-        """Read exactly as much as `view` holds; False if the stream ended before it and it may.
+        """Read exactly as much as `view` holds; False if the stream ends before it, which must be allowed by `may_end`.
 
-        It may take as long as it will while bytes come at all, until the deadline: then it is lost, for being `late`.
+        It may take any time as long as bytes keep coming, until the deadline: then the connection is lost, for being
+        `late`.
         """
         done = 0
         while done < len(view):
@@ -259,7 +262,7 @@ class Connection:
                 count = self._stream.readinto(view[done:])
             except OSError as error:
                 if may_end and not done and isinstance(error, ConnectionResetError):
-                    return False  # it went without having read our last sign of life
+                    return False  # it left without reading our last sign of life
                 raise self._lost(self._why(error)) from error
             except BaseException:
                 if done or not may_end:  # Ctrl-C in the middle of a frame: its beginning is lost
@@ -275,7 +278,7 @@ class Connection:
         return True
 
     def _why(self, error: OSError) -> str:
-        if isinstance(error, TimeoutError) and not str(error):  # paramiko's says nothing
+        if isinstance(error, TimeoutError) and not str(error):  # paramiko's has no text
             return f"there was no sign of life for {self.timeout:g} seconds"
         return error.strerror or str(error) or type(error).__name__
 
@@ -290,7 +293,7 @@ class Connection:
             try:
                 self.send(Kind.WORKING)
             except MigratorError:
-                return  # whoever uses the connection next will be told
+                return  # whoever uses the connection next will get the error
 
 
 def _late(within: float) -> str:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The segments of a stream, and the index file that holds their digests.
 
-A stream is cut in segments of SEGMENT_MAX raw bytes (the last one may be shorter), each with its BLAKE3 digest. The
-receiver keeps a stream as a plain file NAME and beside it NAME.index, to which a line is added for each segment that
-is on disk:
+A stream is cut into segments of SEGMENT_MAX raw bytes (the last one may be shorter), each with its BLAKE3 digest. The
+receiver keeps a stream as a plain file NAME and beside it NAME.index, to which a line is added for each segment that is
+on disk:
 
-    s LENGTH DIGEST     8 and 64 hexadecimal digits
+s LENGTH DIGEST 8 and 64 hexadecimal digits
 
-and, when the stream is complete, a last one with the length of the whole and the digest over the segments' digests:
+and, when the stream is complete, a last one with the total length and the digest over the segments' digests:
 
-    e LENGTH DIGEST     16 and 64 hexadecimal digits
+e LENGTH DIGEST 16 and 64 hexadecimal digits
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class End(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What an index file says; `end` is None while the stream is not complete."""
+    """What an index file says; `end` is None while the stream is incomplete."""
 
     segments: list[Segment]
     end: End | None
@@ -56,7 +56,7 @@ class Index:
 
 
 def check_name(name: str) -> str:
-    """`name` if it can be a stream's; raises InvalidName. Names from the wire pass through here before any use."""
+    """`name` if it can be a stream's name; raises InvalidName. Names from the wire are checked here before any use."""
     if not _NAME.fullmatch(name) or name.endswith(INDEX_SUFFIX):
         raise InvalidName(
             what="The stream",
@@ -89,7 +89,7 @@ def lines_size(count: int) -> int:
 
 
 def parse(data: bytes) -> Index:
-    """What can be believed of an index file: all up to the first line that is torn or makes no sense."""
+    """What can be trusted of an index file: everything up to the first line that is torn or malformed."""
     segments: list[Segment] = []
     at = 0
     while found := _LINE.match(data, at):

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a stream of `btrfs send` may consist of when it comes from another host.
+"""What a `btrfs send` stream from another host may contain.
 
-Its commands follow each other, each behind a header of its length, its number and a checksum (struct btrfs_cmd_header
-in the kernel's fs/btrfs/send.h). Those of version 1 bring each byte that they have written. Of a later version a few
-bytes reserve terabytes (fallocate), or are decompressed here; `btrfs send` makes such a stream only when it is asked
-to, which migrator does not.
+Its commands follow each other, each after a header with its length, number and a checksum (struct btrfs_cmd_header in
+the kernel's fs/btrfs/send.h). Commands of version 1 carry every byte that they write. In later versions a few bytes can
+reserve terabytes (fallocate) or are decompressed here; `btrfs send` makes such streams only on request, which migrator
+does not do.
 
 Two commands name another subvolume by its uuid: a snapshot is made of one, and a clone takes extents from one. `btrfs
-receive` looks for it on the whole file system, and finds other containers (process_snapshot and process_clone in
-btrfs-progs' cmds/receive.c). So who receives says which ones may be named.
+receive` searches the whole file system for it, and finds other containers (process_snapshot and process_clone in
+btrfs-progs' cmds/receive.c). So the receiver says which ones may be named.
 
-All commands but the last name files by paths, which `btrfs receive` puts behind that of the subvolume as they come,
-`..` too, or behind nothing where it has made none yet: to the folder it receives into, whose owner, mode and default
-ACL can be set so. `btrfs send` joins the names from the subvolume's root, whose own path is empty, by single slashes
-(get_cur_path in fs/btrfs/send.c), and its first command makes the subvolume: nothing else is taken. Where a stream gets
-by its own links no path tells; see `incoming`.
+All commands but the last name files by path, which `btrfs receive` appends to that of the subvolume verbatim, `..`
+included; or uses by itself if it has made no subvolume yet, which then means the directory it receives into, whose
+owner, mode and default ACL could be set this way. `btrfs send` joins names from the subvolume's root, whose own path is
+empty, by single slashes (get_cur_path in fs/btrfs/send.c), and its first command makes the subvolume: nothing else is
+accepted. Where a stream gets through its own symlinks no path shows; see `received_snapshot`.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from migrator.errors.data import ReceiveFailed
 
 MAGIC = b"btrfs-stream\0"
 VERSION = 1
-START = struct.Struct(f"<{len(MAGIC)}sI")  # and the version
+START = struct.Struct(f"<{len(MAGIC)}sI")  # followed by the version
 HEADER = struct.Struct("<IHI")
 LAST = 22  # BTRFS_SEND_C_MAX_V1
 SUBVOL, SNAPSHOT, LINK, CLONE = 1, 2, 10, 16  # BTRFS_SEND_C_
-COMMAND_MAX = 1 << 16  # bytes of any, with its header, as btrfs sends none that is longer (BTRFS_SEND_BUF_SIZE_V1)
+COMMAND_MAX = 1 << 16  # bytes of any command with its header; btrfs sends none that is longer (BTRFS_SEND_BUF_SIZE_V1)
 NAMING = (SUBVOL, SNAPSHOT, CLONE)
-ATTRIBUTE = struct.Struct("<HH")  # number and length of each part of a command's body
+ATTRIBUTE = struct.Struct("<HH")  # number and length of each attribute in a command's body
 UUID, PATH, PATH_TO, PATH_LINK, CLONE_UUID, CLONE_PATH = 1, 15, 16, 17, 20, 22  # BTRFS_SEND_A_
 
 
 def plain(stream: Iterable[bytes | memoryview], path: object,
           may_name: Callable[[str], bool]) -> Iterator[bytes | memoryview]:
-    """The stream, piece by piece; raises ReceiveFailed, for `path`, before the piece with what it must not have.
+    """The stream, piece by piece; raises ReceiveFailed, for `path`, before the piece that contains something forbidden.
 
-    That is a command of a later version, one that is longer than `btrfs send` makes any, one with a path that may lead
-    out of the subvolume, or one that names a subvolume which is neither the one that the stream makes nor, by its uuid,
-    one that it `may_name`. `btrfs receive` never has the whole of such a command. What does not begin as a stream does
-    is left to it to refuse.
+    That is a command of a later version; one that is longer than any made by `btrfs send`; one with a path that may
+    lead out of the subvolume; or one that names a subvolume which is neither the one that the stream makes nor, by its
+    uuid, one that it `may_name`. `btrfs receive` never gets such a command in full. Something that does not begin like
+    a stream is left for it to refuse.
     """
     commands = _commands(path, may_name)
     left, kept = next(commands)
@@ -69,26 +69,26 @@ def plain(stream: Iterable[bytes | memoryview], path: object,
 
 
 def _commands(path: object, may_name: Callable[[str], bool]) -> Generator[tuple[int, bool], bytes, None]:
-    """Looks at a stream: yields how many bytes it wants next, or passes over, and is sent the former.
+    """Examines a stream: yields how many bytes it wants next, or skips, and is sent the former.
 
-    Ends where that is no stream; raises ReceiveFailed.
+    Ends if it is not a stream; raises ReceiveFailed.
     """
     magic, version = START.unpack((yield START.size, True))
     if magic != MAGIC:
         return
     if version != VERSION:
         raise ReceiveFailed(path=path, reason=f"its stream is of version {version}")
-    own = b""  # what it calls the subvolume that it makes
+    own = b""  # the name of the subvolume that it makes
     while True:
         length, command, _ = HEADER.unpack((yield HEADER.size, True))
         if command > LAST:
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream is not one of version 1")
-        if HEADER.size + length > COMMAND_MAX:  # btrfs would make room for all of it before it looks at it
+        if HEADER.size + length > COMMAND_MAX:  # btrfs would allocate memory for all of it before looking at it
             raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
         if not length:
             if command in NAMING:
                 raise ReceiveFailed(path=path, reason=f"command {command} in its stream has {length} bytes")
-            continue  # the end, and what btrfs misses a path in
+            continue  # the end, and commands for which btrfs will report a missing path
         try:
             found = _attributes((yield length, True))
             own = found[UUID] if command in (SUBVOL, SNAPSHOT) else own
@@ -108,17 +108,17 @@ def _commands(path: object, may_name: Callable[[str], bool]) -> Generator[tuple[
 
 
 def _is_path(number: int, command: int) -> bool:
-    """Whether that part of that command is a path of the subvolume's: what a symbolic link holds is any text."""
+    """Whether that attribute of that command is a path in the subvolume: a symlink's target is arbitrary text."""
     return number in (PATH, PATH_TO, CLONE_PATH) or (number == PATH_LINK and command == LINK)
 
 
 def _stays_inside(path: bytes) -> bool:
-    """Whether it is the root's own, or names alone: btrfs reads it to its first NUL."""
+    """Whether it is the root's empty path, or names only: btrfs reads it up to its first NUL."""
     return not path or (b"\0" not in path and {b"", b".", b".."}.isdisjoint(path.split(b"/")))
 
 
 def _attributes(body: bytes) -> dict[int, bytes]:
-    """The parts of a command by their numbers, each once, as of two btrfs would take the last; raises ValueError."""
+    """The attributes by number, each only once, because btrfs would take the last of two; raises ValueError."""
     found: dict[int, bytes] = {}
     at = 0
     while at < len(body):

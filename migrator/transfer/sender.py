@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The sending end of a transfer.
 
-Three threads, so that reading, processor and network work at once: one makes frames
-(`migrator.transfer.stream_reader`), one sends them, and one reads what the destination answers. The caller's thread
-only waits, so that Ctrl-C finds it at rest and never in the middle of a frame.
+It uses three threads, so that reading, CPU and network work at the same time: one makes frames
+(`migrator.transfer.stream_reader`), one sends them, and one reads the destination's answers. The caller's thread only
+waits, so that Ctrl-C finds it idle and never in the middle of a frame.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from migrator.transfer.wire_codec import decoded
 
 __all__ = ["SourceFile", "TransferResult", "send_files"]
 
-WINDOW = 64 * 1024 * 1024  # raw bytes that may be on their way without having been acknowledged
-AHEAD = 4  # segments that are ready before they can be sent
+WINDOW = 64 * 1024 * 1024  # raw bytes that may be in flight unacknowledged
+AHEAD = 4  # segments that are prepared before they can be sent
 AHEAD_SMALL = 64  # the same for smaller frames
-HELD_KEPT = 1 << 22  # segments of a file of unknown size whose digests are kept: of 16 TiB, in 128 MiB
-BATCH = 16 * 1024  # bytes of small frames that are sent with one call
+HELD_KEPT = 1 << 22  # segments of a file of unknown size whose digests are kept: for 16 TiB, in 128 MiB
+BATCH = 16 * 1024  # bytes of small frames sent with one call
 ABORT_LIMIT = 3.0  # seconds for the other side to let go of a transfer that was interrupted here
 TICK = 0.1  # seconds between two calls of `progress`
 
@@ -42,7 +42,7 @@ TICK = 0.1  # seconds between two calls of `progress`
 class TransferResult:
     raw_bytes: int  # of all files
     wire_bytes: int  # bodies of the frames that carried them
-    resumed_bytes: int  # raw bytes that were there already and not sent again
+    resumed_bytes: int  # raw bytes that were there already and were not sent again
     seconds: float
     digest: dict[str, str]  # name -> digest over the file's segments' digests
 
@@ -60,16 +60,16 @@ def send_files(
     progress: Callable[[int, int], None] | None = None,
     bytes_per_second: int | None = None,
 ) -> TransferResult:
-    """Send files to the destination's "transfer" handler, which gets what `asks` has, and the files' names and sizes.
+    """Send files to the destination's "transfer" handler, which gets the fields of `asks` and files' names and sizes.
 
     Segments that are there already are read and compared, but not sent. `progress` is called in this thread with the
-    raw bytes that are on the destination's disk so far, and how many of them had been there before, several times a
-    second even when nothing moves; what it raises aborts the transfer. `bytes_per_second` limits what goes over the
+    raw bytes that are on the destination's disk so far, and how many of them were there before, several times a second
+    even if nothing moves; an exception from it aborts the transfer. `bytes_per_second` limits what goes over the
     network.
 
-    Raises what the reader, `progress` or the destination raised; the connection can be used for further calls then, as
-    after Ctrl-C, unless the destination does not let go of the transfer within ABORT_LIMIT: then it is closed. After
-    ConnectionLost and ProtocolError it cannot, but what has arrived stays there for the next attempt.
+    Raises what the reader, `progress` or the destination raised. The connection remains usable then, also after Ctrl-C,
+    unless the destination does not let go of the transfer within ABORT_LIMIT: then it is closed. After ConnectionLost
+    and ProtocolError it is unusable, but what has arrived stays there for the next attempt.
     """
     begun = time.monotonic()
     sender = _Sender(connection, asks, list(files), bytes_per_second)
@@ -85,7 +85,7 @@ def send_files(
 
 
 class _Sender:
-    """One transfer's threads and what they share; `_lock` guards all that more than one of them touches."""
+    """One transfer's threads and what they share; `_lock` guards everything that more than one of them touches."""
 
     def __init__(self, connection: Connection, asks: Transfer, files: list[SourceFile],
                  bytes_per_second: int | None) -> None:
@@ -97,11 +97,12 @@ class _Sender:
         self._files = files
         self._pace = _Pace(bytes_per_second)
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)  # for the reading thread: _ready is shorter
-        self._work = threading.Condition(self._lock)  # for the sending thread: a frame is ready and fits the window
-        self._end = threading.Condition(self._lock)  # for the caller's: it is over
+        self._room = threading.Condition(self._lock)  # for the reading thread: _ready has become shorter
+        # For the sending thread: a frame is ready and fits into the window.
+        self._work = threading.Condition(self._lock)
+        self._end = threading.Condition(self._lock)  # for the caller's thread: it is over
         self._ready: collections.deque[Outgoing] = collections.deque()
-        self._sending = False  # a frame is being written: the network is what we wait for
+        self._sending = False  # a frame is being written: the network is the bottleneck
         self._unacknowledged: collections.deque[int] = collections.deque()  # raw bytes of each frame
         self._in_flight = 0  # their sum
         self._done_bytes = 0  # acknowledged, or there already
@@ -111,12 +112,12 @@ class _Sender:
         self._answer_error: BaseException | None = None  # from the destination or the connection
 
     def run(self, progress: Callable[[int, int], None] | None) -> None:
-        """Do it all, until the destination has said that it has it."""
+        """Do it all, until the destination has confirmed that it has everything."""
         threading.Thread(target=self._listen, name="migrator-answers", daemon=True).start()
         try:
             self._wait(progress)
         except BaseException:
-            # Ctrl-C, or a progress function that failed: leave the connection between two frames if we can.
+            # Ctrl-C, or a progress function that failed: leave the connection between two frames if possible.
             with self._lock:
                 self._stop_sending()
                 self._end.wait_for(lambda: self._answered, ABORT_LIMIT)
@@ -129,7 +130,7 @@ class _Sender:
             raise self._answer_error
 
     def _wait(self, progress: Callable[[int, int], None] | None) -> None:
-        """Until the destination has answered for the whole."""
+        """Wait until the destination has confirmed all of it."""
         answered = False
         while not answered:
             with self._lock:
@@ -139,7 +140,7 @@ class _Sender:
                 progress(done, resumed)
 
     def _stop_sending(self) -> None:
-        """With the lock held."""
+        """Called with the lock held."""
         self._stop = True
         self._room.notify_all()
         self._work.notify_all()
@@ -176,7 +177,7 @@ class _Sender:
             self._finish(error)
 
     def _begin(self) -> int:
-        """Ask for the transfer and start it; the request's id."""
+        """Request the transfer and start it; returns the request's id."""
         listed = tuple(File(name=file.name, size=file.size) for file in self._files)
         request = self._connection.send_request(msgspec.structs.replace(self._asks, files=listed))
         first = decoded(Held, self._connection.answer(request))
@@ -246,7 +247,7 @@ class _Sender:
                         self._work.wait_for(lambda: self._stop, pause)
             self._connection.send_json(Kind.ABORT, {"reason": str(self._read_error or "it was stopped")[:4000]})
         except BaseException as error:
-            with self._lock:  # what the destination said before the connection broke tells more
+            with self._lock:  # what the destination said before the connection broke is more informative
                 self._end.wait_for(lambda: self._answered, 1.0)
             self._finish(error)
 
@@ -274,12 +275,12 @@ class _Sender:
 
 
 class _Pace:
-    """Holds a sender to a number of bytes a second, on average over a segment."""
+    """Limits a sender to a number of bytes per second, averaged over a segment."""
 
     def __init__(self, bytes_per_second: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = bytes_per_second
         self._clock = clock
-        self._due = clock()  # when all that was sent so far should have taken until
+        self._due = clock()  # when all that was sent so far should have finished
 
     def after(self, size: int) -> float:
         """Seconds to wait after `size` bytes have been sent."""
@@ -291,9 +292,9 @@ class _Pace:
 
 
 def _read_held(connection: Connection, reply: Held, files: Sequence[SourceFile]) -> list[bytearray]:
-    """The digests of the segments that the destination has of each file, one behind the other.
+    """The digests of the segments that the destination has of each file, concatenated.
 
-    Of those that the file cannot have, and beyond HELD_KEPT, none is kept, whatever it holds: they are sent anew.
+    Digests of segments that the file cannot have, or beyond HELD_KEPT, are dropped: those segments are sent again.
     """
     held = [bytearray() for _ in files]
     missing = {int(key): count for key, count in reply.held.items() if key.isdecimal()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The side that answers: requests are handled one by one until the connection ends."""
+"""The answering side: requests are handled one by one until the connection ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def serve(connection: Connection, handlers: Mapping[str, Handler]) -> None:
     """Answer requests until the other side ends the connection.
 
     A MigratorError from a handler becomes an error reply, any other exception what `as_ours` makes of it. Raises
-    ConnectionLost and ProtocolError when the connection is of no use any more.
+    ConnectionLost and ProtocolError once the connection is unusable.
     """
     while (frame := connection.receive_or_end()) is not None:
         if frame.kind is not Kind.REQUEST:

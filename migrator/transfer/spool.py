@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The destination's spool: streams that arrive, wait, are checked and used.
 
-A stream is a plain file, just as it was sent, with its index beside it (`migrator.transfer.segments`): btrfs and CRIU
-read it directly, and every segment can be checked at any time. What has arrived stays when a connection is cut; the
-sender goes on from there.
+A stream is a plain file, exactly as sent, with its index beside it (`migrator.transfer.segments`): btrfs and CRIU read
+it directly, and every segment can be checked at any time. What has arrived stays when a connection is cut; the sender
+resumes from there.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from migrator.transfer.room_bounds import MARGIN, Bounds
 from migrator.transfer.rpc import Connection, Takeover
 from migrator.transfer.segments import INDEX_SUFFIX, Index, Segment
 
-# In one folder, over all transfers. Of a dump CRIU's pages are sent one by one before the rest, which is one transfer:
-# for each of these there are half a dozen other files.
+# In one directory, over all transfers. Of a dump, CRIU's page images are sent one by one before the rest, which is a
+# single transfer: for each of these there are half a dozen other files.
 FOLDER_MAX = 2 * FILES_MAX
-LOCK_NAME = ".receiving"  # begins with a '.': no stream can have that name
+LOCK_NAME = ".receiving"  # begins with a '.', which no stream's name can
 
 
 def check_space(directory: Path, needed: int, *, what: str = "the data") -> None:
-    """Raise NoSpace unless `needed` bytes and a margin, with a fiftieth of them, are free where `directory` is."""
+    """Raise NoSpace unless `needed` bytes, 2 % more and a margin are free on the file system of `directory`."""
     found = os.statvfs(directory)
     free = found.f_bavail * found.f_frsize
     wanted = needed + needed // 50 + MARGIN
@@ -46,7 +46,7 @@ def check_space(directory: Path, needed: int, *, what: str = "the data") -> None
 
 
 def size_of(directory: Path) -> int:
-    """Bytes that have arrived in a spool; 0 where there is none."""
+    """Bytes that have arrived in a spool; 0 if it does not exist."""
     try:
         return sum(entry.stat().st_size for entry in os.scandir(directory))
     except FileNotFoundError:
@@ -62,15 +62,15 @@ def receive(
     watcher: Watcher | None = None,
     bounds: Bounds | None = None,
 ) -> Takeover:
-    """What the handler of a "transfer" request returns to receive the streams in the request's `files`.
+    """What the handler of a "transfer" request returns in order to receive the streams in the request's `files`.
 
-    They are written to `directory`, made if it is not there (not its parents). With `durable` each segment is on disk
-    before it is acknowledged; without it, for memory images and tmpfs, all are at the end. A file whose name `accepts`
-    does not allow is refused before anything is written. The `watcher` of a transfer
-    of one file is told what of it is there; `bounds` is how much room it may take.
+    They are written to `directory`, which is created if it does not exist (but not its parents). With `durable`, each
+    segment is on disk before it is acknowledged; without it, for memory images and tmpfs, everything is at the end. A
+    file whose name `accepts` does not allow is refused before anything is written. The `watcher` of a transfer of one
+    file is told what of it is there; `bounds` limits the space it may take.
 
-    Raises ProtocolError for a list that makes no sense, or where there would be more than FOLDER_MAX of them, NoSpace,
-    and Busy while another process receives into that directory.
+    Raises ProtocolError for a list that makes no sense, or if there would be more than FOLDER_MAX files; NoSpace; and
+    Busy while another process receives into that directory.
     """
     if not files:
         raise ProtocolError(reason="a transfer has no files")
@@ -105,7 +105,7 @@ def receive(
 
 
 def _check_number(folder: int, files: Sequence[File]) -> None:
-    """Each takes an inode, and a place in the record of a dump, also where it is empty; raises ProtocolError."""
+    """Each file takes an inode, and a place in the record of a dump, even if it is empty; raises ProtocolError."""
     there = {name.removesuffix(INDEX_SUFFIX) for name in os.listdir(folder)} - {LOCK_NAME}
     if len(there | {entry.name for entry in files}) > FOLDER_MAX:
         raise ProtocolError(reason=f"it sends more than {FOLDER_MAX} files in all")
@@ -114,7 +114,7 @@ def _check_number(folder: int, files: Sequence[File]) -> None:
 def _lock(directory: Path) -> IO[str]:
     """Keep others from receiving into a directory; raises Busy.
 
-    After a cut the old process may not have noticed yet, and would write what it still has in its buffers.
+    After a cut the old process may not have noticed yet, and would still write what is in its buffers.
     """
     path = directory / LOCK_NAME
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -132,7 +132,7 @@ def _lock(directory: Path) -> IO[str]:
 
 
 def _held(folder: int, name: str) -> Index:
-    """What is already here of a stream: its segments that the index and the file's length vouch for."""
+    """What is already here of a stream: those of its segments that both the index and the file's length vouch for."""
     try:
         data_fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def _held(folder: int, name: str) -> Index:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether all of a stream has arrived. It is not read for that: `verify` and `verified` do."""
+    """Whether all of a stream has arrived. Its data is not read for that: `verify` and `verified` do so."""
     try:
         with _open(_index_path(path)) as index:
             index.seek(max(0, os.fstat(index.fileno()).st_size - segments.LAST_SIZE))
@@ -172,8 +172,8 @@ def is_complete(path: Path) -> bool:
 def verified(path: Path) -> Iterator[memoryview]:
     """Read a complete stream back, segment by segment, each checked before it is handed out.
 
-    A piece is valid until the next is asked for. Raises SegmentDamaged, having cut the index back to what is good: the
-    next transfer sends the damaged segment and all after it again.
+    A piece is valid until the next is requested. Raises SegmentDamaged, after truncating the index to what is good: the
+    next transfer sends the damaged segment and everything after it again.
     """
     index = _complete_index(path)
     buffer = memoryview(bytearray(SEGMENT_MAX))
@@ -188,7 +188,7 @@ def verified(path: Path) -> Iterator[memoryview]:
 
 
 class Follower:
-    """Reads a stream while it still arrives: the pieces of `verified`, each as soon as it is on disk.
+    """Reads a stream while it is still arriving: the pieces of `verified`, each as soon as it is on disk.
 
     As the `watcher` of a transfer it is told what has arrived; another thread iterates over it.
     """
@@ -207,11 +207,11 @@ class Follower:
 
     def end(self, *, complete: bool) -> None:
         if not complete:
-            self._broken.set()  # what is there but has not been read is of no use, and somebody may wait for us
+            self._broken.set()  # what is there but unread is useless then, and someone may be waiting for us
         self._arrived.put(complete)
 
     def __iter__(self) -> Iterator[memoryview]:
-        """Once. Raises ConnectionLost where the rest does not come, and SegmentDamaged."""
+        """Only once. Raises ConnectionLost if the rest does not come, and SegmentDamaged."""
         buffer = memoryview(bytearray(SEGMENT_MAX))
         with contextlib.ExitStack() as stack:
             fd, offset, number = -1, 0, 0
@@ -228,9 +228,9 @@ class Follower:
 
 
 def verify(*paths: Path) -> None:
-    """Check complete streams on all processors at once; raises SegmentDamaged as `verified` does.
+    """Check complete streams on all CPUs in parallel; raises SegmentDamaged as `verified` does.
 
-    A dump of some hundred processes has thousands of files: only as many are open at a time as there are processors.
+    A dump of a few hundred processes has thousands of files: only as many are open at a time as there are CPUs.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -239,7 +239,7 @@ def verify(*paths: Path) -> None:
             checks = []
             for path in paths:
                 index = _complete_index(path)
-                with _open(path) as file:  # be it empty
+                with _open(path) as file:  # even if it is empty
                     found = os.fstat(file.fileno())
                 offset = 0
                 for number, segment in enumerate(index.segments):
@@ -253,7 +253,7 @@ def verify(*paths: Path) -> None:
 
 
 def drop(path: Path) -> None:
-    """Remove a stream and its index; nothing happens where they are not there."""
+    """Remove a stream and its index; does nothing if they do not exist."""
     _index_path(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
@@ -278,14 +278,17 @@ def _complete_index(path: Path) -> Index:
 
 
 def _is_good(path: Path, found: os.stat_result, offset: int, segment: Segment) -> bool:
-    """As `_reads_good`; not where another file has its name by now: all segments must be of one. Raises OSError."""
+    """As `_reads_good`, but False if another file has its name by now: all segments must be of one file.
+
+    Raises OSError.
+    """
     with _open(path) as file:
         return os.path.samestat(os.fstat(file.fileno()), found) and _reads_good(
             file.fileno(), memoryview(bytearray(segment.length)), offset, segment)
 
 
 def _reads_good(fd: int, piece: memoryview, offset: int, segment: Segment) -> bool:
-    """Fill `piece` with a segment and say whether it is as it was sent. A disk that cannot read is damage too."""
+    """Fill `piece` with a segment and return whether it is as it was sent. A disk read error counts as damage."""
     done = 0
     while done < len(piece):
         try:
@@ -299,7 +302,7 @@ def _reads_good(fd: int, piece: memoryview, offset: int, segment: Segment) -> bo
 
 
 def _damaged(path: Path, number: int) -> SegmentDamaged:
-    """The error for a segment, and the index cut back so that it no longer vouches for it."""
+    """The error for a segment, after truncating the index so that it no longer vouches for it."""
     with contextlib.suppress(OSError):
         os.truncate(_index_path(path), min(segments.lines_size(number), _index_path(path).stat().st_size))
     return SegmentDamaged(segment=number, file=path)

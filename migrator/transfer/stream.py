@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Byte streams that the protocol runs over: what they promise, and the one made of file descriptors.
+"""Byte streams that the protocol runs over: what they guarantee, and the one made of file descriptors.
 
-`migrator.remote.ssh` has another, made of an SSH channel.
+`migrator.remote.ssh` has another one, made of an SSH channel.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from collections.abc import Iterator
 from typing import Protocol
 
 Bytes = bytes | bytearray | memoryview
-# Instead of 64 KiB: sshd then hands over more at a time, and a transfer through it was a third faster.
+# Instead of 64 KiB: sshd then passes on more at a time, and a transfer through it was a third faster.
 PIPE_SIZE = 1 << 20
 
 
 class ByteStream(Protocol):
     """A reliable stream of bytes in both directions.
 
-    One thread may read while another writes. A method raises TimeoutError when the other side took or gave nothing for
-    the time set, another OSError when the stream broke, and may raise a MigratorError that says more.
+    One thread may read while another writes. A method raises TimeoutError if the other side accepted or sent nothing
+    for the time set, another OSError if the stream broke, and may raise a MigratorError that says more.
     """
 
     def settimeout(self, seconds: float) -> None:
         """How long one read or write may go without a single byte moving.
 
-        A write goes on while another thread reads something now and then: the other side is there, and only busy.
+        A write continues while another thread reads something now and then: the other side is alive, and only busy.
         """
 
     def readinto(self, view: memoryview) -> int:
-        """Wait for data, fill as much of `view` as is there and return how much; 0 at the end of the stream."""
+        """Wait for data, fill as much of `view` as is available and return how much; 0 at the end of the stream."""
 
     def write(self, *buffers: Bytes) -> None:
         """Write all of `buffers`, one after another."""
@@ -50,24 +50,24 @@ class Tunnel(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """The peer's."""
+        """The peer's fingerprint."""
 
     def require_stable(self) -> None:
-        """Raises PathUnstable where nothing should be frozen over it."""
+        """Raise PathUnstable if nothing should be frozen over it."""
 
 
 class FileStream:
     """A stream over two file descriptors (pipes, sockets), which may be the same one. It owns and closes them.
 
     `close` may come while other threads read or write: they raise OSError, and the last of them closes the descriptors,
-    so that no number is used again under a thread that still waits on it.
+    so that no descriptor number is reused while a thread still waits on it.
     """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
         self._write_fd = write_fd
         self._limit_ms: int | None = None
-        self._heard = 0.0  # time.monotonic() of the last byte that was read
+        self._heard = 0.0  # time.monotonic() at the last byte read
         self._guard = threading.Lock()
         self._users = 1  # ourselves until closed, and each thread that reads or writes
         self._closed = False
@@ -78,7 +78,7 @@ class FileStream:
         self._writable.register(write_fd, select.POLLOUT)
         for poll in (self._readable, self._writable):
             poll.register(self._wake, select.POLLIN)
-        # A write to a blocking pipe that says it is writable can still block: without this no time limit would hold.
+        # A write to a blocking pipe that polls as writable can still block: without this no time limit would hold.
         os.set_blocking(read_fd, False)
         os.set_blocking(write_fd, False)
 
@@ -86,10 +86,11 @@ class FileStream:
     def from_stdio(cls) -> FileStream:
         """Take over this process's stdin and stdout.
 
-        What anything else prints goes to stderr from now on, so that a stray print cannot end up between two frames.
+        From now on, anything else that is printed goes to stderr, so that a stray print cannot end up between two
+        frames.
         """
         sys.stdout.flush()
-        with contextlib.suppress(OSError):  # where it is no pipe
+        with contextlib.suppress(OSError):  # if it is not a pipe
             fcntl.fcntl(0, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         stream = cls(os.dup(0), os.dup(1))
         null = os.open(os.devnull, os.O_RDONLY)
@@ -138,7 +139,7 @@ class FileStream:
         self._leave()
 
     def _wait(self, poll: select.poll) -> bool:
-        """Whether it is ready within the limit."""
+        """Whether it becomes ready within the limit."""
         ready = poll.poll(self._limit_ms)
         if self._closed:
             raise OSError(errno.EBADF, "it was closed on this side")

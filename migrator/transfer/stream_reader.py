@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a transfer sends: files read, cut into segments, compressed where it pays, made into frames."""
+"""What a transfer sends: files are read, cut into segments, compressed if that pays, and made into frames."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from migrator.transfer.receiver import COMPRESSED, FILE_END, SEGMENT_HEAD
 from migrator.transfer.segments import End, Segment
 from migrator.transfer.stream import Bytes
 
-_PAYS = 0.9  # a compressed segment must be smaller than this part of the raw one
-_GIVE_UP_AFTER = 3  # segments in a row for which it did not pay
+_PAYS = 0.9  # a compressed segment must be smaller than this fraction of the raw one
+_GIVE_UP_AFTER = 3  # segments in a row for which compressing did not pay
 _TEST_EVERY = 16  # segments, from then on
 
 
 class Readable(Protocol):
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill some of `buffer` and return how much; 0 at the end. A MigratorError from here aborts the transfer."""
+        """Fill some of `buffer` and return how much; 0 at the end. A MigratorError raised here aborts the transfer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFile:
-    """A file to send: the name that it has there, and an open reader, or a path that is opened when its turn comes.
+    """A file to send: its name on the destination, and an open reader, or a path that is opened when its turn comes.
 
-    `size` in bytes, where it is known: the destination then checks its space first, and it is an error for the file to
-    have another size.
+    `size` in bytes, if known: the destination then checks its free space first, and the file having a different size is
+    an error.
     """
 
     name: str
@@ -47,7 +47,7 @@ class SourceFile:
 
 @dataclasses.dataclass(frozen=True)
 class Outgoing:
-    """A frame to be sent, and the raw bytes that it stands for."""
+    """A frame to be sent, and the number of raw bytes that it represents."""
 
     kind: Kind
     body: tuple[Bytes, ...] = ()
@@ -65,14 +65,16 @@ class Outgoing:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A segment that the destination has already."""
+    """A segment that the destination already has."""
 
     raw_bytes: int
 
 
 class Source:
-    """Makes frames of files. `held` is what the destination has of each: its segments' digests, one behind the other.
-    `compress` says, for each segment, whether there is time for it now.
+    """Makes frames of files.
+
+    `held` is what the destination has of each file: its segments' digests, concatenated. `compress` says, for each
+    segment, whether there is time for it now.
     """
 
     def __init__(self, files: list[SourceFile], held: list[bytearray], compress: Callable[[], bool]) -> None:
@@ -81,10 +83,10 @@ class Source:
         self._held = held
         self._compress = compress
         self._compressor = _Compressor()
-        self._spare: collections.deque[bytearray] = collections.deque()  # new memory costs a fault for each page
+        self._spare: collections.deque[bytearray] = collections.deque()  # new memory costs a page fault for each page
 
     def recycle(self, frame: Outgoing) -> None:
-        """Take the memory of a frame back that has been sent; it must not be looked at any more."""
+        """Take back the memory of a frame that has been sent; the frame must not be used any more."""
         if frame.kind is Kind.SEGMENT and not frame.flags:
             self._take_back(frame.body[1])
 
@@ -94,7 +96,7 @@ class Source:
             self._spare.append(buffer)
 
     def frames(self) -> Iterator[Outgoing | Skipped]:
-        """All that is to be sent, in order. Raises ReadFailed, and what a reader raises."""
+        """Everything to be sent, in order. Raises ReadFailed, and what a reader raises."""
         for number, file in enumerate(self._files):
             with _opened(file) as reader:
                 yield from self._file(number, file, reader)
@@ -137,7 +139,7 @@ class Source:
 
 
 def _tell_differs(name: str, same: list[Segment], held: int) -> None:
-    """Say so where the destination has `held` segments of a file, and only those in `same` are what is sent now."""
+    """Log it if the destination has `held` segments of a file and only those in `same` match what is sent now."""
     if held > len(same) and log.level >= log.Level.NORMAL:
         kept = sum(segment.length for segment in same)
         log.say("sent-anew", f"What the destination has of {name} differs from what is being sent: everything after "
@@ -150,14 +152,14 @@ def _begin(number: int, keep: int) -> Outgoing:
 
 
 class _Compressor:
-    """zstd, level 1, while it pays."""
+    """zstd, level 1, for as long as it pays."""
 
     def __init__(self) -> None:
         self._zstd = zstandard.ZstdCompressor(level=1)
-        self._in_vain = 0  # segments in a row that would not get smaller
+        self._in_vain = 0  # segments in a row that did not get smaller
 
     def try_on(self, data: memoryview) -> bytes | None:
-        """The data compressed, or None if that does not pay or is not worth a try."""
+        """The compressed data, or None if that does not pay or is not worth trying."""
         if self._in_vain >= _GIVE_UP_AFTER and (self._in_vain - _GIVE_UP_AFTER + 1) % _TEST_EVERY:
             self._in_vain += 1
             return None
@@ -183,8 +185,8 @@ def _opened(file: SourceFile) -> Iterator[Readable]:
 
 
 def _pieces(file: SourceFile, reader: Readable, spare: collections.deque[bytearray]) -> Iterator[memoryview]:
-    """A file in pieces of SEGMENT_MAX, the last one shorter; each has memory of its own, if possible of `spare`."""
-    # One byte more than a known size shows whether it is the right one.
+    """A file in pieces of SEGMENT_MAX, the last one shorter; each in memory of its own, from `spare` if possible."""
+    # One byte more than a known size shows whether that is right.
     size = SEGMENT_MAX if file.size is None else min(SEGMENT_MAX, file.size + 1)
     while True:
         buffer = memoryview(spare.pop() if spare and size == SEGMENT_MAX else bytearray(size))
@@ -196,7 +198,7 @@ def _pieces(file: SourceFile, reader: Readable, spare: collections.deque[bytearr
 
 
 def _fill(reader: Readable, buffer: memoryview, name: str) -> int:
-    """Read until the buffer is full or the file ends; how much that was."""
+    """Read until the buffer is full or the file ends; returns how many bytes."""
     done = 0
     while done < len(buffer):
         try:
