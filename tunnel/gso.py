@@ -10,7 +10,7 @@ import struct
 from tunnel.candidates.nat import Endpoint
 
 BATCH = 65535  # bytes; the most that one call receives
-SEGMENTS_MAX = 40  # datagrams in one call; the kernel takes 64, and 64 KiB altogether
+SEGMENTS_MAX = 40  # datagrams in one call; the kernel accepts 64, and 64 KiB altogether
 
 _UDP_SEGMENT = 103  # linux/udp.h; the socket module has neither
 _UDP_GRO = 104
@@ -19,7 +19,7 @@ _INT = struct.Struct("=i")
 
 
 def enlarge(sock: socket.socket, size: int = 4 * 1024 * 1024) -> None:
-    """Let a socket receive many datagrams at a time, and hold `size` bytes (the kernel may cut that)."""
+    """Let a socket receive many datagrams at a time, and buffer `size` bytes (the kernel may reduce that)."""
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, size)
     with contextlib.suppress(OSError):  # a kernel before 5.0
@@ -27,7 +27,7 @@ def enlarge(sock: socket.socket, size: int = 4 * 1024 * 1024) -> None:
 
 
 def receive(sock: socket.socket, buffer: bytearray) -> tuple[int, int, Endpoint]:
-    """Fill the buffer; returns the bytes, the size of each datagram in them (0: there is one) and the sender.
+    """Fill the buffer; returns the number of bytes, the size of each datagram (0: there is just one) and the sender.
 
     Raises OSError as recvmsg does.
     """
@@ -46,34 +46,34 @@ def send(sock: socket.socket, data: memoryview, segment: int, to: Endpoint) -> N
         else:
             sock.sendto(data, to)
     except BlockingIOError:
-        return  # full: what a router would drop too
+        return  # full: a router would drop it too
     except OSError:
-        # The way there takes no segments (a device without checksums, a smaller MTU): one by one.
+        # The route does not support segmentation (a device without checksums, a smaller MTU): one by one.
         for each in split(data, segment):
             with contextlib.suppress(OSError):
                 sock.sendto(each, to)
 
 
 def cut_into(segment: int) -> list[tuple[int, int, bytes]]:
-    """The ancillary message that has the kernel cut what is sent into datagrams of `segment` bytes."""
+    """The ancillary message that makes the kernel cut what is sent into datagrams of `segment` bytes."""
     return [(socket.IPPROTO_UDP, _UDP_SEGMENT, _U16.pack(segment))]
 
 
 def size_told(level: int, kind: int, data: bytes) -> int:
-    """The size of each datagram, where an ancillary message of what was received tells it; else 0."""
+    """The size of each datagram, if an ancillary message of what was received gives it; otherwise 0."""
     told: int = _INT.unpack(data[:4])[0] if level == socket.IPPROTO_UDP and kind == _UDP_GRO else 0
     return told
 
 
 def split(data: memoryview, segment: int) -> list[memoryview]:
-    """The datagrams in what one call received."""
+    """The datagrams in what one call has received."""
     if not segment or len(data) <= segment:
         return [data]
     return [data[at : at + segment] for at in range(0, len(data), segment)]
 
 
 def runs(datagrams: list[memoryview]) -> list[tuple[memoryview, int]]:
-    """Datagrams put together so that few calls send them: each with the size for `send`."""
+    """Datagrams grouped so that few calls send them: each group with the size for `send`."""
     found: list[tuple[memoryview, int]] = []
     start = 0
     while start < len(datagrams):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a peer may be reached: addresses of its own and found out, and what NAT that tells of."""
+"""Where a peer may be reached: its own addresses and discovered ones, and the NAT type that these imply."""

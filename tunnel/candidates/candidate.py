@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Addresses that a peer may be reached at: this host's own, found out, and the peer's, filtered.
+"""Addresses at which a peer may be reached: this host's own, discovered ones, and the peer's, filtered.
 
-Whatever a peer sends could be somebody else's address: what is probed is capped in number, and what no peer can have is
-never probed.
+Whatever a peer sends could be somebody else's address: the number of addresses that are probed is capped, and addresses
+that no peer can have are never probed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ PORT_MIN = 1024
 
 _PRIVATE = [ipaddress.ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
                                                   "fc00::/7", "64:ff9b:1::/48")]
-# What a NAT64 makes IPv4 addresses of, the host's own network among them: RFC 6052 for all, RFC 8215 within a network.
+# The prefixes from which a NAT64 maps IPv4 addresses, which include those of the host's own network: RFC 6052
+# everywhere, RFC 8215 within a network.
 _NAT64 = [ipaddress.ip_network(net) for net in ("64:ff9b::/96", "64:ff9b:1::/48")]
 _SIOCGIFCONF = 0x8912  # netdevice(7)
 _IFREQ = 40  # bytes of a struct ifreq on 64-bit machines
@@ -40,7 +41,7 @@ _IFREQ = 40  # bytes of a struct ifreq on 64-bit machines
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """An address and port that a peer may be reached at."""
+    """An address and port at which a peer may be reached."""
 
     kind: Kind
     address: str
@@ -55,10 +56,10 @@ class Candidate:
 
 
 def sane(sent: Sequence[Any], own: Collection[str] = ()) -> list[Candidate]:
-    """What may be probed of a peer's candidates: at most 16, each once, none of this host's `own` addresses.
+    """Those of a peer's candidates that may be probed: at most 16, each once, none of this host's `own` addresses.
 
-    Raises Malformed for what is no list of candidates; leaves out multicast, loopback, link-local, broadcast, reserved
-    and unspecified addresses, IPv4 in IPv6, and privileged ports.
+    Raises Malformed for anything but a list of candidates; leaves out multicast, loopback, link-local, broadcast,
+    reserved and unspecified addresses, IPv4 in IPv6, and privileged ports.
     """
     if len(sent) > RAW_MAX:
         raise Malformed(f"there are more than {RAW_MAX} candidates")
@@ -91,13 +92,13 @@ def probable(address: str) -> bool:
 
 
 def private(address: str) -> bool:
-    """Whether an address is one of a private network or of a provider's NAT (RFC 1918, 6598, 4193, 8215)."""
+    """Whether an address belongs to a private network or to a provider's NAT (RFC 1918, 6598, 4193, 8215)."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     return any(ip in net for net in _PRIVATE if net.version == ip.version)
 
 
 def loopback(address: str) -> bool:
-    """Whether an address is one of the host itself; it may have a scope."""
+    """Whether an address is one of the host's loopback addresses; it may have a scope."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
@@ -108,7 +109,7 @@ def own_addresses() -> list[tuple[str, str]]:
 
 
 def host_candidates(port: int, towards: Iterable[str] = ()) -> list[Candidate]:
-    """This host's addresses that are worth offering: those it would send from to `towards` come first.
+    """This host's addresses that are worth offering: those from which it would send to `towards` come first.
 
     Bridges and tunnels that lead only to this host's own guests are left out.
     """
@@ -122,14 +123,14 @@ def host_candidates(port: int, towards: Iterable[str] = ()) -> list[Candidate]:
 
 
 def reflexive_candidates(observations: Iterable[Observation], known: Collection[Candidate]) -> list[Candidate]:
-    """The mappings that reflectors saw, as far as they are not addresses of the host itself."""
+    """The mappings that reflectors saw, except those that are addresses of the host itself."""
     endpoints = {each.endpoint for each in known}
     seen = dict.fromkeys(each.seen for each in observations if each.seen not in endpoints and probable(each.seen[0]))
     return [Candidate("reflexive", *endpoint) for endpoint in list(seen)[:4]]
 
 
 def source_towards(address: str) -> str | None:
-    """The address that this host would send from; None without a route. Sends nothing."""
+    """The address from which this host would send; None without a route. Sends nothing."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect((address, 9))

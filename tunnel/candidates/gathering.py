@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Finding out where this host can be reached: its own addresses, what reflectors see, and what NAT that means."""
+"""Finding out where this host can be reached: its own addresses, what reflectors see, and the NAT that this implies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunnel.candidates.ports import Receiver
 
 TIMEOUT = 0.8  # seconds without any answer after which UDP counts as blocked
 REPEAT = 0.1
-PATIENCE = 0.15  # seconds that a second reflector gets once a first has answered
+PATIENCE = 0.15  # seconds that a second reflector is given once a first has answered
 
 
 class Sender(Protocol):
@@ -35,7 +35,7 @@ class Sender(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Local:
-    """This side of a punch, before the peer's is known."""
+    """This side of a punch, before the peer's side is known."""
 
     sender: Sender
     candidates: tuple[Candidate, ...]
@@ -63,7 +63,7 @@ async def _observe(sender: Sender, reflectors: Sequence[Endpoint], timeout: floa
 
     def received(_via: int, source: Endpoint, data: bytes) -> None:
         answer = reflection.answered(data)
-        # Only who was asked can know the nonce, and only from where it was asked.
+        # Only a reflector that was asked can know the nonce, and only the address that was asked counts.
         if answer is None or nonces.get(answer[0]) != source:
             return
         local = (source_towards(source[0]) or "", sender.port())

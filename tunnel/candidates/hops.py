@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How far a packet must go to be behind this host's own NATs: a short traceroute (ip(7): IP_RECVERR).
+"""How far a packet must travel to get past this host's own NATs: a short traceroute (ip(7): IP_RECVERR).
 
-A punch's first packet should open all NATs on this side and die before it meets one on the peer's.
+A punch's first packet should open all NATs on this side and expire before it reaches one on the peer's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunnel.candidates import reflection
 from tunnel.candidates.candidate import private
 from tunnel.candidates.nat import Endpoint
 
-USUAL = 2  # hops: dies at the provider's first router, behind the one at home
+USUAL = 2  # hops: expires at the provider's first router, behind the one at home
 FARTHEST = 6
 
 _IP_RECVERR = 11  # linux/in.h
@@ -27,16 +27,16 @@ _EXTENDED_ERR = struct.Struct("=IBBBBII")  # errno, origin, type, code, pad, inf
 
 
 def opener_ttl(answers: Mapping[int, str]) -> int:
-    """The TTL that dies at the first router with an address of the open net; `answers`: TTL -> who said it expired."""
+    """The TTL that expires at the first router with a public address; `answers`: TTL -> who said that it expired."""
     for ttl in sorted(answers):
         if not private(answers[ttl]):
             return max(ttl, USUAL)
-    # All NATs that did answer have to be passed.
+    # It has to get past every NAT that did answer.
     return max([USUAL, *(ttl + 1 for ttl in answers)])
 
 
 async def measure(reflector: Endpoint, timeout: float = 0.3) -> int:
-    """The TTL for openers, found with one packet a hop towards an IPv4 reflector."""
+    """The TTL for openers, determined with one packet per hop towards an IPv4 reflector."""
     trace = _Trace()
     loop = asyncio.get_running_loop()
     with contextlib.ExitStack() as stack:
@@ -55,7 +55,7 @@ async def measure(reflector: Endpoint, timeout: float = 0.3) -> int:
 
 
 class _Trace:
-    """What came back: who said that a TTL had expired, and with which one the reflector was reached."""
+    """What came back: who reported an expired TTL, and with which TTL the reflector was reached."""
 
     def __init__(self) -> None:
         self.expired: dict[int, str] = {}
@@ -76,7 +76,7 @@ class _Trace:
                     if origin == _ORIGIN_ICMP and icmp == _TIME_EXCEEDED:
                         offender = data[_EXTENDED_ERR.size + 4 : _EXTENDED_ERR.size + 8]
                         self.expired[ttl] = socket.inet_ntoa(offender)
-        # Every hop before the first open one has been heard, or every hop there is.
+        # Every hop before the first public one has been heard, or every hop there is.
         ends = [ttl for ttl, address in self.expired.items() if not private(address)] + [self._reached]
         if all(ttl in self.expired for ttl in range(1, min(ends))):
             self.complete.set()

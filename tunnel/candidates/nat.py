@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What kind of NAT this host is behind, from what reflectors saw. Pure.
 
-Only the mapping matters here (RFC 4787 section 4.1), and only that can be told from two reflectors: whom a NAT lets in
-is found out by trying.
+Only the mapping behaviour matters here (RFC 4787 section 4.1), and only that can be determined with two reflectors:
+which senders a NAT lets in is found out by trying.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What two NATs let one expect of each other: how to look for a direct path, for how long, and how to say it."""
+"""What to expect of a pair of NATs: how to look for a direct path, for how long, and how to describe it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ POLICIES: tuple[Policy, ...] = get_args(Policy)
 
 @dataclasses.dataclass(frozen=True)
 class Outlook:
-    """`wait`: seconds after which a relay that works is taken. `search`: this side's part in birthday probing."""
+    """`wait`: seconds after which a working relay is used. `search`: this side's part in birthday probing."""
 
     wait: float
     search: Literal["wide", "narrow"] | None
@@ -28,7 +28,7 @@ class Outlook:
         return self.wait < 1.0
 
     def direct_reason(self, kind: str, via: int, guessed: int) -> str:
-        """Why a direct path of this kind of candidate worked."""
+        """Why a direct path over this kind of candidate worked."""
         nats = f"{_NAMES[self.here]} here, {_NAMES[self.there]} there"
         if kind == "host":
             return "the peer's own address answers"
@@ -45,7 +45,7 @@ _NAMES: dict[nat.Kind, str] = {
 
 
 def outlook(here: nat.Kind, there: nat.Kind) -> Outlook:
-    """What these two NATs let expect."""
+    """What to expect of these two NATs."""
     kinds = {here, there}
     if here == "blocked":
         return Outlook(0.3, None, "this host's network blocks outgoing UDP", here, there)

@@ -14,13 +14,13 @@ from typing import ClassVar
 from tunnel.candidates.nat import Endpoint
 
 LOW, HIGH = 32768, 65535
-READS = 64  # datagrams from one socket before others have their turn
+READS = 64  # datagrams read from one socket before others have their turn
 DATAGRAM_MAX = 2048
 AVOIDED = {51820}  # WireGuard's usual port: two hosts behind one NAT would collide on it
 
 _INT = struct.Struct("=i")
 
-# Gets the number of the socket (`via`), the sender and the datagram.
+# Called with the number of the socket (`via`), the sender and the datagram.
 Receiver = Callable[[int, Endpoint, bytes], None]
 
 
@@ -74,10 +74,10 @@ class Ports:
         return found
 
     def more(self, count: int) -> int:
-        """Open more sockets, on ports of their own; returns how many there are now beside socket 0.
+        """Open more sockets, on ports of their own; returns how many there are now besides socket 0.
 
-        None while others of this process have some: they are a quarter of the descriptors that a process usually may
-        have, and peers decide how many sessions begin at a time.
+        None while another session of this process has some: they are a quarter of the descriptors that a process
+        usually may have, and peers decide how many sessions begin at a time.
         """
         if Ports._wide not in (None, self):
             return 0
@@ -115,11 +115,11 @@ class Ports:
                 continue
             if self.receiver:
                 self.receiver(via, (sender[0], sender[1]), data)
-            if sock.fileno() < 0:  # closed by what was just received
+            if sock.fileno() < 0:  # closed by the handler of the previous datagram
                 return
 
     def close(self) -> None:
-        """Close all; safe to repeat."""
+        """Close all sockets; safe to repeat."""
         if Ports._wide is self:
             Ports._wide = None
         sockets = [*self._sockets, *([self._ipv6] if self._ipv6 else [])]

@@ -2,8 +2,8 @@
 """What a UDP reflector is asked and answers: from which address and port a datagram came.
 
 The format is our own, not STUN (RFC 8489): the request is longer than the answer, so that a reflector amplifies nothing
-for who forges a sender, and addresses are hidden by an XOR, as STUN does it, from routers that rewrite addresses inside
-of packets.
+for anybody who forges a sender, and addresses are hidden by an XOR, as in STUN, from routers that rewrite addresses
+inside packets.
 
 | message | bytes                                                                                       |
 | ------- | ------------------------------------------------------------------------------------------- |
@@ -26,7 +26,7 @@ _MASK = 0x4D  # 'M'
 
 
 def request(nonce: bytes) -> bytes:
-    """The request with these 12 random bytes, by which its answer is known."""
+    """The request with these 12 random bytes, by which its answer is recognized."""
     return (_REQUEST + nonce).ljust(REQUEST_SIZE, b"\0")
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the path still carries, and how well."""
+"""Whether the path still carries traffic, and how well."""

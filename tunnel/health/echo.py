@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Small questions and answers through a tunnel: each side asks, and answers what the peer asks.
+"""Small requests and answers through a tunnel: each side asks, and answers what the peer asks.
 
 A datagram is a header (magic, kind u8, three zero bytes, number u64, big-endian) and what its kind adds:
 
@@ -9,8 +9,9 @@ A datagram is a header (magic, kind u8, three zero bytes, number u64, big-endian
     COUNT   what has arrived of that train?    -> ARRIVED
     ARRIVED datagrams u32, bytes u64, microseconds from the first to the last u64
 
-Numbers are random, and only an answer with the number of a question that waits counts: WireGuard keeps strangers out of
-the tunnel, but a user of this host could send to its address, too. What makes no sense is passed over in silence.
+Numbers are random, and an answer counts only if its number is that of a request that is waiting: WireGuard keeps
+strangers out of the tunnel, but a user of this host could send to its address, too. Malformed datagrams are silently
+ignored.
 """
 
 from __future__ import annotations
@@ -31,26 +32,26 @@ ASK, ANSWER, LOAD, COUNT, ARRIVED = range(1, 6)
 HEADER = struct.Struct("!4sB3xQ")
 _COUNTED = struct.Struct("!IQQ")
 UDP_HEADERS = 48  # bytes of IPv6 and UDP before ours
-WAITING_MAX = 1024  # questions without an answer that are remembered
-_LOAD_CALL = 60_000  # bytes in one call
+WAITING_MAX = 1024  # unanswered requests that are remembered
+_LOAD_CALL = 60_000  # bytes per call
 
 
 class Line(Protocol):
-    """What carries datagrams to the peer, maybe; what comes from there is handed to `Echo.take`."""
+    """Carries datagrams to the peer, without a guarantee; what arrives from there is passed to `Echo.take`."""
 
     def put(self, datagram: bytes) -> bool:
-        """Send one; False where it could not even be sent."""
+        """Send one; False if it could not even be sent."""
 
     async def put_many(self, datagram: bytes, count: int) -> bool:
-        """Send the same one `count` times; False where all of them have to be tried again."""
+        """Send the same one `count` times; False if all of them have to be tried again."""
 
     def close(self) -> None:
-        """Carry nothing any more; safe to repeat."""
+        """Stop carrying anything; safe to repeat."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrived:
-    """What the peer got of a train."""
+    """What the peer received of a train."""
 
     datagrams: int
     bytes: int  # ours, headers included
@@ -64,12 +65,12 @@ class _Train:
     number: int
     datagrams: int = 0
     bytes: int = 0
-    first: int = 0  # nanoseconds, by the clock of whoever took it from the network
+    first: int = 0  # nanoseconds, by the clock of whatever received it from the network
     last: int = 0
 
 
 class Echo:
-    """The echo of one side, over `line` (`open` makes one with a UDP socket), in the running loop until `close`."""
+    """One side's echo, over `line` (`open` makes one with a UDP socket), in the running loop until `close`."""
 
     def __init__(self, line: Line) -> None:
         self.heard = 0.0  # by the loop's clock, when the last answer came; 0 before the first
@@ -87,15 +88,15 @@ class Echo:
         return made
 
     def close(self) -> None:
-        """Stop asking and answering; safe to repeat. Questions that wait get no answer."""
+        """Stop asking and answering; safe to repeat. Requests that are waiting get no answer."""
         self._line.close()
 
     # --- Asking ---
 
     def send(self, answered: Callable[[float], None], *, size: int = HEADER.size) -> bool:
-        """Ask, and go on; `answered` gets the seconds that it took. False where it could not even be sent.
+        """Ask without waiting; `answered` is called with the seconds that it took. False if it could not even be sent.
 
-        `size` in bytes, headers of UDP and IPv6 not counted.
+        `size` in bytes, without the UDP and IPv6 headers.
         """
         while len(self._waiting) >= WAITING_MAX:
             self._waiting.pop(next(iter(self._waiting)))  # the oldest
@@ -107,7 +108,7 @@ class Echo:
         return False
 
     async def ask(self, *, size: int = HEADER.size, timeout: float = 1.0) -> float | None:
-        """Ask once and wait; the seconds that the answer took, None without one within `timeout` seconds."""
+        """Ask once and wait; the seconds that the answer took, None if there was none within `timeout` seconds."""
         answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
         def answered(seconds: float) -> None:
@@ -123,9 +124,9 @@ class Echo:
     # --- Trains ---
 
     async def load(self, total: int, *, size: int, timeout: float = 2.0) -> Arrived | None:
-        """Send `total` bytes in datagrams of `size` as fast as they go, and ask what arrived of them.
+        """Send `total` bytes in datagrams of `size` as fast as possible, and ask how much of them arrived.
 
-        None where no answer came within `timeout` seconds after the last was sent.
+        None if no answer came within `timeout` seconds after the last one was sent.
         """
         number = secrets.randbits(64)
         datagram = HEADER.pack(MAGIC, LOAD, number) + bytes(max(0, size - HEADER.size))
@@ -153,7 +154,7 @@ class Echo:
         return self._line.put(HEADER.pack(MAGIC, kind, number) + body)
 
     def take(self, data: bytes, arrived: int) -> None:
-        """A datagram of the peer's, which arrived at `arrived`, in nanoseconds by a clock of the caller's."""
+        """A datagram from the peer, which arrived at `arrived`, in nanoseconds by a clock of the caller's."""
         if len(data) < HEADER.size:
             return
         magic, kind, number = HEADER.unpack_from(data)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The UDP socket that an echo speaks through: many datagrams a call, and the kernel's word on when each has arrived."""
+"""The UDP socket that an echo uses: many datagrams per call, and the kernel's receive timestamps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class EchoSocket:
         self._socket = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._socket.bind((local, port))
-            # Larger than the interface's MTU means too large, not two fragments.
+            # A datagram larger than the interface's MTU is to be refused, not sent in two fragments.
             self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             gso.enlarge(self._socket)
@@ -42,7 +42,7 @@ class EchoSocket:
         return port
 
     def listen(self, take: Callable[[bytes, int], None]) -> None:
-        """From now on hand what the peer sends to `take`, with the nanoseconds since 1970 at which it arrived."""
+        """From now on pass what the peer sends to `take`, with the nanoseconds since 1970 at which it arrived."""
         self._loop.add_reader(self._socket, self._read, take)
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class EchoSocket:
         return True
 
     async def put_many(self, datagram: bytes, count: int) -> bool:
-        """In one call where the kernel can."""
+        """In one call if the kernel supports that."""
         try:
             if count > 1:
                 self._socket.sendmsg([datagram * count], gso.cut_into(len(datagram)), 0, self._remote)
@@ -68,7 +68,7 @@ class EchoSocket:
         except BlockingIOError:
             await asyncio.sleep(0.001)
             return False
-        except OSError:  # no segments on this interface, or no way there at all
+        except OSError:  # no segmentation on this interface, or no route at all
             for _ in range(count):
                 self.put(datagram)
         await asyncio.sleep(0)

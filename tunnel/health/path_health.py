@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How good a tunnel's path is, and noticing within about a second that it is dead.
 
-An echo that comes back has gone both ways, so each side watches the whole path on its own.
+An echo that comes back has travelled both ways, so each side watches the whole path on its own.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tunnel.wireguard import Endpoint
 
 INTERVAL = 0.2  # seconds between two echoes of a watch
 DEAD_AFTER = 1.0  # seconds without an answer
-ECHOES = 20  # of a measurement
-RECENT = 50  # echoes that a watch tells about
+ECHOES = 20  # in a measurement
+RECENT = 50  # echoes on which a watch reports
 
 # What a path must be like for a container to be frozen over it.
 LOSS_MAX = 0.05
@@ -41,12 +41,12 @@ _PATIENCE = 0.4  # seconds for large echoes to come back
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """A path as echoes found it."""
+    """A path as the echoes have measured it."""
 
-    rtt_ms: float | None  # median there and back; None where nothing came back
-    loss: float  # part of the echoes without an answer, 0 to 1
+    rtt_ms: float | None  # median round trip; None if nothing came back
+    loss: float  # fraction of the echoes without an answer, 0 to 1
     jitter: float  # ms, mean difference between one round trip and the next
-    mbit_s: float | None = None  # what arrived of a short burst, UDP payload; None where it was not tried or was lost
+    mbit_s: float | None = None  # what arrived of a short burst, UDP payload; None if it was not tried or was lost
     echoes: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Quality:
 
 
 def quality(times: Iterable[float | None], mbit_s: float | None = None) -> Quality:
-    """What round trips tell: seconds in the order of asking, None for each that was lost."""
+    """The quality that results from round trips: seconds in the order of asking, None for each that was lost."""
     asked = list(times)
     found = [seconds * 1000 for seconds in asked if seconds is not None]
     return Quality(
@@ -87,8 +87,8 @@ async def measure(echo: Echo, *, count: int = ECHOES, interval: float = 0.02, ti
                   throughput: bool = True, size: int = mtu.MIN - UDP_HEADERS) -> Quality:
     """Measure a path with `count` echoes `interval` seconds apart and, unless told otherwise, a short burst of data.
 
-    It takes under a second on a good path, and no longer than `timeout` and about three seconds more on a bad one.
-    `size` is that of the burst's datagrams: what the tunnel's MTU leaves, or less.
+    It takes under a second on a good path, and at most `timeout` and about three seconds more on a bad one. `size` is
+    that of the burst's datagrams: what the tunnel's MTU leaves, or less.
     """
     asked = []
     for number in range(count):
@@ -106,7 +106,7 @@ async def measure(echo: Echo, *, count: int = ECHOES, interval: float = 0.02, ti
 
 
 async def rate(echo: Echo, *, size: int = mtu.MIN - UDP_HEADERS) -> float | None:
-    """Mbit/s of UDP payload that get through in a burst of at most 5.3 MiB, a twentieth of a second where possible."""
+    """Mbit/s of UDP payload that get through in a burst of at most 5.3 MiB, a twentieth of a second if possible."""
     found = None
     for total in _TRAINS:
         arrived = await echo.load(total, size=size)
@@ -121,17 +121,17 @@ async def rate(echo: Echo, *, size: int = mtu.MIN - UDP_HEADERS) -> float | None
 def _rate_of(arrived: Arrived, size: int) -> float | None:
     if arrived.datagrams < 2 or arrived.seconds <= 0:
         return None
-    # The clock starts with the first one's arrival.
+    # The clock starts when the first one arrives.
     return (arrived.bytes - size) * 8 / arrived.seconds / 1e6
 
 
 async def first_answer(interface: Interface, echo: Echo, *, limit: float = 5.0) -> float:
     """Wait until the tunnel carries something both ways; the seconds that a round trip took.
 
-    Raises TunnelSilent, which tells whether WireGuard has shaken hands at all.
+    Raises TunnelSilent, which says whether WireGuard has completed a handshake at all.
     """
     end = now() + limit
-    if interface.role == "responder":  # whose echoes would make its WireGuard speak first, see interface.up
+    if interface.role == "responder":  # its echoes would make its WireGuard initiate first, see interface.up
         await interface.shaken(min(GREETING, limit / 2))
     answer: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
@@ -152,19 +152,19 @@ async def first_answer(interface: Interface, echo: Echo, *, limit: float = 5.0) 
 async def tune(interface: Interface, echo: Echo, endpoint: Endpoint) -> int:
     """Set the interface's MTU to what the path carries, and return it. To be called again after a heal.
 
-    Echoes of several sizes are sent at once; where the largest comes back it takes two round trips, else 0.4 s.
-    Answers are small: each side finds out for what it sends itself.
+    Echoes of several sizes are sent at once; if the largest comes back this takes two round trips, otherwise 0.4 s.
+    Answers are small: each side finds out about the direction in which it sends itself.
     """
     patience = max(_PATIENCE, 3 * (await echo.ask(timeout=2.0) or 0.0))
-    if interface.backend.kind == "kernel":  # which lets routers fragment its packets, so that echoes tell nothing
+    if interface.backend.kind == "kernel":  # lets routers fragment its packets, so that echoes prove nothing
         most = await mtu.from_routers(endpoint)
     else:
         most = mtu.from_route(endpoint)
     if most != interface.mtu:
         await interface.set_mtu(most)
     largest = await _largest(echo, [most, *(size for size in mtu.STEPS if size < most)], patience)
-    # wireguard-go asks for no fragments, until a router refuses a packet; from then on the kernel cuts them itself.
-    # Such an echo comes back, but a path is slow that way: what the kernel has learnt meanwhile counts.
+    # wireguard-go forbids fragmentation, until a router refuses a packet; from then on the kernel fragments them
+    # itself. Such an echo comes back, but a path is slow that way: what the kernel has learnt meanwhile counts.
     found = min(largest, mtu.from_route(endpoint))
     if found != interface.mtu:
         await interface.set_mtu(found)
@@ -172,7 +172,7 @@ async def tune(interface: Interface, echo: Echo, endpoint: Endpoint) -> int:
 
 
 async def _largest(echo: Echo, sizes: list[int], patience: float) -> int:
-    """The largest packet, in bytes, that comes back; the smallest allowed where none does."""
+    """The largest packet, in bytes, that comes back; the smallest allowed if none does."""
     back: set[int] = {mtu.MIN}
     news = asyncio.Event()
 
@@ -187,7 +187,7 @@ async def _largest(echo: Echo, sizes: list[int], patience: float) -> int:
         for size in sizes:
             if size not in back:
                 echo.send(answered(size), size=size - UDP_HEADERS)
-        # A time of its own for each: when this process is held up, answers lie unread, but for the last one's.
+        # Each wait is timed on its own: if this process is held up, answers lie unread, except the last wait's.
         end = now() + part * patience
         while max(back) < max(sizes) and (left := end - now()) > 0:
             news.clear()
@@ -199,7 +199,7 @@ async def _largest(echo: Echo, sizes: list[int], patience: float) -> int:
 
 
 class Watch:
-    """Echoes all the time, and calls `on_dead` with the reason when the path has died.
+    """Sends echoes all the time, and calls `on_dead` with the reason when the path has died.
 
     `on_dead` heals it or raises, and then `run` raises the same. The echoes go on meanwhile: `back` waits for one.
     """
@@ -211,21 +211,21 @@ class Watch:
         self._on_dead = on_dead
         self._interval = interval
         self._limit = limit
-        self._since = 0.0  # the moment from which on silence counts
+        self._since = 0.0  # the moment from which silence counts
         self._answers = asyncio.Event()
         self._recent: collections.deque[float | None] = collections.deque(maxlen=RECENT)
 
     @property
     def silent(self) -> float:
-        """Seconds since the last answer, or since they began to count."""
+        """Seconds since the last answer, or since counting began."""
         return now() - max(self._echo.heard, self._since)
 
     def quality(self) -> Quality:
-        """What the latest echoes tell, but for those that may still come back."""
+        """The quality according to the latest echoes, except those that may still come back."""
         return quality(self._recent)
 
     async def back(self, timeout: float) -> bool:
-        """Wait for an answer to an echo that is sent from now on; False without one within `timeout` seconds."""
+        """Wait for an answer to an echo sent from now on; False if there is none within `timeout` seconds."""
         self._answers.clear()
         asked = now()
         end = asked + timeout
@@ -254,7 +254,7 @@ class Watch:
                 await asyncio.sleep(max(0.0, due - now()))
                 woken = now()
                 if woken - due > self._interval:
-                    # This process was held up, and maybe its answers lie unread: give them time.
+                    # This process was held up, and answers may lie unread: give them time.
                     self._since, due = woken, woken
                 if healing and healing.done():
                     healing.result()

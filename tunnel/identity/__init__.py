@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who this host and its peers are: keys, pinned peers, the servers that are known, sealed offers."""
+"""Who this host and its peers are: keys, pinned peers, known servers, sealed offers."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A host's identity: an Ed25519 key that signs and an X25519 key that offers are sealed to.
+"""A host's identity: an Ed25519 key that signs and an X25519 key to which offers are sealed.
 
-Both are made at first use and lie in one file. Peers pin both public keys together; a hash over the two names the
-identity everywhere: in full as `id` (the rendezvous routes by it), shortened as `fingerprint` for people.
+Both are generated at first use and are kept in one file. Peers pin both public keys together; a hash over the two
+identifies the host everywhere: in full as `id` (the rendezvous routes by it), shortened as `fingerprint` for people.
 """
 
 from __future__ import annotations
@@ -47,26 +47,26 @@ class PublicIdentity:
 
     @functools.cached_property
     def id(self) -> bytes:
-        """BLAKE2b over both keys, 32 bytes: names the identity to programs."""
+        """BLAKE2b over both keys, 32 bytes: identifies the host to programs."""
         return hashlib.blake2b(self.ed25519 + self.x25519, digest_size=32, person=b"migrator-id").digest()
 
     @property
     def fingerprint(self) -> str:
         """The first 100 bits of `id` as five groups of four base32 characters: for people to compare.
 
-        To find a second identity of the same fingerprint takes 2^100 tries; that two of one's own making share one
+        Finding a second identity with a given fingerprint takes 2^100 tries; making two of one's own that share one
         takes 2^50, and gains nothing.
         """
         text = base64.b32encode(self.id).decode().lower()[: FINGERPRINT_BITS // 5]
         return "-".join(text[i : i + 4] for i in range(0, len(text), 4))
 
     def to_text(self) -> str:
-        """One word of printable characters, the same for the same identity."""
+        """One word of printable characters, always the same for an identity."""
         return _PREFIX + strict_json.encode(self.ed25519 + self.x25519)
 
     @classmethod
     def from_text(cls, text: str) -> PublicIdentity:
-        """The identity that `to_text` made the text of; raises Malformed."""
+        """The identity from which `to_text` made the text; raises Malformed."""
         if len(text) > TEXT_SIZE or not text.startswith(_PREFIX):
             raise Malformed("it is not a public identity")
         keys = strict_json.decode(text.removeprefix(_PREFIX), "a public identity")
@@ -75,7 +75,7 @@ class PublicIdentity:
     def encrypt(self, data: bytes, info: bytes) -> bytes:
         """Only this identity can read it, and only with the same `info`; raises Malformed for a key of small order.
 
-        HPKE (RFC 9180) by a key pair made for it; its public half is in front.
+        HPKE (RFC 9180) with a key pair generated for it; its public half is in front.
         """
         try:
             return _HPKE.encrypt(data, X25519PublicKey.from_public_bytes(self.x25519), info)
@@ -83,7 +83,7 @@ class PublicIdentity:
             raise Malformed("it is not a usable X25519 key") from None
 
     def verify(self, signature: bytes, data: bytes) -> bool:
-        """Whether this identity has signed just these bytes."""
+        """Whether this identity has signed exactly these bytes."""
         try:
             Ed25519PublicKey.from_public_bytes(self.ed25519).verify(signature, data)
         except (InvalidSignature, ValueError):
@@ -106,18 +106,18 @@ class Identity:
 
     @classmethod
     def generate(cls) -> Identity:
-        """A new identity that lies nowhere yet."""
+        """A new identity that is not stored anywhere yet."""
         return cls(Ed25519PrivateKey.generate().private_bytes_raw(), X25519PrivateKey.generate().private_bytes_raw())
 
     @classmethod
     def load(cls, path: Path = STATE / "identity") -> Identity:
-        """This host's identity, made at first use; raises TunnelFileUnusable.
+        """This host's identity, generated at first use; raises TunnelFileUnusable.
 
-        A file that others may read is refused: whoever has read it is this host to all its peers.
+        A file that others may read is refused: whoever has read it can pose as this host to all its peers.
         """
         text = private_files.read_private(path)
         if text is None:
-            # Whoever of two processes comes second takes what the first has made.
+            # If two processes do this at once, the second uses what the first has made.
             private_files.write_private(path, cls.generate()._to_text(), replace=False)
             text = private_files.read_private(path)
         try:
@@ -127,13 +127,13 @@ class Identity:
             raise TunnelFileUnusable(path=path, reason=str(error), fix=fix) from None
 
     def sign(self, data: bytes) -> bytes:
-        """An Ed25519 signature. Callers begin `data` with a purpose of their own, so that none passes for another."""
+        """An Ed25519 signature. Callers begin `data` with a purpose, so that no signature passes for another kind."""
         return self._ed25519.sign(data)
 
     def decrypt(self, data: bytes, info: bytes) -> bytes:
         """What somebody has encrypted to this identity, with the same `info`; raises Malformed.
 
-        It says nothing of who that was: RFC 9180, section 5.1.1, mode base.
+        It does not prove who that was: RFC 9180, section 5.1.1, mode base.
         """
         try:
             return _HPKE.decrypt(data, self._x25519, info)

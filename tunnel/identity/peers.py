@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The hosts that this one is paired with: a text file, one line a peer, in the manner of known_hosts.
+"""The hosts with which this one is paired: a text file, one line per peer, in the style of known_hosts.
 
     NAME  mi1:IDENTITY  SECONDS-SINCE-1970  RENDEZVOUS,RENDEZVOUS (or -)  WORD,WORD (or -)
 
-The words say what the peer may do here. Their meaning is not this package's; a line without them allows nothing.
+The words say what the peer may do here. Their meaning is not this package's business; a line without any allows
+nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def checked_name(name: str) -> str:
 
 
 class Peers:
-    """The store. Every call reads the file anew, so that a removed peer is unknown at once to what runs already."""
+    """The store. Every call reads the file again, so that running programs know at once that a peer was removed."""
 
     def __init__(self, path: Path = STATE / "peers") -> None:
         self.path = path
@@ -82,21 +83,21 @@ class Peers:
         return next((peer for peer in self._read() if peer.public.id == id), None)
 
     def check(self, name: str, public: PublicIdentity) -> None:
-        """Whether `pin` would do it: raises IdentityChanged, PeerNameRefused and TunnelFileUnusable."""
+        """Whether `pin` would succeed: raises IdentityChanged, PeerNameRefused and TunnelFileUnusable."""
         _check(self._read(), name, public)
 
     def pin(self, name: str, public: PublicIdentity, rendezvous: Iterable[str] = ()) -> Peer:
         """Remember an identity under a name.
 
-        The same once more renews only where it can be rung. Raises IdentityChanged when the name has another
-        identity, PeerNameRefused when the identity has another name, and TunnelFileUnusable.
+        Pinning the same one again only updates where it can be rung. Raises IdentityChanged if the name has another
+        identity, PeerNameRefused if the identity has another name, and TunnelFileUnusable.
         """
         urls = tuple(server.url for server in tunnel_config.parse_servers(rendezvous))
         with private_files.locked(self.path):
             peers = self._read()
             _check(peers, name, public)
             known = next((peer for peer in peers if peer.name == name), None)
-            # Pairing again by copy and paste need not bring servers along.
+            # A repeated pairing by copy and paste does not have to name servers.
             if known and not urls:
                 urls = known.rendezvous
             added = known.added if known else round(time.time(), 3)
@@ -105,7 +106,7 @@ class Peers:
         return peer
 
     def allow(self, name: str, words: Iterable[str]) -> Peer:
-        """Let a peer do just what these words say; raises PeerUnknown, ValueError and TunnelFileUnusable."""
+        """Let a peer do exactly what these words say; raises PeerUnknown, ValueError and TunnelFileUnusable."""
         allowed = tuple(words)
         if not _are_words(allowed):
             raise ValueError("that cannot be written to the list of peers")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tunnel's own small files: where they lie, and reading and writing them so that nobody else gets in."""
+"""The tunnel's own small files: where they are, and how to read and write them so that nobody else gets access."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SIZE_MAX = 1024 * 1024  # bytes
 
 
 def read_private(path: Path) -> str | None:
-    """The text of a file that only its owner may reach, None where there is none; raises TunnelFileUnusable."""
+    """The text of a file that only its owner may access, None if there is none; raises TunnelFileUnusable."""
     try:
-        # O_NOFOLLOW: a link put there by somebody else shall not choose which file is read.
+        # O_NOFOLLOW: a symlink that somebody else has put there must not choose which file is read.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
@@ -41,9 +41,9 @@ def read_private(path: Path) -> str | None:
 
 
 def write_private(path: Path, text: str, *, replace: bool) -> bool:
-    """Write a file of mode 0600 that is never seen half; raises TunnelFileUnusable.
+    """Write a file of mode 0600 that is never visible half-written; raises TunnelFileUnusable.
 
-    Without `replace` a file that is there already stays, and the answer is False.
+    Without `replace` a file that exists already stays, and the result is False.
     """
     new = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
@@ -85,9 +85,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def folder_locked(folder: Path) -> Iterator[None]:
-    """Keep others who do so too out of a folder, which is made if need be; raises TunnelFileUnusable.
+    """Keep other callers of this function out of a folder, which is created if need be; raises TunnelFileUnusable.
 
-    The folder itself is the lock, so that nothing stays where it is removed in the end. Who removes it holds it.
+    The folder itself is the lock, so that nothing is left once it is removed. Whoever removes it holds the lock.
     """
     while True:
         try:
@@ -99,7 +99,7 @@ def folder_locked(folder: Path) -> Iterator[None]:
             raise _failed(folder, error) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if _is(folder, fd):  # else it was removed meanwhile: others hold the new one
+            if _is(folder, fd):  # otherwise it was removed meanwhile: others hold the new one
                 yield
                 return
         finally:

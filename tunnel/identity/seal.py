@@ -4,11 +4,11 @@
     "MGS2" | direction (8) | HPKE to the recipient, in which: signature (64) | header (33) | JSON body
 
 HPKE (RFC 9180, mode base, of the `cryptography` package) keeps it secret: only the recipient can open it. Anybody can
-seal to a recipient, so who has made it is the signature's word alone: Ed25519 by the sender over both ids, header and
-body. It is inside, where nobody else sees whose it is, and names the recipient, who therefore cannot pass an offer on
-as if it had been meant for a third. Not even who holds the recipient's X25519 key can make one in a sender's name.
-`direction` is a hash over both ids: it makes nothing secret or safe, but lets the recipient tell an offer of its own
-that comes back from one that is garbage.
+seal to a recipient, so only the signature says who has made it: Ed25519 by the sender over both ids, header and body.
+It is inside, where nobody else sees whose it is, and names the recipient, who therefore cannot pass an offer on as if
+it had been meant for a third party. Not even somebody who holds the recipient's X25519 key can make one in a sender's
+name. `direction` is a hash over both ids: it makes nothing secret or safe, but lets the recipient tell an offer of its
+own that comes back from garbage.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Role = Literal["initiator", "responder"]
 
 SESSION_SIZE = 16  # bytes
 SIZE_MAX = 16 * 1024  # bytes, of a sealed offer
-LIFE_MAX = 300.0  # seconds that an offer may be good for: a replay after a restart reaches no further back
+LIFE_MAX = 300.0  # seconds for which an offer may be valid: a replay after a restart reaches no further back
 SESSIONS_MAX = 256  # remembered for each peer
-VERSION = b"MGS2"  # begins each offer; a message that is nothing else says which version its sender reads
+VERSION = b"MGS2"  # begins each offer; a message that consists of it alone says which version its sender reads
 _FAMILY = b"MGS"  # what offers of every version begin with
 _PURPOSE = b"migrator seal 2\0"
 _ROLES: tuple[Role, Role] = ("initiator", "responder")
@@ -53,9 +53,9 @@ class Sealed:
 
 def seal(identity: Identity, to: PublicIdentity, *, session: bytes, role: Role, sequence: int, expires: float,
          body: dict[str, Any]) -> bytes:
-    """Make an offer; the sequence grows with each one of a session and role.
+    """Make an offer; the sequence number grows with each one of a session and role.
 
-    Raises ValueError if it gets too large, and Malformed if `to` has an agreement key that is none.
+    Raises ValueError if it gets too large, and Malformed if `to` has an invalid agreement key.
     """
     inner = _HEADER.pack(session, _ROLES.index(role), sequence, expires) + strict_json.dump(body)
     context = _context(identity.public, to)
@@ -67,7 +67,7 @@ def seal(identity: Identity, to: PublicIdentity, *, session: bytes, role: Role, 
 
 
 def other_version(data: bytes) -> str | None:
-    """Which version somebody else's message says that it is of, if that is not this one; nothing proves it."""
+    """The version that a message claims to have, if it is not this one; nothing proves the claim."""
     version = data[len(_FAMILY) : len(VERSION)]
     return version.decode() if data.startswith(_FAMILY) and version.isdigit() and data[:4] != VERSION else None
 
@@ -75,8 +75,8 @@ def other_version(data: bytes) -> str | None:
 class Opener:
     """Opens what one peer seals to this host, and remembers what it has seen.
 
-    Keep it for as long as the process lives: the memory of one that is thrown away no longer tells a replay.
-    `wall` tells the seconds since 1970.
+    Keep it for as long as the process lives: a new one would not recognize a replay. `wall` returns the seconds since
+    1970.
     """
 
     def __init__(self, identity: Identity, frm: PublicIdentity, wall: Clock = time.time) -> None:
@@ -88,8 +88,8 @@ class Opener:
     def open(self, data: bytes, session: bytes | None = None, *, role: Role | None = None) -> Sealed:
         """The offer, or OfferRejected with the reason.
 
-        With `session` only of that session; with `role` only of a sender in that role, so that what an initiator has
-        said is never taken for an answer.
+        With `session`, only one of that session; with `role`, only one from a sender in that role, so that what an
+        initiator has said is never taken for an answer.
         """
         inner = self._decrypt(data)
         signature, header = inner[:SIGNATURE_SIZE], inner[SIGNATURE_SIZE:]
@@ -137,7 +137,7 @@ class Opener:
             raise OfferRejected(reason="it is a replay, or older than one that came already")
         if key not in self._seen and len(self._seen) >= SESSIONS_MAX:
             raise OfferRejected(reason="the peer opens too many sessions")
-        # Kept for as long as any offer of this session could still be good, not only this one.
+        # Kept for as long as any offer of this session could still be valid, not only this one.
         self._seen[key] = (found.sequence, now + LIFE_MAX)
 
 

@@ -23,33 +23,33 @@ _PIN = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 class InvalidServer(ValueError):
-    """What a server's URL lacks."""
+    """What is wrong with a server's URL."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A rendezvous server: `wss://HOST[:PORT]`, with `#sha256:HEX` if its certificate is self-made.
+    """A rendezvous server: `wss://HOST[:PORT]`, with `#sha256:HEX` if its certificate is self-signed.
 
-    Two spellings of one are the same server.
+    Two spellings of the same server are equal.
     """
 
     url: str = dataclasses.field(compare=False)  # as it was written
     host: str  # in lower case; an IPv6 address as it is usually written
     port: int
     pin: bytes | None  # SHA-256 of the certificate in DER; None: the system's authorities vouch for it
-    # A paired peer has named it, not this host's user; the same server all the same.
+    # A paired peer has named it, not this host's user; it still equals the same server named by the user.
     by_peer: bool = dataclasses.field(default=False, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Server:
-        """Read a URL; raises InvalidServer. Only TLS is spoken, and nothing in the URL can carry a password."""
+        """Parse a URL; raises InvalidServer. Only TLS is supported, and no part of the URL can carry a password."""
         try:
             parts = urlsplit(text)
             port = parts.port if parts.port is not None else PORT
             host = parts.hostname or ""
         except ValueError as error:
             raise InvalidServer(f"it is not a URL ({error})") from None
-        # urlsplit leaves blanks away, and older ones what stands around an address in brackets; `url` is as it was
+        # urlsplit drops blanks, and older versions drop what surrounds an address in brackets; `url` is as it was
         # written, and the store of peers has blanks between its fields and commas between the servers.
         if len(text) > URL_MAX or not text.isascii() or not text.isprintable() or {" ", ","} & {*text}:
             raise InvalidServer("it is too long or has characters that are not allowed")
@@ -81,14 +81,14 @@ def _usual(host: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What the configuration says; empty where there is none."""
+    """What the configuration says; empty if there is none."""
 
     servers: tuple[Server, ...] = ()
 
     @classmethod
     def load(cls, path: Path = PATH) -> Config:
         """Read the configuration; raises TunnelFileUnusable."""
-        # interpolation off: % may stand in a URL.
+        # Interpolation is off: a URL may contain %.
         parser = configparser.ConfigParser(interpolation=None)
         try:
             text = path.read_text()
@@ -103,7 +103,7 @@ class Config:
 
 
 def together(first: Iterable[Server], then: Iterable[Server]) -> list[Server]:
-    """Both, each once, in their order. What the user has named too is the user's choice."""
+    """Both, each server once, in their order. A server that the user has named too counts as the user's choice."""
     every = [*first, *then]
     chosen = {server: server for server in every if not server.by_peer}
     return [chosen.get(server, server) for server in dict.fromkeys(every)]

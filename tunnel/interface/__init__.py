@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A session's network interface, its addresses and firewall, and what becomes of them at the end."""
+"""A session's network interface, its addresses and firewall, and their removal."""

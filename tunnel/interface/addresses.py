@@ -19,7 +19,7 @@ _PORTS = range(20000, 30000)
 
 @dataclasses.dataclass(frozen=True)
 class Inside:
-    """What a session looks like from one of its sides."""
+    """A session as seen from one of its sides."""
 
     name: str  # of the interface and of the nftables table
     local: str  # tunnel addresses, each the only one of its /128
@@ -38,7 +38,7 @@ def inside(session: bytes, role: Role) -> Inside:
     """A session's names and numbers for one of its two sides.
 
     The addresses are a pair in a unique local /64 of its own (RFC 4193: fd00::/8 and 40 random bits), so that they
-    meet neither the hosts' networks nor those of other sessions.
+    collide neither with the hosts' networks nor with those of other sessions.
     """
     digest = hashlib.sha256(b"migrator tunnel addresses 1\0" + _checked(session)).digest()
     network = b"\xfd" + digest[:7]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A session's network interface: WireGuard, its addresses and route, and a firewall around it.
 
-`up` makes it, `Interface.close` removes it; `leftovers.sweep` removes it when neither had the chance. The order of `up`
-is what keeps the host safe: first the record, then the firewall, and the interface comes up last.
+`up` makes it, `Interface.close` removes it; `leftovers.sweep` removes it if neither had the chance. The order of the
+steps in `up` is what keeps the host safe: first the record, then the firewall, and the interface comes up last.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from tunnel.wireguard import Backend, Endpoint, Stats
 from tunnel.wireguard.netlink import said
 
 KEEPALIVE = 15  # seconds; NAT mappings and the relay's live for thirty or more
-HOLD = 2.0  # seconds for which a new endpoint is defended: longer than packets are under way
+HOLD = 2.0  # seconds for which a new endpoint is defended: longer than packets are in flight
 _HOLD_INTERVAL = 0.05  # seconds
-GREETING = 3.0  # seconds for which a responder leaves the first word to the initiator
+GREETING = 3.0  # seconds for which a responder lets the initiator speak first
 _SHAKEN_INTERVAL = 0.02  # seconds
-_IFA_F_NODAD = 0x02  # the address is there at once: nobody else can have it
+_IFA_F_NODAD = 0x02  # the address is usable at once: nobody else can have it
 _NO_LINK_LOCAL = 1  # IN6_ADDR_GEN_MODE_NONE
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ class Keys(Protocol):
 
 
 class Path(Protocol):
-    """What the interface needs of a path that was punched: where to, and from which port."""
+    """What the interface needs of a path that was punched: its destination, and the local port."""
 
     @property
     def endpoint(self) -> Endpoint: ...
@@ -59,7 +59,7 @@ class Path(Protocol):
 
 @dataclasses.dataclass
 class Interface:
-    """A tunnel's interface that is up. `mtu` is the one that is set now; all else stays as it is."""
+    """A tunnel's interface that is up. `mtu` is the current one; everything else stays as it is."""
 
     name: str
     role: Role
@@ -71,7 +71,7 @@ class Interface:
     backend: Backend
     record: leftovers.Record
     _peer_public: bytes = dataclasses.field(repr=False)
-    _claimed: bool = dataclasses.field(default=False, repr=False)  # the record is on file, and all of that name is ours
+    _claimed: bool = dataclasses.field(default=False, repr=False)  # the record exists, and all of that name is ours
     _tasks: set[asyncio.Future[None]] = dataclasses.field(default_factory=set, repr=False)
     _holding: asyncio.Future[None] | None = dataclasses.field(default=None, repr=False)
 
@@ -82,9 +82,9 @@ class Interface:
     async def set_endpoint(self, endpoint: Endpoint, *, hold: float = HOLD) -> None:
         """Send to another endpoint from now on, under everything that runs through the tunnel.
 
-        WireGuard sends to where it was last heard from, so packets that are still under way on the old path would lead
-        back to it, and two sides could keep each other there. For `hold` seconds a step back to the old endpoint is
-        undone, as long as this object lives; a step to any other is the peer's and stays.
+        WireGuard sends to where it last heard from, so packets still in flight on the old path would make it go back
+        to that, and two sides could keep each other there. For `hold` seconds a step back to the old endpoint is
+        undone, as long as this object lives; a step to any other endpoint is the peer's own and stays.
         """
         before = (await self.stats()).endpoint
         await _finished(lambda: self.backend.set_endpoint(self.name, self._peer_public, endpoint))
@@ -96,7 +96,7 @@ class Interface:
 
     async def _hold(self, before: Endpoint | None, endpoint: Endpoint, seconds: float) -> None:
         end = now() + seconds
-        with contextlib.suppress(WireGuardFailed):  # it has been removed: whoever uses it will be told
+        with contextlib.suppress(WireGuardFailed):  # it has been removed: whoever uses it will find out
             while now() < end:
                 await asyncio.sleep(_HOLD_INTERVAL)
                 if (await self.stats()).endpoint == before:
@@ -113,7 +113,7 @@ class Interface:
         self.mtu = size
 
     async def shaken(self, limit: float = GREETING) -> bool:
-        """Wait for WireGuard's first handshake; False without one within `limit` seconds."""
+        """Wait for WireGuard's first handshake; False if there is none within `limit` seconds."""
         end = now() + limit
         while not (await self.stats()).last_handshake:
             if now() > end:
@@ -122,7 +122,7 @@ class Interface:
         return True
 
     async def _greeted(self, keepalive: int) -> None:
-        """A responder's first word: after the initiator's, or after it has waited for that long enough."""
+        """Let a responder speak: once the initiator has, or once the responder has waited long enough for that."""
         with contextlib.suppress(WireGuardFailed):  # it has been removed
             await self.shaken()
             await _finished(lambda: self.backend.set_keepalive(self.name, self._peer_public, keepalive))
@@ -134,7 +134,7 @@ class Interface:
         return task
 
     async def close(self) -> None:
-        """Remove the interface and all that belongs to it; safe to repeat. Raises LeftoversRemain."""
+        """Remove the interface and everything that belongs to it; safe to repeat. Raises LeftoversRemain."""
         for task in self._tasks:
             task.cancel()
         if not self._claimed:
@@ -147,13 +147,13 @@ class Interface:
 
 async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = None, keepalive: int = KEEPALIVE,
              size: int | None = None) -> Interface:
-    """Make a session's interface over a path; whatever ends it early, Ctrl-C too, leaves nothing behind.
+    """Make a session's interface over a path; whatever ends it early, including Ctrl-C, leaves nothing behind.
 
-    `size` is the MTU to begin with, in bytes, instead of what the kernel knows of the way to the endpoint.
+    `size` is the MTU to begin with, in bytes, instead of what the kernel knows about the route to the endpoint.
 
-    The initiator's WireGuard shakes hands at once, the responder's keeps quiet until then: two initiations that cross
-    on their way make each other void, and WireGuard tries again after five seconds only, maybe to cross again. So does
-    an initiation that nobody hears: the responder's interface should be up first.
+    The initiator's WireGuard starts a handshake at once, the responder's keeps quiet until then: two initiations that
+    cross on the way invalidate each other, and WireGuard tries again only after five seconds, possibly to cross again.
+    An initiation that nobody hears costs as much: the responder's interface should be up first.
 
     Raises WireGuardMissing, WireGuardFailed, and InterfaceFailed.
     """
@@ -179,7 +179,7 @@ async def up(keys: Keys, path: Path, role: Role, *, backend: Backend | None = No
 
 
 def _make(made: Interface, inside: Inside, keys: Keys, path: Path, keepalive: int) -> None:
-    """All of it, in a thread; every step of it is undone by `leftovers.remove`, once the name is ours."""
+    """All of its steps, in a thread; each is undone by `leftovers.remove` once the name is ours."""
     if not leftovers.claim(made.record):
         fix = "Run the command again; it makes a new session."
         raise _failed(made.name, "a session of this name already has a tunnel", fix)
@@ -206,7 +206,7 @@ def _make(made: Interface, inside: Inside, keys: Keys, path: Path, keepalive: in
 
 
 def _check_ports(inside: Inside) -> None:
-    """Raise InterfaceFailed where something in this host listens on a port that the firewall is about to open.
+    """Raise InterfaceFailed if something on this host listens on a port that the firewall is about to open.
 
     It would listen on all addresses, and the peer could reach it.
     """
@@ -223,7 +223,7 @@ def _check_ports(inside: Inside) -> None:
 
 @contextlib.contextmanager
 def _netlink(name: str) -> Iterator[tuple[Any, int]]:
-    """A route netlink socket and the interface's number; what the kernel refuses becomes InterfaceFailed."""
+    """A route netlink socket and the interface's index; what the kernel refuses becomes InterfaceFailed."""
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
@@ -246,9 +246,9 @@ def _failed(name: str, reason: str, fix: str) -> InterfaceFailed:
 
 
 async def _finished(work: Callable[[], T]) -> T:
-    """Run `work` in a thread and wait for its end, also when this task is cancelled meanwhile.
+    """Run `work` in a thread and wait until it ends, even if this task is cancelled meanwhile.
 
-    A thread cannot be stopped: to undo its work while it still goes on would leave a part of it behind.
+    A thread cannot be stopped: undoing its work while it is still running would leave a part of it behind.
     """
     running = asyncio.ensure_future(asyncio.to_thread(work))
     cancelled: asyncio.CancelledError | None = None
@@ -261,6 +261,6 @@ async def _finished(work: Callable[[], T]) -> T:
             pass
     if cancelled:
         if not running.cancelled():
-            running.exception()  # it has been looked at
+            running.exception()  # marks it as retrieved
         raise cancelled
     return running.result()

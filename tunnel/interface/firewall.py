@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What may come out of a session's tunnel: an nftables table of its own, in which everything else is dropped.
 
-The peer is authenticated, yet all that it needs of this host is one TCP port, the echo and ICMPv6; and nobody else
+The peer is authenticated, yet all that it needs on this host is one TCP port, the echo and ICMPv6; and nobody else
 needs this host's tunnel address. The rules keep no state, so they work without connection tracking and through a heal.
-They only ever take away: what the host's own rules drop stays dropped.
+They only ever drop: what the host's own rules drop stays dropped.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _ICMPV6 = "destination-unreachable, packet-too-big, time-exceeded, parameter-pro
 def ruleset(name: str, *, local: str, remote: str, tcp_port: int, echo_port: int, listens: bool) -> str:
     """The table, as nft(8) reads it, for an interface of the same name.
 
-    `listens`: whether this host listens on the TCP port; else it only gets answers from the peer's.
+    `listens`: whether this host listens on the TCP port; otherwise it only gets answers from the peer's.
     """
     _check(name)
     local, remote = (str(ipaddress.IPv6Address(address)) for address in (local, remote))
-    # An answer is what has ACK or lacks SYN: the peer may not use its port to connect to any of ours.
-    # What is left by then comes from this host's own users, who could fill the listener's queue. Nothing of ours does.
+    # An answer has ACK or lacks SYN: the peer may not use its port to connect to any of ours.
+    # What is left by then comes from this host's own users, who could fill the accept queue. Nothing of ours does that.
     own = f"\n        ip6 daddr {local} tcp dport {tcp_port:d} drop" if listens else ""
     tcp = f"tcp dport {tcp_port:d}" if listens else f"tcp sport {tcp_port:d} tcp flags & (syn | ack) != syn"
     return f"""\
@@ -54,7 +54,7 @@ table inet {name} {{
 
 
 def removal(name: str) -> str:
-    """What removes that table, and is no error where there is none."""
+    """What removes that table, without an error if there is none."""
     _check(name)
     return f"table inet {name}\ndelete table inet {name}\n"
 

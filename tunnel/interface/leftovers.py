@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a tunnel has put into this host: written down before it is made, and removed whoever is still alive to do it.
+"""What a tunnel has created on this host: recorded before it is made, and removed whoever is still alive to do it.
 
 Each tunnel has a record, /run/migrator/tunnel/SESSION.json. It names the process that owns the tunnel; once that has
-gone, however it ended, `sweep` at the next start of any command removes what the record stands for. Everything else
-follows from the session's id, so a record that cannot be read is as good.
+gone, however it ended, `sweep` at the start of the next command removes what the record stands for. Everything else
+follows from the session's id, so a record that cannot be read does just as well.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from tunnel.wireguard import kernel, userspace
 RUN = Path("/run/migrator/tunnel")
 
 _FILE = re.compile(r"([0-9a-f]{32})\.json")
-_STALE = 60.0  # seconds after which a file that was being written when its process was killed is one
+_STALE = 60.0  # seconds after which a temporary file counts as left by a process that was killed while writing it
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A tunnel of this host."""
+    """A tunnel on this host."""
 
     session: bytes
     backend: str  # Backend.kind
-    owner: Process | None  # the process that uses it; None where the record cannot be read
+    owner: Process | None  # the process that uses it; None if the record cannot be read
     server: Process | None = None  # the wireguard-go that serves it
     created: float = dataclasses.field(default_factory=time.time)  # seconds since the epoch
 
@@ -53,7 +53,7 @@ class Record:
         return self.owner is not None and self.owner.is_alive()
 
     def write(self) -> None:
-        """Put it on file, in place of an older one of the same session; raises TunnelFileUnusable."""
+        """Write it, in place of an older one of the same session; raises TunnelFileUnusable."""
         data = {
             "session": self.session.hex(),
             "interface": self.name,
@@ -67,13 +67,13 @@ class Record:
                 write_private(self.path, json.dumps(data) + "\n", replace=True)
                 return
             except TunnelFileUnusable:
-                # Another process may have removed the folder, empty for a moment, under our hands.
+                # Another process may have removed the folder while it was empty for a moment.
                 if last or RUN.is_dir():
                     raise
 
 
 def records() -> list[Record]:
-    """All tunnels that this host has or that were left in it."""
+    """All tunnels that this host has, or that were left behind on it."""
     found = []
     with contextlib.suppress(FileNotFoundError):
         for path in sorted(RUN.iterdir()):
@@ -98,17 +98,17 @@ def _read(session: bytes, path: Path) -> Record:
 
 
 def claim(record: Record) -> bool:
-    """Put a new record on file, and remove what is left of dead tunnels with its name; raises TunnelFileUnusable.
+    """Write a new record, and remove what is left of dead tunnels with its name; raises TunnelFileUnusable.
 
-    False, and nothing is touched, where a living one has that name: this session's, or one whose id begins alike. The
-    peer chooses ids, and two of its sessions can begin at the same moment.
+    False, and nothing is touched, if a live one has that name: this session's, or one whose id begins with the same
+    digits. The peer chooses ids, and two of its sessions can begin at the same moment.
     """
     with folder_locked(RUN):
         alike = [each for each in records() if each.name == record.name]
         if any(each.is_owned() for each in alike):
             return False
         record.write()
-    # From here on the name is this record's, and no sweep touches what has it.
+        # From here on the name is this record's, and no sweep touches what bears it.
     for each in alike or [record]:
         if not _undo(each) and each.session != record.session:
             with contextlib.suppress(OSError):
@@ -117,9 +117,9 @@ def claim(record: Record) -> bool:
 
 
 def remove(record: Record) -> list[str]:
-    """Remove all that a record stands for and then the record; what could not be removed, and why. Safe to repeat.
+    """Remove everything that a record stands for, then the record; returns what could not be removed, and why.
 
-    Only for whoever has claimed it, or took it over.
+    Safe to repeat. Only for a caller that has claimed the record, or taken it over.
     """
     problems = _undo(record)
     if not problems:
@@ -129,7 +129,7 @@ def remove(record: Record) -> list[str]:
 
 
 def _tidy() -> None:
-    """Remove the folder if nothing is in it any more."""
+    """Remove the folder if it is empty."""
     with contextlib.suppress(OSError, TunnelFileUnusable):
         if RUN.is_dir():
             with folder_locked(RUN):
@@ -137,10 +137,11 @@ def _tidy() -> None:
 
 
 def _undo(record: Record) -> list[str]:
-    """Remove all that a record stands for but itself; what could not be removed, and why.
+    """Remove everything that a record stands for except the record; returns what could not be removed, and why.
 
-    Each step stands alone, so that one that fails does not keep the others from their work; but the firewall goes last,
-    and only once the interface has: until then it is all that stands between the peer and this host. Safe to repeat.
+    Each step is independent, so that one that fails does not keep the others from being done; but the firewall goes
+    last, and only once the interface has gone: until then it is all that stands between the peer and this host. Safe
+    to repeat.
     """
     name, problems = record.name, []
 
@@ -161,7 +162,7 @@ def _undo(record: Record) -> list[str]:
 
 
 def _end_server(record: Record) -> None:
-    """A record that cannot be read does not tell which back end it was: there may have been one."""
+    """A record that cannot be read does not say which back end was used: there may have been a server."""
     if record.backend == kernel.Kernel.kind:
         return
     if record.server:
@@ -170,11 +171,11 @@ def _end_server(record: Record) -> None:
 
 
 def sweep() -> list[str]:
-    """Remove what killed processes have left; the names of the interfaces, for the log.
+    """Remove what killed processes have left; returns the names of the interfaces, for the log.
 
     To be called at the start of every command that may open a tunnel, and before the agent waits. Tunnels of processes
-    that still run are left alone. Blocks, for about as long as it takes to end a process. Raises LeftoversRemain once
-    everything that can be removed is.
+    that still run are left alone. Blocks for about as long as it takes to end a process. Raises LeftoversRemain once
+    everything that can be removed has been removed.
     """
     removed, problems = [], []
     for record in records():
@@ -187,7 +188,7 @@ def sweep() -> list[str]:
         if found := remove(record):
             problems += found
             with contextlib.suppress(TunnelFileUnusable):
-                record.write()  # it is nobody's again, for the next sweep
+                record.write()  # it is ownerless again, for the next sweep
         else:
             removed.append(record.name)
     _remove_torn()
@@ -197,9 +198,9 @@ def sweep() -> list[str]:
 
 
 def _take_over(record: Record) -> bool:
-    """Make a dead tunnel's record this process', so that nobody claims its name while it is being removed.
+    """Make this process the owner of a dead tunnel's record, so that nobody claims its name while it is being removed.
 
-    Not where somebody has been faster, or a living one has that name: then what is there is that one's.
+    Not if somebody was faster, or a live tunnel has that name: then what is there belongs to that one.
     """
     with folder_locked(RUN):
         alike = [each for each in records() if each.name == record.name]
@@ -210,7 +211,7 @@ def _take_over(record: Record) -> bool:
 
 
 def _remove_torn() -> None:
-    """Files that a killed process had begun to write, under a name that is not yet a record's."""
+    """Remove files that a killed process had begun to write, under a name that is not yet a record's."""
     with contextlib.suppress(FileNotFoundError):
         for path in RUN.iterdir():
             with contextlib.suppress(FileNotFoundError):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The tunnel's MTU: what is left of the path's once WireGuard and UDP have taken theirs.
+"""The tunnel's MTU: what is left of the path's once WireGuard and UDP have taken their share.
 
-WireGuard over IPv4 adds 60 bytes to a packet, over IPv6 80. 1280 is the least that IPv6 works with; if a path has not
-room for that, the kernel sends WireGuard's packets in fragments.
+WireGuard over IPv4 adds 60 bytes to a packet, over IPv6 80. 1280 is the minimum for IPv6; if a path does not have room
+for that, the kernel sends WireGuard's packets in fragments.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import socket
 from tunnel.wireguard.common import Endpoint
 
 MIN = 1280
-MAX = 1420  # fits 1500 over IPv6; a heal may lead from IPv4 to IPv6, and an MTU may not grow under a connection
+MAX = 1420  # fits 1500 over IPv6; a heal may move from IPv4 to IPv6, and an MTU may not grow under a connection
 OVERHEAD = {4: 20 + 8 + 32, 6: 40 + 8 + 32}  # IP, UDP, WireGuard's header and tag
 
-# Sizes that are tried through the tunnel: Ethernet's, and multiples of 16, because WireGuard pads smaller packets than
-# its MTU to those and would be refused for the padding.
+# Sizes that are tried through the tunnel: Ethernet's, and multiples of 16, because WireGuard pads packets smaller than
+# its MTU to such a multiple, and the padding would get them refused.
 STEPS = (MAX, 1408, 1392, 1376, 1360, 1344, 1328, 1312, 1296, MIN)
 
 _WAIT = 0.25  # seconds for a router on the way to say that a packet is too big
@@ -37,7 +37,7 @@ def inside(path_mtu: int, address: str) -> int:
 
 
 def from_route(endpoint: Endpoint) -> int:
-    """The MTU by what the kernel knows of the way to an endpoint now; MIN where it knows no way."""
+    """The MTU according to what the kernel knows now about the route to an endpoint; MIN if it knows no route."""
     try:
         with _connected(endpoint) as probe:
             return inside(_path_mtu(probe), endpoint[0])
@@ -46,10 +46,10 @@ def from_route(endpoint: Endpoint) -> int:
 
 
 async def from_routers(endpoint: Endpoint) -> int:
-    """The MTU after routers on the way had the chance to refuse packets that may not be fragmented.
+    """The MTU after routers on the way have had the chance to refuse packets that may not be fragmented.
 
-    It sends at most four datagrams of zeros, from a port of its own, to an endpoint that has answered before. Where
-    routers keep silent this tells no more than `from_route`.
+    It sends at most four datagrams of zeros, from a port of its own, to an endpoint that has answered before. If
+    routers keep silent, the result is no better than that of `from_route`.
     """
     try:
         with _connected(endpoint) as probe:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two hosts learn to know each other: by a code, by copy and paste, or over SSH."""
+"""Two hosts get to know each other: by a code, by copy and paste, or over SSH."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pairing over a channel that is safe already, such as SSH: two questions and their answers.
+"""Pairing over a channel that is already secure, such as SSH: two questions and their answers.
 
     identify  nonce                                 -> identity, signature over the nonce, rendezvous
     pin       name, identity, signature, rendezvous -> nothing
 
-The channel vouches for who is at its ends; the signatures only prove that each owns the keys that it names.
+The channel vouches for both ends; the signatures only prove that each side owns the keys that it names.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tunnel.tunnel_errors import PairingFailed
 NONCE_SIZE = 32  # bytes
 _PURPOSE = b"migrator exchange 1\0"
 
-# Asks the other host to do something: operation and fields; brings its answer.
+# Asks the other host to do something: takes operation and fields, returns its answer.
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
@@ -31,7 +31,8 @@ def pair(call: Call, identity: Identity, peers: Peers, *, name: str, own_name: s
          rendezvous: tuple[str, ...]) -> Peer:
     """Pair with the host that `call` reaches: it becomes `name` here, and this host `own_name` there.
 
-    Raises PairingFailed, and as `Peers.pin` does. Nothing is pinned there before this host knows that it can pin too.
+    Raises PairingFailed, and whatever `Peers.pin` raises. Nothing is pinned there before this host has made sure that
+    it can pin too.
     """
     nonce = secrets.token_bytes(NONCE_SIZE)
     try:
@@ -51,7 +52,7 @@ def identify(identity: Identity, rendezvous: tuple[str, ...], fields: dict[str, 
 
 
 def pin(identity: Identity, peers: Peers, fields: dict[str, Any]) -> dict[str, Any]:
-    """The other host's second answer; raises Malformed, and as `Peers.pin` does."""
+    """The other host's second answer; raises Malformed, and whatever `Peers.pin` raises."""
     partner = _proved(fields, identity.public.id)
     peers.pin(strict_json.text(fields, "name", NAME_MAX), partner.public, partner.rendezvous)
     return {}

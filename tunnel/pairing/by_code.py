@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pairing over a rendezvous: a nameplate is opened or visited, and `pairing` does the rest with what comes and goes."""
+"""Pairing over a rendezvous: a nameplate is opened or visited, and the state machine handles the messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tunnel.signalling.link import Link, unavailable
 from tunnel.tunnel_errors import PairingFailed, RendezvousUnavailable
 
 CONNECT = 5.0  # seconds for each server
-STEP = 30.0  # seconds for each answer of the other side, which is a program's, not a person's
+STEP = 30.0  # seconds for each answer from the other side, which is a program, not a person
 
 # Raises an error of `peers` if this host cannot or will not be paired with that identity.
 Check = Callable[[PublicIdentity], None]
@@ -30,7 +30,7 @@ Pin = Callable[[Partner], None]
 
 async def invite(servers: Sequence[Server], identity: Identity, *, show: Callable[[Code, Server], None],
                  check: Check, pin: Pin) -> Partner:
-    """Get a code, `show` it, and wait until somebody has paired with it; `pin` is called before the other side hears.
+    """Get a code, `show` it, and wait until somebody has paired with it; `pin` is called before the other side is told.
 
     Raises RendezvousUnavailable, PairingFailed, and what `check` and `pin` raise.
     """
@@ -52,9 +52,9 @@ async def invite(servers: Sequence[Server], identity: Identity, *, show: Callabl
 
 
 async def join(servers: Sequence[Server], code: Code, identity: Identity, *, check: Check, pin: Pin) -> Partner:
-    """Pair with whoever has shown the code; raises as `invite` does.
+    """Pair with the host that has shown the code; raises what `invite` raises.
 
-    The code says nothing of the server, so each is asked for the nameplate until one has it.
+    The code does not name the server, so each one is asked for the nameplate until one has it.
     """
     reasons: list[str] = []
     refusal = ""
@@ -93,20 +93,20 @@ async def _opened(server: Server) -> tuple[Link, str]:
 
 
 async def _visited(link: Link, code: Code) -> str:
-    """Go to the nameplate; why not, if nobody waits there."""
+    """Go to the nameplate; returns why not, if nobody waits there."""
     await link.send({"type": "pair", "nameplate": code.nameplate})
     answer = await link.receive(CONNECT)
     return "" if answer.get("type") == "met" else _reason(answer)
 
 
 async def _run(link: Link, machine: Pairing, check: Check, pin: Pin) -> Partner:
-    """Carry messages until both sides are done; whatever fails burns the code here, and there too."""
+    """Carry messages until both sides are done; any failure burns the code on both sides."""
     try:
         for note in machine.start():
             await _send(link, note)
         while True:
             sent = machine.receive(await _next(link, machine), now())
-            # Refused as early as can be: once the other side has pinned this host, it would stand there alone.
+            # Refused as early as possible: once the other side has pinned this host, its pairing would be one-sided.
             if machine.partner:
                 check(machine.partner.public)
             if machine.partner and machine.paired:
@@ -121,7 +121,7 @@ async def _run(link: Link, machine: Pairing, check: Check, pin: Pin) -> Partner:
 
 
 async def _next(link: Link, machine: Pairing) -> bytes:
-    # Until somebody comes, a person has to be told the code; then only programs talk.
+    # Until somebody comes, a person has to be told the code; after that only programs talk.
     limit = LIFE if machine.state is State.WAITING else STEP
     try:
         async with asyncio.timeout(limit):
@@ -151,7 +151,7 @@ async def _say_goodbye(link: Link, machine: Pairing) -> None:
 
 
 def _urls(used: Server, servers: Sequence[Server]) -> tuple[str, ...]:
-    """Where this host can be rung: the server that served the pairing first."""
+    """Where this host can be rung: the server that served the pairing comes first."""
     return tuple(server.url for server in dict.fromkeys([used, *servers]))[:SERVERS_MAX]
 
 

@@ -4,9 +4,9 @@
     invitation  MI1.….  inviter's identity, one-time secret (16 bytes), its rendezvous servers; signed
     answer      MA1.….  joiner's identity, its rendezvous servers, a MAC under the secret; signed over both texts
 
-The signatures prove that each identity is its owner's. The MAC proves to the inviter that the answer comes from
-somebody who has read this very invitation. Against who can change what people paste only comparing helps: both sides
-show both fingerprints, and they must be the same two.
+The signatures prove that each side owns its identity. The MAC proves to the inviter that the answer comes from somebody
+who has read this very invitation. Against somebody who can change what people paste only comparing helps: both sides
+show both fingerprints, and these must be the same two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunnel.identity.own_identity import SIGNATURE_SIZE, TEXT_SIZE, Identity, Pu
 from tunnel.pairing.state_machine import Partner, checked_rendezvous
 from tunnel.tunnel_errors import PairingFailed
 
-LIFE = 3600.0  # seconds that an inviter waits for the answer: people copy and paste, perhaps by mail
+LIFE = 3600.0  # seconds for which an inviter waits for the answer: people copy and paste, perhaps by mail
 TEXT_MAX = 4000  # characters; a terminal passes on lines of up to 4095
 SECRET_SIZE = 16  # bytes
 MAC_SIZE = 32  # bytes
@@ -48,7 +48,7 @@ class Invitation:
         self.text = _blob(_INVITATION, identity, rendezvous, b"", {"secret": strict_json.encode(self._secret)})
 
     def accept(self, text: str) -> Partner:
-        """Who has answered; raises PairingFailed."""
+        """The host that has answered; raises PairingFailed."""
         if self._used or self._clock() > self._until:
             raise PairingFailed(reason="the invitation has already been used, or an hour has passed")
         self._used = True
@@ -63,7 +63,7 @@ class Invitation:
 
 
 def answer(text: str, identity: Identity, rendezvous: tuple[str, ...]) -> tuple[Partner, str]:
-    """Read an invitation: who invites, and the text to carry back. Raises PairingFailed."""
+    """Read an invitation: returns who invites, and the text to carry back. Raises PairingFailed."""
     try:
         body = _opened(_INVITATION, text, b"")
         secret = strict_json.exactly(body.fields, "secret", SECRET_SIZE)
@@ -108,7 +108,7 @@ def _opened(kind: str, text: str, before: bytes) -> _Body:
 
 
 def complete(text: str) -> bool:
-    """Whether a text that is being pasted has come to its end."""
+    """Whether a text that is being pasted is complete."""
     return len(text) > TEXT_MAX or text.count(".") > 1
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One-time codes such as `7-velvet-harbor`: a nameplate, which is public, and words, which are the secret.
 
-Two words carry 18 bits. That is little for a password and enough for one that can be tried once: whoever guesses wins
-with a chance of 1 in 262,144, and both sides learn that somebody has guessed.
+Two words carry 18 bits. That is little for a password and enough for a secret that can be tried once: a guess succeeds
+with a probability of 1 in 262,144, and both sides are told that somebody has guessed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Code:
 
     @classmethod
     def parse(cls, text: str) -> Code:
-        """Read a code as people write it, blanks and capitals included; raises PairingFailed.
+        """Read a code as people write it, including blanks and capitals; raises PairingFailed.
 
-        Whether the words are from the list is left to the pairing: a wrong code is one guess, whatever is wrong in it.
+        It does not check that the words are from the list: a wrong code is one guess, whatever is wrong with it.
         """
         match = _CODE.fullmatch("-".join(text.lower().replace("-", " ").split())) if len(text) <= CODE_MAX else None
         if not match:

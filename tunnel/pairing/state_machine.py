@@ -7,8 +7,8 @@
     inviter -> joiner    identity (sealed)
     joiner  -> inviter   done
 
-SPAKE2 turns the code into a key that nobody else can have: who sits between and guesses at the code learns from the
-first `confirm` whether the guess was right, and can guess once. A wrong one burns the code on both sides. Under keys
+SPAKE2 turns the code into a key that nobody else can have: somebody in between who guesses at the code learns from the
+first `confirm` whether the guess was right, and can guess once. A wrong guess burns the code on both sides. Under keys
 derived from that key each side seals its identity, signed over the whole exchange, so that nobody can present keys that
 it does not own. The joiner pins before it says `done`, and the inviter when it hears that.
 """
@@ -35,12 +35,12 @@ from tunnel.identity.tunnel_config import SERVERS_MAX, URL_MAX, InvalidServer
 from tunnel.pairing.codes import Code
 from tunnel.tunnel_errors import PairingFailed
 
-NOTE_MAX = 4096  # bytes of one message; the rendezvous passes no larger ones
-LIFE = 600.0  # seconds from the making of a code to the end of its use
+NOTE_MAX = 4096  # bytes of one message; the rendezvous passes on no larger ones
+LIFE = 600.0  # seconds from when a code is made until it is no longer valid
 PAKE_SIZE = 33  # bytes: a side and a point
 MAC_SIZE = 32  # bytes
 _PURPOSE = b"migrator pairing 1\0"
-_NONCE = bytes(12)  # every key seals once
+_NONCE = bytes(12)  # every key seals only once
 _BURNED = strict_json.dump({"burned": True})
 
 
@@ -57,14 +57,14 @@ class State(enum.Enum):
     WAITING = enum.auto()  # for the other's half of SPAKE2
     CONFIRMING = enum.auto()  # the inviter: for the joiner's proof that it knows the code
     EXCHANGING = enum.auto()  # the joiner: for the inviter's identity
-    CLOSING = enum.auto()  # the inviter: for the word that the joiner has pinned
+    CLOSING = enum.auto()  # the inviter: for the message that the joiner has pinned
     PAIRED = enum.auto()
     BURNED = enum.auto()
 
 
 @dataclasses.dataclass(frozen=True)
 class Partner:
-    """What pairing finds out: an identity, and the rendezvous servers (URLs) where it can be rung."""
+    """The result of pairing: an identity, and the rendezvous servers (URLs) where it can be rung."""
 
     public: PublicIdentity
     rendezvous: tuple[str, ...]
@@ -95,9 +95,9 @@ class Pairing:
                 if self._side is Side.JOINER else [])
 
     def receive(self, note: bytes, now: float) -> list[bytes]:
-        """Take the other side's next message; the answer is what to send. Raises PairingFailed.
+        """Take the other side's next message; returns what to send. Raises PairingFailed.
 
-        When it has `paired` afterwards, pin `partner` before sending anything.
+        If it has `paired` afterwards, pin `partner` before sending anything.
         """
         if now > self._until:
             raise self.burn("the code's ten minutes are over")
@@ -115,11 +115,11 @@ class Pairing:
 
     @property
     def paired(self) -> bool:
-        """Whether it has ended well."""
+        """Whether it has succeeded."""
         return self.state is State.PAIRED
 
     def burn(self, reason: str) -> PairingFailed:
-        """End it without a result; the error to raise."""
+        """End it without a result; returns the error to raise."""
         self.state = State.BURNED
         self.partner = None
         self._key = b""
@@ -127,7 +127,7 @@ class Pairing:
 
     @property
     def farewell(self) -> bytes:
-        """What to tell the other side after a failure; it learns from it nothing but that."""
+        """What to tell the other side after a failure; it learns nothing else from it."""
         return _BURNED
 
     # --- The steps; TRANSITIONS says when each is taken ---
@@ -163,7 +163,7 @@ class Pairing:
         pake = strict_json.exactly(message, "pake", PAKE_SIZE)
         try:
             shared: bytes = self._spake.finish(pake)
-        except Exception:  # the library answers bad points and sides with several kinds, AssertionError among them
+        except Exception:  # the library reports bad points and sides by several classes, AssertionError among them
             raise Malformed("its half of SPAKE2 is malformed") from None
         first, second = (self._pake, pake) if self._side is Side.INVITER else (pake, self._pake)
         self._transcript = hashlib.sha256(_PURPOSE + first + second + self._nameplate).digest()

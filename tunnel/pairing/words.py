@@ -2,7 +2,7 @@
 """The words that codes are made of: 512, so that each carries nine bits.
 
 Common English words of four to nine letters, chosen by hand to be told apart on a bad telephone line: no two differ by
-one letter only, and none has another spelling or a twin that sounds the same.
+only one letter, and none has another spelling or a homophone.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What goes into the punching state machine and what comes out of it."""
+"""The inputs and outputs of the punching state machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tunnel.punching.probes import Role
 # A way to the peer: from which socket, to which endpoint.
 Where = tuple[int, Endpoint]
 
-RELAY = -1  # the socket of what goes through the relay
-RELAY_ENDPOINT: Endpoint = ("relay", 0)  # and where it is sent to
+RELAY = -1  # the socket number that stands for the relay
+RELAY_ENDPOINT: Endpoint = ("relay", 0)  # and the endpoint that goes with it
 RELAY_PAIR: Where = (RELAY, RELAY_ENDPOINT)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """All that is known before the first packet."""
+    """Everything that is known before the first packet."""
 
     role: Role
     key: bytes = dataclasses.field(repr=False)
@@ -32,15 +32,15 @@ class Config:
     remote_nat: nat.Kind = "cone"
     policy: Policy = "prefer-direct"
     opener_ttl: int = 2
-    limit: float = 10.0  # seconds until it is given up
-    patience: float = 60.0  # seconds for a direct path, at most, before the relay is taken
-    wide: bool = True  # whether both sides can open sockets; else a guess hits with a chance of 1 in 64,512
+    limit: float = 10.0  # seconds until the punch is given up
+    patience: float = 60.0  # seconds, at most, to wait for a direct path before the relay is used
+    wide: bool = True  # whether both sides can open sockets; otherwise a guess hits with a probability of 1 in 64,512
     seed: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Send:
-    """Send a datagram: from socket 0, from one of those opened, or through the relay; with this TTL, or the usual."""
+    """Send a datagram: from socket 0, from an additional one, or through the relay; with this TTL, or the default."""
 
     via: int
     to: Endpoint
@@ -50,14 +50,14 @@ class Send:
 
 @dataclasses.dataclass(frozen=True)
 class OpenSockets:
-    """Open so many more sockets and call `opened`; they are 1, 2, ..."""
+    """Open this many more sockets and call `opened`; they are 1, 2, ..."""
 
     count: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """The path is found and both sides know it."""
+    """The path has been found and both sides know it."""
 
     kind: Literal["direct", "relay"]
     via: int
@@ -68,7 +68,7 @@ class Done:
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """There is none."""
+    """No path has been found."""
 
     reason: str
 

@@ -2,9 +2,9 @@
 """Birthday probing: a symmetric NAT's many mappings against guesses at their ports.
 
 Pure; `tunnel.punching.punch` runs it. A symmetric NAT gives each socket another port towards the peer, and nobody can
-say which. So that side opens many sockets, the *wide* one; the other guesses ports, the *narrow* one. With 256 mappings
-among 64,512 ports, each guess hits with a chance of 1 in 252: half of all searches end within 175 guesses, 98 of 100
-within 1,000.
+predict which. So the side behind it, the *wide* one, opens many sockets; the other, the *narrow* one, guesses ports.
+With 256 mappings among 64,512 ports, each guess hits with a probability of 1 in 252: half of all searches end within
+175 guesses, 98 of 100 within 1,000.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tunnel.candidates.outlook import Outlook
 from tunnel.punching.actions import Config, Where
 
 # Seconds.
-WIDE_AFTER = 0.15  # the wide side begins
-NARROW_AFTER = 0.25  # and then the narrow one, so that what it finds has been opened
-REOPEN = 3.0  # the wide side's second round
+WIDE_AFTER = 0.15  # until the wide side begins
+NARROW_AFTER = 0.25  # until the narrow side begins, so that the mappings it looks for have been opened
+REOPEN = 3.0  # until the wide side's second round
 
 WIDE_SOCKETS = 256
-WIDE_RATE = 2000  # openers a second
+WIDE_RATE = 2000  # openers per second
 NARROW_PROBES = 2048
-NARROW_RATE = 400  # a second
+NARROW_RATE = 400  # guesses per second
 
 NEVER = float("inf")
 
@@ -57,7 +57,7 @@ class Search:
         self._sockets = count
 
     def due(self, now: float) -> list[tuple[Where, int | None]]:
-        """What is to be probed now, and with which TTL (None: the usual)."""
+        """What is to be probed now, and with which TTL (None: the default)."""
         if self._target is None or now < self._begun:
             return []
         if self._part == "wide":
@@ -70,9 +70,9 @@ class Search:
         return found
 
     def _open(self, now: float, target: Endpoint) -> list[tuple[Where, int | None]]:
-        """The wide side: let every socket's packet pass this side's NAT.
+        """The wide side: let each socket's packet open a mapping in this side's NAT.
 
-        The second round goes all the way: should the TTL have been too small for this side's own NAT.
+        The second round goes all the way, in case the TTL was too small for this side's own NAT.
         """
         since = now - self._begun
         due = min(self._sockets, int(since * WIDE_RATE) + 1)

@@ -23,13 +23,13 @@ from tunnel.relay.relay_proxy import TcpPath
 from tunnel.tunnel_errors import NoPath
 
 LIMIT = 10.0  # seconds until a punch is given up
-TCP_AFTER = 0.6  # seconds without a word from the relay by UDP after which TCP is tried
+TCP_AFTER = 0.6  # seconds without an answer from the relay by UDP after which TCP is tried
 TCP_LIMIT = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """The other side, as its offer has it (`candidate.sane`)."""
+    """The other side, according to its offer (`candidate.sane`)."""
 
     candidates: Sequence[Candidate]
     nat: nat.Kind
@@ -37,7 +37,7 @@ class Remote:
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """A path to the peer, for WireGuard to use from `local_port`; `connect_ms` since the punch began.
+    """A path to the peer, for WireGuard to use from `local_port`; `connect_ms` counts from the start of the punch.
 
     `via`: "udp", or "tcp" for a relay that is reached through a local proxy, which `close` ends.
     """
@@ -58,7 +58,7 @@ class Path:
 
 
 class Attempt:
-    """A punch under way. `start` begins it, `go` says that the initiator has begun too, `result` waits for its end."""
+    """A punch in progress. `start` begins it, `go` says that the initiator has begun too, `result` waits for it."""
 
     def __init__(self, local: Local, remote: Remote, key: bytes, role: Role, policy: Policy = "prefer-direct",
                  relay: RelayToken | None = None, *, limit: float = LIMIT, patience: float = LIMIT,
@@ -104,7 +104,7 @@ class Attempt:
             self._stop(path, keep=keep)
 
     def close(self) -> None:
-        """End it, and close its sender, where `result` was not come to; else there is nothing left to do."""
+        """End it and close its sender, unless `result` has done so already."""
         if not self._stopped:
             self._stop(None, keep=False)
 
@@ -173,7 +173,7 @@ class Attempt:
     # --- The relay ---
 
     async def _join(self) -> None:
-        """Join the relay by UDP, and where it does not answer, by TCP; a relay that fails is one that is not there."""
+        """Join the relay by UDP, and if it does not answer, by TCP; a relay that fails counts as absent."""
         assert self._relay is not None and self._joining is not None  # noqa: S101
         begun = self._loop.time()
         while not self._tcp_first and not self._joining.refused:
@@ -204,7 +204,7 @@ class Attempt:
 
 async def run(local: Local, remote: Remote, key: bytes, role: Role, policy: Policy = "prefer-direct",
               relay: RelayToken | None = None, *, limit: float = LIMIT) -> Path:
-    """Punch from beginning to end; raises NoPath. For who needs to do nothing in between."""
+    """Punch from beginning to end; raises NoPath. For callers that need to do nothing in between."""
     attempt = Attempt(local, remote, key, role, policy, relay, limit=limit)
     attempt.start()
     return await attempt.result()

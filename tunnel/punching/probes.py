@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The datagrams that two peers punch with: how they are made, proved and told from replays. Pure functions.
+"""The datagrams that two peers punch with: how they are made, authenticated and told from replays. Pure functions.
 
     "MGP1" | type u8 | role u8 | sequence u64 | echo u64 | MAC 16
 
-The MAC is HMAC-SHA256 under the session's probe key over all before it, cut to 16 bytes (RFC 2104 section 5). The role
-is the sender's: a probe that comes back is no probe of the peer. Each probe has a sequence number of its own, so that
-none counts twice. WireGuard, which takes the port over, knows datagrams by a first byte of 1 to 4 and drops these.
+The MAC is HMAC-SHA256 under the session's probe key over everything before it, truncated to 16 bytes (RFC 2104 section
+5). The role is the sender's: a probe that is reflected is not a probe from the peer. Each probe has a sequence number
+of its own, so that none counts twice. WireGuard, which takes over the port, recognizes its datagrams by a first byte of
+1 to 4 and drops these.
 
 | type     | echo                             | says                                              |
 | -------- | -------------------------------- | ------------------------------------------------- |
@@ -56,7 +57,7 @@ def make(key: bytes, probe: Probe) -> bytes:
 
 
 def parse(key: bytes, data: bytes) -> Probe | None:
-    """The probe in a datagram; None if it is none, or none of this session."""
+    """The probe in a datagram; None if there is none, or it is not from this session."""
     if len(data) != SIZE or not data.startswith(_MAGIC):
         return None
     if not hmac.compare_digest(data[-_MAC_SIZE:], _mac(key, data[:-_MAC_SIZE])):
@@ -76,7 +77,7 @@ class Replays:
         self._bits = 0  # bit n: highest - n has been seen
 
     def fresh(self, sequence: int) -> bool:
-        """Whether this number is seen for the first time; one older than the window is not."""
+        """Whether this number is seen for the first time; one older than the window counts as seen."""
         ahead = sequence - self._highest
         if ahead > 0:
             self._bits = (self._bits << min(ahead, WINDOW) | 1) & ((1 << WINDOW) - 1)

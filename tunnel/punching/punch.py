@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How two peers find a path through both their NATs: a state machine without I/O. The table stands at the end.
+"""How two peers find a path through both their NATs: a state machine without I/O. Its table is at the end of the file.
 
-Both sides run it with the same probe key. What comes in are datagrams, time, and word of what was asked for; what goes
-out are actions for who owns the sockets (`tunnel.punching.prober`). The initiator chooses the path, the responder
-agrees.
+Both sides run it with the same probe key. Its inputs are datagrams, time, and notice that what it asked for has been
+done; its outputs are actions for the owner of the sockets (`tunnel.punching.prober`). The initiator chooses the path,
+the responder agrees.
 
-Why it begins as it does: a router that does not drop what it does not expect makes a conntrack entry of the peer's
-first packet, and that entry moves this host's own mapping to another port. So the responder first opens its NAT with
-packets whose TTL dies behind its own router, before the initiator knows where to send at all, and sends no other ones
-until it knows that the initiator has begun.
+Why it begins as it does: a router that does not drop unexpected packets makes a conntrack entry for the peer's first
+packet, and that entry moves this host's own mapping to another port. So the responder first opens its NAT with packets
+whose TTL expires behind its own router, before the initiator even knows where to send to, and sends no others until it
+knows that the initiator has begun.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from tunnel.punching.probes import Probe, Type
 
 # Seconds.
 INTERVAL = 0.1  # between two probes to one target
-SLOWLY = 3.0  # after this long, five times that
-START_DELAY = 0.5  # a responder that hears neither a probe nor `go` begins after this
+SLOWLY = 3.0  # after this long, the interval is five times as long
+START_DELAY = 0.5  # a responder that receives neither a probe nor `go` begins after this
 NOMINATE_INTERVAL = 0.05
 HOPELESS_LIMIT = 2.0
 LINGER = 0.4  # a responder answers repeated nominations for this long
 
-# What keeps us from being a scanner for whoever sends us candidates.
+# These limits keep us from being a scanner for whoever sends us candidates.
 TARGET_PINGS = 40  # to one target
 HOST_PINGS = 10  # to one address in a private network
 LEARNED_MAX = 32  # peer-reflexive candidates
-PENDING_MAX = 4096  # probes whose answer is waited for
+PENDING_MAX = 4096  # probes that wait for an answer
 NOMINATIONS = 20
 
 
@@ -79,7 +79,7 @@ class Punch:
         self.state = State.OPENING if config.role == "responder" else State.CHECKING
         self.begun = now
         self.wake = now
-        self.rejected = 0  # datagrams that were no fresh probes of the peer
+        self.rejected = 0  # datagrams that were not fresh probes from the peer
         self.outlook: Outlook = outlook(config.local_nat, config.remote_nat)
         self._config = config
         self._search = Search(config, self.outlook, now)
@@ -91,7 +91,7 @@ class Punch:
         self._nominated: dict[int, Where] = {}
         self._next_nomination = 0.0
         self._agreed_at = 0.0
-        # Where no direct path is to be expected, who wants no other need not wait long.
+        # If no direct path is to be expected, there is no need to wait long before giving up on one.
         self._limit = min(config.limit, HOPELESS_LIMIT if config.policy == "direct-only" and self.outlook.hopeless
                           else config.limit)
         if config.policy != "relay-only":
@@ -106,18 +106,18 @@ class Punch:
         return self.tick(now)
 
     def relay_ready(self, now: float) -> list[Action]:
-        """What is sent through the relay now reaches the peer, if that has joined too."""
+        """What is sent through the relay now reaches the peer, if the peer has joined too."""
         if self._config.policy != "direct-only":
             self._pairs.setdefault((RELAY, RELAY_ENDPOINT), Pair("relay", TARGET_PINGS, now))
         return self.tick(now)
 
     def opened(self, count: int, now: float) -> list[Action]:
-        """So many sockets have been opened."""
+        """This many sockets have been opened."""
         self._search.opened(count)
         return self.tick(now)
 
     def received(self, via: int, source: Endpoint, data: bytes, now: float) -> list[Action]:
-        """A datagram came."""
+        """A datagram has arrived."""
         if self.state in (State.DONE, State.FAILED):
             return []
         probe = probes.parse(self._config.key, data)
@@ -163,7 +163,7 @@ class Punch:
     # --- Probing ---
 
     def _check(self, now: float) -> None:
-        """From now on send what may reach the peer's router."""
+        """From now on send probes that may reach the peer's router."""
         if self.state is State.OPENING:
             self.state = State.CHECKING
             for pair in self._pairs.values():
@@ -206,7 +206,7 @@ class Punch:
         return Send(where[0], where[1], data, ttl)
 
     def _searched(self, now: float) -> list[Action]:
-        """Birthday probing, where it is worth while."""
+        """Birthday probing, if it is worthwhile."""
         actions: list[Action] = [OpenSockets(WIDE_SOCKETS)] if self._search.wants_sockets(now) else []
         actions += [self._ping(where, now, ttl) for where, ttl in self._search.due(now)]
         self._wake(self._search.wake(now))
@@ -242,7 +242,7 @@ class Punch:
     # --- Agreeing ---
 
     def _best(self, now: float) -> Where | None:
-        """The path to use as things stand: the fastest direct one, or the relay where there will be none."""
+        """The path to use as things stand: the fastest direct one, or the relay if there will be none."""
         checked = [(where, pair) for where, pair in self._pairs.items() if pair.rtt is not None]
         direct = [(pair.rtt, where) for where, pair in checked if where[0] != RELAY]
         if direct:
@@ -262,7 +262,7 @@ class Punch:
         if now < self._next_nomination:
             return []
         pair = self._pairs[self._chosen]
-        if len(self._nominated) >= NOMINATIONS:  # it worked, and works no more
+        if len(self._nominated) >= NOMINATIONS:  # it has worked, and no longer does
             pair.rtt, self._chosen, self.state = None, None, State.CHECKING
             return []
         self._next_nomination = now + NOMINATE_INTERVAL

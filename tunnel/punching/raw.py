@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Sends and receives on a UDP port that WireGuard holds: to punch again under a live interface.
 
-A raw socket (raw(7), ipv6(7)) may send from any port, and gets a copy of what comes to it; a filter in the kernel
-(SO_ATTACH_FILTER) lets only our own messages through, so that a transfer under way costs nothing.
+A raw socket (raw(7), ipv6(7)) may send from any port, and gets a copy of what arrives; a filter in the kernel
+(SO_ATTACH_FILTER) lets only our own messages through, so that a transfer in progress costs nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class RawPort:
         return 0
 
     def send(self, via: int, to: Endpoint, data: bytes, ttl: int | None = None) -> bool:
-        """As `ports.Ports.send`."""
+        """Like `ports.Ports.send`."""
         ipv6 = ":" in to[0]
         sock = self._ipv6 if ipv6 else self._ipv4
         source = source_towards(to[0])
@@ -68,7 +68,7 @@ class RawPort:
             return False
         level, option = (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT) if ipv6 else (socket.IPPROTO_IP, socket.IP_TTL)
         try:
-            # The port goes into the header: for a raw socket the address has none.
+            # The port goes into the header: a raw socket's address has none.
             sock.sendmsg([datagram((source, self._port), to, data)],
                          [] if ttl is None else [(level, option, _INT.pack(ttl))], 0, (to[0], 0))
         except OSError:
@@ -128,7 +128,7 @@ def _socket(family: socket.AddressFamily, port: int) -> socket.socket:
 
 
 def _filter(port: int, *, ip_header: bool) -> list[tuple[int, int, int, int]]:
-    """Only what goes to this port and begins as our messages do."""
+    """Only what goes to this port and begins like our messages."""
     load = _LOAD_HALF_X if ip_header else _LOAD_HALF
     return [
         *([_LOAD_X_IP_HEADER] if ip_header else []),
@@ -146,7 +146,7 @@ def _attach(sock: socket.socket, program: list[tuple[int, int, int, int]]) -> No
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *each) for each in program))
     described = struct.pack("HxxxxxxP" if struct.calcsize("P") == 8 else "HxxP", len(program), ctypes.addressof(code))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
-    # Packets that came before the filter did.
+    # Packets that arrived before the filter did.
     with contextlib.suppress(OSError):
         while sock.recv(1, socket.MSG_DONTWAIT):
             pass

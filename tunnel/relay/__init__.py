@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""This host's end of a relay, for when no direct path can be made; and its messages."""
+"""This host's end of a relay, for when there is no direct path; and its messages."""

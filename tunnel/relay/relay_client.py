@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""This host's end of a relay: the token, joining by UDP, and the way by TCP where no UDP gets out.
+"""This host's end of a relay: the token, joining by UDP, and TCP if no UDP gets out.
 
-By UDP nothing stands between WireGuard and the relay: the relay knows an end by the address that it joined from, so a
-JOIN from the port that WireGuard will listen on (or does already) is all there is to it. By TCP a local proxy carries
-WireGuard's datagrams (`tunnel.relay.relay_proxy`).
+By UDP nothing stands between WireGuard and the relay: the relay identifies an end by the address from which it joined,
+so all that is needed is a JOIN from the port on which WireGuard will listen (or already does). By TCP a local proxy
+carries WireGuard's datagrams (`tunnel.relay.relay_proxy`).
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class RelayToken:
     @classmethod
     def from_json(cls, data: dict[str, Any], server: str, port: int, *, own: Collection[str] = (),
                   pin: bytes | None = None) -> RelayToken:
-        """What the rendezvous sent that was reached at the address `server` and that port; raises Malformed.
+        """What was sent by the rendezvous that was reached at the address `server` and that port; raises Malformed.
 
-        This host sends datagrams to where it names, and connects there. At its own address, which a user has chosen,
-        that may be any port; elsewhere no privileged one but its own. What others do not reach only a server names that
-        is there too: `own` addresses of this host one on this host, those of a private network one in such a network.
+        This host sends datagrams to the relay that it names, and connects there. At the rendezvous' own address, which
+        a user has chosen, the relay may have any port; elsewhere no privileged one except the number of its own. A
+        relay that others cannot reach is accepted only from a rendezvous in the same place: one of this host's `own`
+        addresses from a rendezvous on this host, one in a private network from a rendezvous in such a network.
         """
         host = strict_json.text(data, "host", 45) or server
         udp, tcp = (strict_json.integer(data, key, 1, 65535) for key in ("udp_port", "tcp_port"))
@@ -71,15 +72,15 @@ class RelayToken:
 
 
 class Joining:
-    """The exchange with a relay, without I/O: send `datagram` when it is due, hand what comes to `received`."""
+    """The exchange with a relay, without I/O: send `datagram` when it is due, pass what arrives to `received`."""
 
     def __init__(self, token: RelayToken) -> None:
         self.joined = False
         self.refused: str | None = None
-        self.due = 0.0  # when the next JOIN should leave
+        self.due = 0.0  # when the next JOIN should be sent
         self._token = token
         self._cookie = relay_messages.NO_COOKIE
-        # Unpredictable, so that an answer can only be one to a JOIN of ours; a later one is never smaller.
+        # Unpredictable, so that an answer can only belong to one of our JOINs; later numbers are never smaller.
         self._numbers = itertools.count(secrets.randbits(62))
         self._open: set[int] = set()
 
@@ -91,11 +92,11 @@ class Joining:
         return relay_messages.join(self._token.claim, self._token.key, number, self._cookie)
 
     def leave(self) -> bytes:
-        """What frees this end's place at once; nothing answers it."""
+        """A message that frees this end's place at once; nothing answers it."""
         return relay_messages.join(self._token.claim, self._token.key, next(self._numbers), self._cookie, leave=True)
 
     def received(self, data: bytes, now: float) -> Answer | None:
-        """What the relay answered; None if this is no answer of the relay's to one of our JOINs."""
+        """What the relay answered; None if this is not the relay's answer to one of our JOINs."""
         answer = relay_messages.parse_answer(data, self._token.key)
         if answer is None or answer.number not in self._open:
             return None

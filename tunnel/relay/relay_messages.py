@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is said to a relay before it forwards: tokens and the exchange that proves them. Pure functions, both sides.
 
-The rendezvous hands each end of a session a *token*: a claim that anybody may see, and a key that only that end and the
-The rendezvous hands each end of a session a *token*: a claim that anybody may see, and a key that only that end and
+The rendezvous gives each end of a session a *token*: a claim that anybody may see, and a key that only that end and
 the relay know. An end joins by two JOINs: the first is answered with a CHALLENGE, a cookie bound to the address that
 it came from, and the second brings the cookie back. A recorded JOIN is thus of no use from another address, and the
 answer is never longer than the request.
@@ -16,8 +15,8 @@ answer is never longer than the request.
 | REFUSED   | `MRL1`, 4, number u64 of the JOIN, reason u8, MAC 16                     |
 | LEAVE     | as JOIN with 5 in place of 1, and the cookie that was good for that      |
 
-A MAC is HMAC-SHA256 under the token's key, cut to 16 bytes. Identities appear as hashes. Over TCP each message and each
-datagram follows its length, u16.
+A MAC is HMAC-SHA256 under the token's key, truncated to 16 bytes. Identities appear as hashes. Over TCP each message
+and each datagram is prefixed with its length, u16.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ KEY_SIZE = 32
 COOKIE_SIZE = 16
 NO_COOKIE = bytes(COOKIE_SIZE)
 MAC_SIZE = 16
-SHORTEST = 16  # bytes of a datagram: WireGuard's have 32 and more, a probe 38, what is said here 30 and more
+SHORTEST = 16  # bytes of a datagram: WireGuard's have 32 and more, a probe 38, the messages here 30 and more
 
 _CLAIM = struct.Struct("!16s16s16sQ")
 _JOIN = struct.Struct(f"!4sB{_CLAIM.size}s16sQ")
@@ -56,7 +55,7 @@ class Type(enum.IntEnum):
 
 
 class Refusal(enum.IntEnum):
-    """Why a relay did not take an end in."""
+    """Why a relay did not admit an end."""
 
     EXPIRED = 1
     FULL = 2
@@ -86,7 +85,7 @@ class Join(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the relay answered; of `cookie`, `present` and `refusal` only the one that `type` asks for has a meaning."""
+    """What the relay answered; of `cookie`, `present` and `refusal` only the one that belongs to `type` is valid."""
 
     type: Type
     number: int
@@ -96,7 +95,7 @@ class Answer(NamedTuple):
 
 
 def identity_hash(identity: bytes) -> bytes:
-    """How a claim names an identity."""
+    """How a claim identifies an identity."""
     return hashlib.blake2b(identity, digest_size=16, person=b"migrator-relay").digest()
 
 
@@ -106,18 +105,18 @@ def token_key(secret: bytes, claim: bytes) -> bytes:
 
 
 def cookie(secret: bytes, address: tuple[str, int], window: int) -> bytes:
-    """What a JOIN from this address has to bring along during a window of time."""
+    """What a JOIN from this address has to contain during a window of time."""
     said = f"cookie\0{address[0]}\0{address[1]}\0{window}".encode()
     return hmac.digest(secret, said, hashlib.sha256)[:COOKIE_SIZE]
 
 
 def join(claim: bytes, key: bytes, number: int, brought: bytes = NO_COOKIE, *, leave: bool = False) -> bytes:
-    """A JOIN, or a LEAVE; `number` is what its answer is known by."""
+    """A JOIN, or a LEAVE; `number` identifies its answer."""
     return _sealed(key, _JOIN.pack(MAGIC, Type.LEAVE if leave else Type.JOIN, claim, brought, number))
 
 
 def parse_join(data: bytes) -> Join | None:
-    """The JOIN or LEAVE in a datagram, not proved yet; None if it is neither."""
+    """The JOIN or LEAVE in a datagram, not authenticated yet; None if it is neither."""
     if len(data) != JOIN_SIZE or not data.startswith(MAGIC) or data[4] not in (Type.JOIN, Type.LEAVE):
         return None
     _, kind, packed, brought, number = _JOIN.unpack_from(data)
@@ -125,7 +124,7 @@ def parse_join(data: bytes) -> Join | None:
 
 
 def proved(data: bytes, key: bytes) -> bool:
-    """Whether a message ends with the MAC of what stands before it."""
+    """Whether a message ends with the MAC of what precedes it."""
     if len(data) <= MAC_SIZE:
         return False
     return hmac.compare_digest(data[-MAC_SIZE:], _mac(key, data[:-MAC_SIZE]))
@@ -144,7 +143,7 @@ def refused(key: bytes, number: int, reason: Refusal) -> bytes:
 
 
 def parse_answer(data: bytes, key: bytes) -> Answer | None:
-    """What the relay answered, proved by its MAC; None for anything else."""
+    """What the relay answered, authenticated by its MAC; None for anything else."""
     if not data.startswith(MAGIC) or not proved(data, key):
         return None
     kind, body = data[4], data[:-MAC_SIZE]
@@ -162,7 +161,7 @@ def parse_answer(data: bytes, key: bytes) -> Answer | None:
 
 
 def framed(datagram: bytes | memoryview, segment: int = 0) -> bytes:
-    """For TCP: a datagram, or several of `segment` bytes each (the last may be shorter), each behind its length."""
+    """For TCP: a datagram, or several of `segment` bytes each (the last may be shorter), each after its length."""
     if not segment or len(datagram) <= segment:
         return FRAME.pack(len(datagram)) + datagram
     head = FRAME.pack(segment)
@@ -176,9 +175,9 @@ def framed(datagram: bytes | memoryview, segment: int = 0) -> bytes:
 
 
 def frames(data: bytes | bytearray | memoryview, shortest: int = 0) -> tuple[list[memoryview], int]:
-    """The complete datagrams at the start of what TCP brought, and how many bytes they took.
+    """The complete datagrams at the start of what TCP has delivered, and how many bytes they took.
 
-    Raises Malformed at one of fewer bytes than `shortest`, of which there would be very many.
+    Raises Malformed if one has fewer bytes than `shortest`, since there could be very many of these.
     """
     view, found, at = memoryview(data), [], 0
     while at + FRAME.size <= len(view):

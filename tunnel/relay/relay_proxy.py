@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The way to a relay by TCP, and the local proxy through which WireGuard uses it.
 
-WireGuard speaks UDP only: its endpoint becomes a socket on 127.0.0.1, whose datagrams go to the relay, each behind its
-length, in TLS, which is what firewalls that let no UDP out expect to see. WireGuard's packets are sealed already, so
-without a pin the certificate is not checked: there is nothing that its owner could learn or change.
+WireGuard uses UDP only: its endpoint becomes a socket on 127.0.0.1, whose datagrams go to the relay, each prefixed with
+its length, over TLS, which is what firewalls that let no UDP out expect to see. WireGuard's packets are encrypted
+already, so without a pin the certificate is not checked: there is nothing that its owner could learn or change.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tunnel.relay.relay_client import Joining, RelayToken
 from tunnel.relay.relay_messages import Type
 from tunnel.rendezvous.limits import Calls
 
-QUEUE = 1024 * 1024  # bytes that wait for the relay; beyond that datagrams are dropped, as on any full link
+QUEUE = 1024 * 1024  # bytes queued for the relay; beyond that datagrams are dropped, as on any full link
 READS = 32  # calls before others have their turn
 
 
 class TcpPath(asyncio.Protocol):
-    """A connection to a relay that has been joined. Before `proxy` datagrams go to `on_datagram`, then to WireGuard."""
+    """A connection to a relay that has been joined. Datagrams go to `on_datagram` until `proxy`, then to WireGuard."""
 
     def __init__(self, token: RelayToken, on_datagram: Callable[[bytes], None]) -> None:
         self.closed = asyncio.get_running_loop().create_future()
@@ -88,14 +88,14 @@ class TcpPath(asyncio.Protocol):
         self._transport = None
         if not self._joined.done():
             self._joined.set_exception(error or ConnectionError("the relay ended the connection"))
-            self._joined.exception()  # whoever opened may have gone
+            self._joined.exception()  # whoever opened it may have gone
         if not self.closed.done():
             self.closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         found, used = relay_messages.frames(self._rest + data if self._rest else data)
         self._rest = (self._rest + data)[used:]
-        # What is too short to be anything costs a call each, and 100,000 of it may come at once.
+        # A datagram too short to be anything costs one call, and 100,000 of them may arrive at once.
         found = [each for each in found if len(each) >= relay_messages.SHORTEST]
         if self._wireguard and self._local:
             runs = gso.runs(found)
@@ -156,7 +156,7 @@ class TcpPath(asyncio.Protocol):
             self._transport.write(relay_messages.framed(memoryview(self._buffer)[:size], segment))
 
     def close(self) -> None:
-        """End connection and proxy; safe to repeat."""
+        """Close connection and proxy; safe to repeat."""
         if self._local:
             asyncio.get_running_loop().remove_reader(self._local.fileno())
             self._local.close()

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 UDP_PORTS = (3478, 3479)  # STUN's, which firewalls know
 RELAY_PORT = 3480  # UDP and TCP
 CLOSING = 5.0  # seconds that goodbyes may take
-OTHER_FILES = 64  # descriptors beside the connections: sockets that listen, the interpreter's own
+OTHER_FILES = 64  # descriptors besides the connections: listening sockets, the interpreter's own
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to serve. A port 0 stands for any that is free."""
+    """How to serve. Port 0 stands for any free port."""
 
     listen: tuple[tuple[str, int], ...] = (("::", PORT),)
     certificate: Path | None = None
     key: Path | None = None
     udp_ports: tuple[int, int] = UDP_PORTS
-    public: tuple[str, ...] = ()  # addresses that the net sees; by default what peers reach it at
+    public: tuple[str, ...] = ()  # public addresses; by default the one at which a peer has reached it
     relay: bool = False
     relay_ports: tuple[int, int] = (RELAY_PORT, RELAY_PORT)  # UDP, TCP
     limits: Limits | None = None
@@ -43,16 +43,16 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """What a started rendezvous can be found at."""
+    """Where a started rendezvous can be found."""
 
-    ports: tuple[int, ...]  # TCP, one for each address to listen on
+    ports: tuple[int, ...]  # TCP, one for each listening address
     udp_ports: tuple[int, ...]  # of the reflectors, two for each address
     sha256: bytes
     self_made: bool
     open_connections: Callable[[], int]
 
     def url(self, host: str) -> str:
-        """What peers configure, if they reach it at `host`."""
+        """The URL to configure on peers that reach it at `host`."""
         bracketed = f"[{host}]" if ":" in host else host
         return f"wss://{bracketed}:{self.ports[0]}" + (f"#sha256:{self.sha256.hex()}" if self.self_made else "")
 
@@ -94,7 +94,7 @@ async def _relay(options: Options, tls: Any, stack: contextlib.AsyncExitStack) -
 
 
 def _advertised(options: Options, reflectors: list[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """The reflectors as the greeting names them; an empty host stands for the address that a peer has connected to."""
+    """The reflectors as the greeting lists them; an empty host stands for the address that a peer has connected to."""
     if options.public:
         ports = [reflector.port for _, reflector in reflectors[: len(options.udp_ports)]]
         found = [(host, port) for host in options.public for port in ports]
@@ -105,7 +105,7 @@ def _advertised(options: Options, reflectors: list[tuple[str, Any]]) -> list[dic
 
 
 def main(options: Options, started: Callable[[Running], None], tell: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; `started` is called once everything answers. Raises as `running` does."""
+    """Serve until SIGTERM or SIGINT; `started` is called once everything answers. Raises what `running` raises."""
     asyncio.run(_main(options, started, tell))
 
 
@@ -116,7 +116,7 @@ async def _main(options: Options, started: Callable[[Running], None], tell: Call
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
-    # Whoever breaks off in the middle of TLS shall not fill the journal.
+    # A client that disconnects in the middle of TLS must not fill the journal.
     loop.set_exception_handler(lambda _, context: tell(f"{context['message'][:100]}"))
     _allow_files(options, tell)
     async with running(options, tell) as serving:
@@ -129,7 +129,7 @@ async def _main(options: Options, started: Callable[[Running], None], tell: Call
 
 
 def _allow_files(options: Options, tell: Callable[[str], None]) -> None:
-    """Let the process have as many descriptors as the limits let connections in (getrlimit(2): 1,024 by default)."""
+    """Let the process have as many descriptors as the limits admit connections (getrlimit(2): 1,024 by default)."""
     from tunnel.rendezvous import limits, pairs
 
     needed = (options.limits or limits.Limits()).connections + OTHER_FILES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The server's certificate: given, or made by itself for peers that pin its fingerprint."""
+"""The server's certificate: given, or self-signed for peers that pin its fingerprint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Certificate:
 
     @classmethod
     def load(cls, certificate: Path | None, key: Path | None) -> Certificate:
-        """Read both files; make them if neither is there; without names, make a certificate that lasts for this run.
+        """Read both files; make them if neither exists; without names, make a certificate that lasts for this run.
 
         Raises TunnelFileUnusable.
         """
@@ -52,7 +52,7 @@ class Certificate:
     def _read(cls, certificate: Path, key: Path) -> Certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # No tickets: they would let who records the traffic link a peer's connections over all its addresses.
+        # No tickets: they would let somebody who records the traffic link a peer's connections across its addresses.
         context.num_tickets = 0
         try:
             context.load_cert_chain(certificate, key, password=_no_password)
@@ -67,7 +67,7 @@ class Certificate:
 
 @contextlib.contextmanager
 def _in_memory(data: bytes) -> Iterator[Path]:
-    """A file for `ssl`, which reads keys from nothing else, that never reaches a disk."""
+    """A file that never reaches a disk, for `ssl`, which can only read keys from files."""
     with os.fdopen(os.memfd_create("migrator-certificate"), "wb") as file:
         file.write(data)
         file.flush()
@@ -79,7 +79,7 @@ def _no_password() -> str:
 
 
 def _make() -> tuple[bytes, bytes]:
-    """A certificate and its key, in PEM. Its name says nothing: the pin is over the whole of it."""
+    """A certificate and its key, in PEM. Its name means nothing: the pin covers the entire certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "migrator rendezvous")])
     now = datetime.datetime.now(datetime.UTC)

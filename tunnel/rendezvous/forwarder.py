@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a relay does, whatever its sockets are: datagrams go from one end of a session to the other. It reads none.
+"""What a relay does, whatever its sockets are: forward datagrams from one end of a session to the other, unread.
 
-An end is known by the address it joined from (`tunnel.relay.relay_messages`), so that afterwards WireGuard speaks to
-the relay as if that were its peer. State lives in memory alone.
+An end is identified by the address from which it joined (`tunnel.relay.relay_messages`), so that afterwards WireGuard
+talks to the relay as if that were its peer. State is kept in memory only.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from tunnel.relay import relay_messages as wire
 from tunnel.rendezvous.limits import group
 from tunnel.rendezvous.pairs import End, Limits, Pairs, Send
 
-COOKIE_WINDOW = 30  # seconds; a cookie is good for this one and the next
+COOKIE_WINDOW = 30  # seconds; a cookie is valid for this window and the next
 
 
 class Forwarder:
-    """Who may join and who has, and what is handed on to whom."""
+    """Who may join and who has, and what is forwarded to whom."""
 
     def __init__(self, limits: Limits | None = None, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
         self.limits = limits or Limits()
@@ -40,7 +40,7 @@ class Forwarder:
         return claim, wire.token_key(self._secret, claim)
 
     def answer(self, data: bytes, address: Endpoint, via: Hashable, send: Send) -> tuple[bytes, End | None] | None:
-        """What to answer to a JOIN from `address`, and the end if it is now one; None where nothing is to be said."""
+        """What to answer to a JOIN from `address`, and the end if it is one now; None if there is nothing to say."""
         asked = wire.parse_join(data)
         if asked is None:
             return None
@@ -60,7 +60,7 @@ class Forwarder:
         return wire.joined(key, asked.number, present=end.other is not None), end
 
     def forward(self, end: End, data: memoryview, segment: int) -> None:
-        """Hand what an end sent to the other one, if that is there and the pair may."""
+        """Forward what an end has sent to the other one, if that is there and the pair is within its limits."""
         end.seen = self._clock()
         other = end.other
         if other is None or not self.pairs.may(end.pair, len(data), end.seen):

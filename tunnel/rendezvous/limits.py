@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one address, and all together, may take of the server: rates, connections, bytes that wait."""
+"""How much one address, and all together, may use of the server: rates, connections, queued bytes."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Rate:
     burst: float
 
 
-CALLS = Rate(2000, 2000)  # beyond those that are free
-CALL_BYTES = 4096  # that were read, for each that is free: three datagrams of full size
+CALLS = Rate(2000, 2000)  # in addition to those that are free
+CALL_BYTES = 4096  # bytes read for each free call: three datagrams of full size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,22 +34,22 @@ class Limits:
 
     connections: int = 1024
     connections_per_address: int = 32
-    connects: Rate = Rate(2, 30)  # by one address
+    connects: Rate = Rate(2, 30)  # from one address
     handshake: float = 5.0  # seconds that TLS may take
     greeting: float = 10.0  # seconds from then until a peer has presented itself
     messages: Rate = Rate(10, 60)  # on one connection
-    rings: Rate = Rate(2, 20)  # by one address: what can wake an agent
-    # To one connection, whoever they come from: rings, and as many messages onto its line. Both, with the answers that
-    # it gets itself, are fewer than the frames that an agent takes of a server (tunnel.signalling.link.FRAMES).
+    rings: Rate = Rate(2, 20)  # from one address: what can wake an agent
+    # To one connection, whoever they come from: rings, and as many messages to its line. Both, with the answers
+    # that it gets itself, are fewer than the frames that an agent accepts from a server (tunnel.signalling.link.FRAMES).
     brought: Rate = Rate(40, 150)
-    pairings: Rate = Rate(0.2, 10)  # by one address: what can use up a code
+    pairings: Rate = Rate(0.2, 10)  # from one address: what can use up a code
     reflections: Rate = Rate(20, 200)  # to one address, per reflector
     lines_per_identity: int = 8
     nameplates: int = 1000
     nameplates_per_address: int = 4
     pairing_life: float = 600.0  # seconds
-    queue: int = 16  # messages that wait for one slow connection
-    queued_bytes: int = 64 * 1024 * 1024  # that wait for all connections together
+    queue: int = 16  # messages queued for one slow connection
+    queued_bytes: int = 64 * 1024 * 1024  # queued for all connections together
     slow: float = 15.0  # seconds that a connection may take for one message
     addresses: int = 4096  # whose rates are remembered
 
@@ -75,17 +75,17 @@ class Bucket:
 
 
 class Calls:
-    """What the datagrams of one TCP connection may cost in calls that send them on.
+    """How many system calls the datagrams of one TCP connection may cost when they are forwarded.
 
-    Those that follow one another with the same size leave in one call, so that what somebody makes of alternating sizes
-    costs a hundred times as much by the byte. What a bulk transfer needs is free: a call for each 4 KiB that were read.
+    Consecutive datagrams of the same size leave in one call, so a sender that alternates sizes costs a hundred times as
+    much per byte. What a bulk transfer needs is free: one call for each 4 KiB that were read.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._more = Bucket(CALLS, clock)
 
     def cut(self, calls: list[T], read: int) -> list[T]:
-        """As many of these calls, for what came in one read of that many bytes, as are allowed now."""
+        """As many of these calls, for what one read of that many bytes has returned, as are allowed now."""
         free = 1 + read // CALL_BYTES
         for number in range(free, len(calls)):
             if not self._more.take():
@@ -96,7 +96,7 @@ class Calls:
 class Buckets:
     """A bucket for each key, for the `size` keys that were used last.
 
-    Who has so many addresses that others' buckets are forgotten gets by; that there is a limit on memory matters more.
+    Somebody with enough addresses to make it forget others' buckets evades the limit; bounding memory matters more.
     """
 
     def __init__(self, rate: Rate, size: int, clock: Clock = time.monotonic) -> None:
@@ -121,7 +121,7 @@ class Buckets:
 
 
 def group(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 that an IPv6 host can choose its addresses from."""
+    """What counts as one address: an IPv4 address, or the /64 from which an IPv6 host can choose its addresses."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv4Address):
         return str(found)
@@ -131,12 +131,12 @@ def group(address: str) -> str:
 
 
 def family_of(address: str) -> socket.AddressFamily:
-    """Of the socket that can be bound to it."""
+    """The family of the socket that can be bound to it."""
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def bind(sock: socket.socket, address: str, port: int) -> None:
-    """Bind it there; `::` stands for IPv4 too. Raises OSError."""
+    """Bind it there; `::` includes IPv4. Raises OSError."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(address != "::"))
     sock.bind((address, port))
@@ -145,7 +145,7 @@ def bind(sock: socket.socket, address: str, port: int) -> None:
 class Door:
     """Counts connections from when they are accepted, before TLS costs anything, until their sockets are closed.
 
-    `most` in all, `each` of one address, which opens new ones at a rate.
+    `most` in all, `each` from one address, from which new ones may come at a limited rate.
     """
 
     def __init__(self, most: int, each: int, connects: Buckets) -> None:
@@ -161,7 +161,7 @@ class Door:
         return self._open.total()
 
     def enter(self, address: str) -> bool:
-        """Whether a connection from there may stay; it is counted if so."""
+        """Whether a connection from there may stay; if so, it is counted."""
         if self.open >= self._most or self._open[address] >= self._each or not self._connects.take(address):
             self.turned_away += 1
             return False
@@ -169,16 +169,16 @@ class Door:
         return True
 
     def leave(self, address: str) -> None:
-        """A counted connection has ended."""
+        """A connection that was counted has ended."""
         self._open[address] -= 1
         if not self._open[address]:
             del self._open[address]
 
 
 class GuardedListener(socket.socket):
-    """A listening socket whose `accept` turns away at the door.
+    """A listening socket whose `accept` turns connections away at the door.
 
-    asyncio calls `accept` itself and leaves no other place to look at an address before TLS begins.
+    asyncio calls `accept` itself and offers no other place to look at an address before TLS begins.
     """
 
     door: Door

@@ -18,7 +18,7 @@ from tunnel.signalling.link import REPLACED
 
 
 class Budget:
-    """Bytes that wait for slow connections, all of them together."""
+    """Bytes queued for slow connections, all of them together."""
 
     def __init__(self, limit: int) -> None:
         self._left = limit
@@ -34,7 +34,7 @@ class Budget:
 
 
 class Line:
-    """A connection with a queue of its own, so that nobody ever waits for somebody else's slowness."""
+    """A connection with a queue of its own, so that nobody ever waits because somebody else is slow."""
 
     def __init__(self, socket: ServerConnection, address: str, limits: Limits, budget: Budget) -> None:
         self.socket = socket
@@ -42,7 +42,7 @@ class Line:
         self.name = secrets.token_hex(8)
         self.id = b""  # of the identity that has presented itself
         self.bucket = Bucket(limits.messages)
-        # Of what others bring. Rings have one of their own: who knows the line's name takes nobody's place among them.
+        # For what others send. Rings have one of their own: senders who know the line's name take no place among them.
         self.rings = Bucket(limits.brought, now)
         self.messages = Bucket(limits.brought, now)
         self._limits = limits
@@ -52,7 +52,7 @@ class Line:
         self.ending = False
 
     def put(self, message: dict[str, Any]) -> bool:
-        """Queue a message; False if too much waits already."""
+        """Queue a message; False if too much is queued already."""
         data = strict_json.dump(message)
         if self._queue.full() or not self._budget.take(len(data)):
             return False
@@ -67,7 +67,7 @@ class Line:
             self._writer = asyncio.create_task(self._refuse(reason))
 
     async def close(self) -> None:
-        """Release what the line holds; a refusal that is on its way is waited for."""
+        """Release what the line holds; a refusal that is being sent is waited for."""
         if not self.ending:
             self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
@@ -82,7 +82,7 @@ class Line:
                     async with asyncio.timeout(self._limits.slow):
                         await self.socket.send(data.decode())
                 except TimeoutError:
-                    # It does not even take the packets that would close it in good order.
+                    # It does not even accept the packets that would close it in good order.
                     self.socket.transport.abort()
                     return
                 finally:
@@ -106,10 +106,10 @@ class Switchboard:
         self._waiting: dict[bytes, Line] = {}
 
     def add(self, line: Line, id: bytes, *, waits: bool) -> bool:
-        """Take in a line whose identity has been proved; False if that identity has too many.
+        """Admit a line whose identity has been proved; False if that identity has too many.
 
-        Of two that wait for the same identity the newer one is right: after a change of its address, a host comes
-        back long before its old connection is known to be dead.
+        Of two that wait for the same identity the newer one is right: after its address has changed, a host comes back
+        long before its old connection is known to be dead.
         """
         own = self._lines.setdefault(id, {})
         if len(own) >= self._limits.lines_per_identity:

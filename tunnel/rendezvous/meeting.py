@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Two hosts that want to pair meet under a nameplate and pass a few notes; neither has an identity here yet."""
+"""Two hosts that want to pair meet under a nameplate and exchange a few notes; neither has an identity here yet."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Meetings:
         self._partners: dict[Line, Line] = {}
 
     async def attend(self, line: Line, first: dict[str, Any]) -> None:
-        """Serve one side until it goes or its time is up: without a nameplate it gets one, with one it visits."""
+        """Serve one side until it goes or its time is up: without a nameplate it is given one, with one it visits."""
         wanted = strict_json.text(first, "nameplate", NAMEPLATE_MAX)
         if not self._rate.take(line.address):
             line.end("too many pairings from this address")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who has joined the relay: pairs of ends, with what each may take. In memory alone; called from several threads."""
+"""Who has joined the relay: pairs of ends, with each one's limits. In memory only; called from several threads."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CONNECTS = Rate(2, 30)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one relay gives away. Zero: no limit."""
+    """How much one relay gives away. Zero: no limit."""
 
-    token_life: float = 600.0  # seconds from the making of a token to the latest first use
-    idle: float = 90.0  # seconds of silence after which an end is forgotten; WireGuard says something every 25
-    silent: float = 5.0  # after which a pair makes place for another; peers echo five times a second
+    token_life: float = 600.0  # seconds from when a token is made until its first use at the latest
+    idle: float = 90.0  # seconds of silence after which an end is forgotten; WireGuard sends something every 25
+    silent: float = 5.0  # after which a pair makes room for another; peers echo five times a second
     pairs: int = 256
-    pairs_each: int = 16  # that one identity has joined
-    pairs_per_address: int = 16  # that were joined from one address, as identities cost nothing
+    pairs_each: int = 16  # joined by one identity
+    pairs_per_address: int = 16  # joined from one address, as identities cost nothing
     pair_bytes: int = 4 * 2**40
     pair_rate: int = 0  # bytes a second, both directions together
     connections: int = 512  # by TCP
