@@ -40,7 +40,7 @@ class Limits:
     messages: Rate = Rate(10, 60)  # on one connection
     rings: Rate = Rate(2, 20)  # from one address: what can wake an agent
     # To one connection, whoever they come from: rings, and as many messages to its line. Both, with the answers
-    # that it gets itself, are fewer than the frames that an agent accepts from a server (tunnel.signalling.link.FRAMES).
+    # that it gets itself, are fewer than the frames that an agent takes from a server (tunnel.signalling.link.FRAMES).
     brought: Rate = Rate(40, 150)
     pairings: Rate = Rate(0.2, 10)  # from one address: what can use up a code
     reflections: Rate = Rate(20, 200)  # to one address, per reflector

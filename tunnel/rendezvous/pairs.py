@@ -28,10 +28,10 @@ class Limits:
     pairs_each: int = 16  # joined by one identity
     pairs_per_address: int = 16  # joined from one address, as identities cost nothing
     pair_bytes: int = 4 * 2**40
-    pair_rate: int = 0  # bytes a second, both directions together
+    pair_rate: int = 0  # bytes per second, both directions together
     connections: int = 512  # by TCP
     connections_per_address: int = 32
-    connects: Rate = CONNECTS  # by one address
+    connects: Rate = CONNECTS  # from one address
     handshake: float = 5.0  # seconds that TLS may take
     joining: float = 10.0  # seconds from then until an end has joined
     addresses: int = 4096  # whose rates are remembered
@@ -43,8 +43,8 @@ class End:
 
     pair: Pair
     identity: bytes
-    address: str  # it joined from: `limits.group`
-    via: Hashable  # where it joined: the UDP socket's number and the address, or the TCP connection
+    address: str  # from which it joined: `limits.group`
+    via: Hashable  # how it is reached: the UDP socket's number and the address, or the TCP connection
     send: Send
     seen: float
     other: End | None = None
@@ -58,7 +58,7 @@ class Pair:
     identities: frozenset[bytes]
     ends: dict[bytes, End] = dataclasses.field(default_factory=dict)
     bytes: int = 0
-    allowance: float = 0.0  # bytes that may be forwarded now, where there is a rate
+    allowance: float = 0.0  # bytes that may be forwarded now, if there is a rate
     refilled: float = 0.0
 
     def heard(self) -> float:
@@ -67,7 +67,7 @@ class Pair:
 
 
 class Pairs:
-    """All pairs that there are. `wall` tells the seconds since 1970 by which tokens expire."""
+    """All existing pairs. `wall` returns the seconds since 1970 by which tokens expire."""
 
     def __init__(self, limits: Limits, clock: Clock = time.monotonic, wall: Clock = time.time) -> None:
         self._limits = limits
@@ -93,7 +93,7 @@ class Pairs:
                 self._forget(end)
 
     def join(self, claim: wire.Claim, address: str, via: Hashable, send: Send) -> End | wire.Refusal:
-        """The end that this claim makes of who holds it; one that joined before moves to where it joins from now.
+        """Turn the holder of this claim into an end; one that has joined before moves to where it joins from now.
 
         `address` is what it counts for (`limits.group`).
         """
@@ -120,16 +120,16 @@ class Pairs:
     def _add(self, pair: Pair, claim: wire.Claim, address: str, via: Hashable, send: Send) -> End:
         end = End(pair, claim.own, address, via, send, self._clock(), pair.ends.get(claim.peer))
         pair.ends[claim.own] = self.by_via[via] = end
-        self._pairs[pair.session, pair.identities] = pair  # forgetting its last end has taken it out
+        self._pairs[pair.session, pair.identities] = pair  # forgetting its last end has removed it
         if end.other:
             end.other.other = end
         return end
 
     def _room(self, identity: bytes, address: str, joins: Pair | None) -> bool:
-        """Whether an end may join this pair, or a new one; of those that count a silent one makes place for it.
+        """Whether an end may join this pair, or a new one; among those that count, a silent one makes room for it.
 
-        A pair counts for who has joined it and from where, never for who is only named as its other end: whoever
-        holds a token may name anybody there.
+        A pair counts for whoever has joined it and from where, never for an identity that is only named as its other
+        end: the holder of a token may name anybody there.
         """
         others = [pair for pair in self._pairs.values() if pair is not joins]
         counted = [
@@ -171,7 +171,7 @@ class Pairs:
                 self._forget(end)
 
     def may(self, pair: Pair, size: int, now: float) -> bool:
-        """Whether the pair's quota and rate let this pass."""
+        """Whether the pair's quota and rate allow this."""
         pair.bytes += size
         if self._limits.pair_bytes and pair.bytes > self._limits.pair_bytes:
             return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""UDP reflectors: tell whoever asks from which address and port it asked. They keep nothing and amplify nothing."""
+"""UDP reflectors: tell the sender of a request its address and port. They keep nothing and amplify nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunnel.rendezvous.limits import Buckets, Limits, bind, family_of, group
 
 
 class Reflector(asyncio.DatagramProtocol):
-    """One UDP socket. What is not a request, or one too many, gets no answer."""
+    """One UDP socket. Anything but a request, and a request too many, gets no answer."""
 
     def __init__(self, limits: Limits) -> None:
         self._buckets = Buckets(limits.reflections, limits.addresses)
@@ -40,11 +40,11 @@ class Reflector(asyncio.DatagramProtocol):
         nonce = reflection.asked(data)
         if nonce is None or not self._transport or not self._buckets.take(group(address[0])):
             return
-        if self._transport.get_write_buffer_size() == 0:  # else the net is slower than those who ask
+        if self._transport.get_write_buffer_size() == 0:  # otherwise the network is slower than the requests
             self._transport.sendto(reflection.answer(nonce, address[0], address[1]), address)
 
     def error_received(self, error: Exception) -> None:
-        """ICMP told that an answer did not arrive."""
+        """ICMP has reported that an answer did not arrive."""
 
     def close(self) -> None:
         """Stop answering; safe to repeat."""

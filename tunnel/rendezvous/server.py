@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The signalling server: greets, checks who presents itself, passes messages on, and keeps nothing."""
+"""The signalling server: greets, checks who presents itself, passes messages on, and stores nothing."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from tunnel.rendezvous.udp_relay import Relay
 
 RELAY_SESSION_SIZE = 16  # bytes
-UNREAD_MAX = 64 * 1024  # bytes that wait for one connection below its queue: two messages, with what TLS adds
+UNREAD_MAX = 64 * 1024  # bytes buffered for one connection below its queue: two messages, with what TLS adds
 OPENING_MAX = 16 * 1024  # bytes of a request, with all its headers
 FRAMES = Rate(20, 200)  # on one connection: twice the messages that a peer may send, so that it is told of too many
-GOODBYE = 2.0  # seconds for each of WebSocket's and TLS' last words
+GOODBYE = 2.0  # seconds for each of WebSocket's and TLS' closing handshakes
 
 
 class _Connection(Guarded, ServerConnection):
@@ -64,7 +64,7 @@ class SignallingServer:
             self._handle, sock=listener, ssl=self._certificate.context, ssl_handshake_timeout=self._limits.handshake,
             ssl_shutdown_timeout=GOODBYE, open_timeout=self._limits.greeting, compression=None, server_header=None,
             max_size=MESSAGE_MAX,
-            # What is read but not yet handled, per connection; and what TCP has not yet taken.
+            # What has been read but not handled yet, per connection; and what TCP has not accepted yet.
             max_queue=4, write_limit=MESSAGE_MAX, ping_interval=KEEPALIVE, ping_timeout=KEEPALIVE,
             close_timeout=GOODBYE, logger=_silent(), create_connection=_Connection,
         ))
@@ -78,7 +78,7 @@ class SignallingServer:
 
     async def _handle(self, socket: ServerConnection) -> None:
         if socket.request:
-            socket.request.headers.clear()  # else the library keeps them for as long as the connection stands
+            socket.request.headers.clear()  # otherwise the library keeps them as long as the connection exists
         line = Line(socket, group(str(socket.remote_address[0])), self._limits, self._budget)
         challenge = secrets.token_bytes(CHALLENGE_SIZE)
         line.put({"type": "hello", "version": VERSION, "challenge": strict_json.encode(challenge),
@@ -96,7 +96,7 @@ class SignallingServer:
             line.end("it took too long to present itself")
         except Malformed as error:
             line.end(f"malformed message: {error}")
-        except Exception as error:  # one connection's trouble must not become everybody's
+        except Exception as error:  # trouble with one connection must not become everybody's
             self._tell(f"internal error: {type(error).__name__}")
             line.end("internal error")
         finally:
@@ -104,7 +104,7 @@ class SignallingServer:
             await line.close()
 
     async def _attend(self, line: Line, first: dict[str, Any], challenge: bytes) -> None:
-        """Serve a peer until it goes."""
+        """Serve a peer until it leaves."""
         public = self._presented(first, challenge)
         if not self._switchboard.add(line, public.id, waits=first.get("waits") is True):
             line.end("too many connections of this identity")
@@ -149,7 +149,8 @@ class SignallingServer:
         if not target:
             return {"ok": False, "reason": "absent"}
         sent = {"type": "message", "from": line.id.hex(), "line": line.name, "data": strict_json.encode(data)}
-        # Without this, whoever has enough identities has a peer end its own connection, as it takes only so much.
+        # Without this, somebody with enough identities could make a peer end its own connection, as it accepts only
+        # a limited number of frames.
         brought = target.messages if "line" in message else target.rings
         if not brought.take() or not target.put(sent):
             return {"ok": False, "reason": "the peer takes no more"}
@@ -165,8 +166,8 @@ class SignallingServer:
 
 
 def _silent() -> logging.Logger:
-    """Keeps websockets from writing a traceback for everybody who knocks in a wrong way."""
-    logger = logging.Logger("migrator.rendezvous")  # on purpose outside of the tree of loggers
+    """Keeps websockets from logging a traceback for everybody who makes a malformed request."""
+    logger = logging.Logger("migrator.rendezvous")  # deliberately outside of the logger hierarchy
     logger.addHandler(logging.NullHandler())
     return logger
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The relay's TCP side, for ends whose network lets no UDP out: each datagram behind its length, inside TLS.
+"""The relay's TCP side, for ends whose network lets no UDP out: each datagram after its length, over TLS.
 
 TLS adds nothing to WireGuard's own encryption; it is what a firewall expects to see.
 """
@@ -21,12 +21,12 @@ from tunnel.rendezvous.forwarder import Forwarder
 from tunnel.rendezvous.limits import Buckets, Calls, Door, GuardedListener
 from tunnel.rendezvous.pairs import End
 
-QUEUE = 256 * 1024  # bytes that wait for one slow end; beyond that datagrams are dropped, as on any full link
-JOINS = 15  # messages of ours on one connection; an end needs two, and two more where its cookie has just expired
+QUEUE = 256 * 1024  # bytes queued for one slow end; beyond that datagrams are dropped, as on any full link
+JOINS = 15  # messages of ours on one connection; an end needs two, and two more if its cookie has just expired
 
 
 class TcpRelay:
-    """Listens for ends that come by TCP."""
+    """Listens for ends that connect by TCP."""
 
     def __init__(self, relay: Forwarder) -> None:
         self.port = 0
@@ -42,7 +42,7 @@ class TcpRelay:
         made = cls(relay)
         loop = asyncio.get_running_loop()
         for host in hosts:
-            # Counted from there on: who never finishes TLS is never heard of below.
+            # Counted from there on: a client that never completes TLS is never heard of below.
             listener = GuardedListener.open(host, made.port or port, made.door)
             limit = relay.limits.handshake if tls else None
             server = await loop.create_server(
@@ -71,7 +71,7 @@ class _Connection(asyncio.Protocol):
         self._rest = bytearray()
         self._joins = 0
         self._calls = Calls(now)
-        self._waits = bytearray()  # until the end of this turn of the loop
+        self._waits = bytearray()  # until the end of this iteration of the loop
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._transport: asyncio.Transport | None = None
@@ -120,13 +120,13 @@ class _Connection(asyncio.Protocol):
         allowed = self._calls.cut(runs, len(data))
         self._relay.dropped += len(runs) - len(allowed)
         for batch, size in allowed:
-            if batch[:4] == wire.MAGIC:  # by TCP an end joins once, and leaves by ending the connection
+            if batch[:4] == wire.MAGIC:  # by TCP an end joins once, and leaves by closing the connection
                 self.abort()
                 return
             self._relay.forward(self.end, batch, size)
 
     def _before_join(self, message: bytes) -> bool:
-        """Answer a JOIN; False where the connection shall end."""
+        """Answer a JOIN; False if the connection is to be ended."""
         self._joins += 1
         if self.end or self._joins > JOINS:
             return False
@@ -161,7 +161,7 @@ class _Connection(asyncio.Protocol):
         self._waits += framed
 
     def _flush(self) -> None:
-        """Hand on at once what has come in one turn: TLS costs more by the call than by the byte."""
+        """Pass on at once what has arrived in one iteration: TLS costs more per call than per byte."""
         data, self._waits = self._waits, bytearray()
         if self._transport:
             self._transport.write(data)

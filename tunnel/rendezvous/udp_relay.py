@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The relay with its sockets: UDP is forwarded by a thread of its own, many datagrams a call (udp(7): UDP_GRO,
-UDP_SEGMENT); an end whose network lets no UDP out comes by TCP instead (`tcp_relay`).
+"""The relay with its sockets: UDP is forwarded by a thread of its own, many datagrams per call (udp(7): UDP_GRO,
+UDP_SEGMENT); an end whose network lets no UDP out uses TCP instead (`tcp_relay`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tunnel.rendezvous.limits import bind, family_of
 from tunnel.rendezvous.pairs import Limits
 from tunnel.rendezvous.tcp_relay import TcpRelay
 
-SWEEP = 5.0  # seconds between two looks for ends that are gone
+SWEEP = 5.0  # seconds between two checks for ends that are gone
 
 
 class Relay(Forwarder):
@@ -44,7 +44,7 @@ class Relay(Forwarder):
                     clock: Clock = time.monotonic, wall: Clock = time.time) -> Relay:
         """Listen on these addresses; port 0 takes any free one. Raises OSError.
 
-        An address should be one that clients name: what a socket bound to 0.0.0.0 answers may come from another.
+        An address should be one that clients name: the answers of a socket bound to 0.0.0.0 may come from another one.
         """
         relay = cls(limits, clock, wall)
         try:
@@ -60,7 +60,7 @@ class Relay(Forwarder):
         return relay
 
     def open_connections(self) -> int:
-        """How many there are by TCP, joined or not."""
+        """How many connections there are by TCP, joined or not."""
         return self._tcp.door.open if self._tcp else 0
 
     async def close(self) -> None:
@@ -106,7 +106,7 @@ class Relay(Forwarder):
                 self.pairs.sweep()
 
     def _drain(self, sock: socket.socket, buffer: bytearray) -> None:
-        """Take what one socket has, but let the others have their turn."""
+        """Read what one socket has, but let the others have their turn."""
         view = memoryview(buffer)
         for _ in range(64):
             try:
@@ -116,7 +116,7 @@ class Relay(Forwarder):
             except OSError:  # an ICMP error for something sent before
                 continue
             data = view[:size]
-            # WireGuard's datagrams begin with 1 to 4; what is sealed by chance may look like ours, so this only asks.
+            # WireGuard's datagrams begin with 1 to 4; encrypted data may look like ours by chance, so this only asks.
             if buffer.find(wire.MAGIC, 0, size) >= 0:
                 for each in gso.split(data, segment):
                     self._one(sock, address, each)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A session from the first offer to a tunnel that stands, on both sides, and its healing."""
+"""A session from the first offer to an established tunnel, on both sides, and its healing."""

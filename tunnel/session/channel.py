@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sealed messages between the two sides of one session, over whatever connection to a rendezvous there is now.
+"""Sealed messages between the two sides of one session, over the current connection to a rendezvous.
 
-What is forged, replayed, reflected or malformed is reported and otherwise ignored: a rendezvous that tampers can only
-make a session fail.
+Messages that are forged, replayed, reflected or malformed are reported and otherwise ignored: a rendezvous that tampers
+can only make a session fail.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tunnel.session.offers import Type
 from tunnel.signalling.client import Message, Signalling
 from tunnel.tunnel_errors import OfferRejected, PeerAbsent, PeerSilent, RendezvousUnavailable
 
-LIFE = 120.0  # seconds that a message is good for: what hosts' clocks may differ by
+LIFE = 120.0  # seconds for which a message is valid: allows for hosts' clocks that differ
 QUEUE_MAX = 16
 
 T = TypeVar("T")
 
-# Told in words what has happened.
+# Is told in words what has happened.
 Tell = Callable[[str], None]
 
 
@@ -49,7 +49,7 @@ class Channel:
         self._inbox: collections.deque[dict[str, Any]] = collections.deque(maxlen=QUEUE_MAX)  # nobody waited for these
         self._waiting: list[_Waiting] = []
         self._sequence = 0
-        self._refused = ""  # why the last message that came in the peer's name was not taken
+        self._refused = ""  # why the last message that came in the peer's name was not accepted
 
     def _seal(self, kind: Type, body: dict[str, Any]) -> bytes:
         self._sequence += 1
@@ -57,7 +57,7 @@ class Channel:
                          sequence=self._sequence, expires=time.time() + LIFE, body={"type": kind, **body})
 
     def _take(self, sealed: Sealed) -> None:
-        """A message of this session has come."""
+        """A message of this session has arrived."""
         try:
             offers.type_of(sealed.body)
         except Malformed as error:
@@ -82,7 +82,7 @@ class Channel:
         raise NotImplementedError
 
     async def renew(self) -> None:
-        """Connect to the rendezvous anew: the connection may have died with the path, and would tell only much later.
+        """Reconnect to the rendezvous: the connection may have died with the path, and would notice only much later.
 
         Raises RendezvousUnavailable.
         """
@@ -114,7 +114,7 @@ class Channel:
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
-    """Somebody who waits for a message."""
+    """A caller that waits for a message."""
 
     kinds: Sequence[Type]
     attempt: int | None
@@ -133,7 +133,7 @@ async def _granted(channel: Channel, asking: Awaitable[RelayToken | None]) -> Re
 
 
 class Calling(Channel):
-    """The initiator's end: has its own connection to a rendezvous, and makes another when that is lost."""
+    """The initiator's end: has its own connection to a rendezvous, and makes another if that is lost."""
 
     def __init__(self, identity: Identity, peer: Peer, session: bytes, servers: Sequence[Server], tell: Tell) -> None:
         super().__init__(identity, peer, session, "initiator", tell)
@@ -191,7 +191,7 @@ class Calling(Channel):
     async def renew(self) -> None:
         old, self._signalling, self._line = self._signalling, None, ""
         if old:
-            self._spawn(old.close())  # which takes its time where nobody answers
+            self._spawn(old.close())  # takes its time if nobody answers
         await self._connected()
 
     async def close(self) -> None:
@@ -204,9 +204,9 @@ class Calling(Channel):
 
 
 class Called(Channel):
-    """The responder's end: answers by the server and the `line` of the initiator's that it was heard on last.
+    """The responder's end: answers over the server and the initiator's `line` on which it was last heard.
 
-    The connection to that server may have been renewed meanwhile: `newest` tells which one stands there now.
+    The connection to that server may have been renewed meanwhile: `newest` returns the current one.
     """
 
     def __init__(self, identity: Identity, peer: Peer, session: bytes, tell: Tell, over: Signalling, line: str,
@@ -218,7 +218,7 @@ class Called(Channel):
         self._newest = newest
 
     def take(self, sealed: Sealed, over: Signalling, line: str) -> None:
-        """A message of this session has come, over this connection."""
+        """A message of this session has arrived, over this connection."""
         self._over, self._line = over, line
         self._take(sealed)
 
@@ -243,7 +243,7 @@ class Called(Channel):
             again = await self._standing()
             if again == (over, line):
                 raise
-            return await ask(*again)  # it was renewed before the answer came
+            return await ask(*again)  # the connection was renewed before the answer arrived
 
     async def _standing(self) -> tuple[Signalling, str]:
         """What to answer over, and by which line. The initiator may be heard over another server meanwhile."""

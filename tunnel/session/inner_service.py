@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A TCP connection inside the tunnel to what the responder serves, for who knows the session's secret.
+"""A TCP connection inside the tunnel to what the responder serves, for a client that knows the session's secret.
 
-Any user of the initiator's host can connect there, and one of the responder's may listen there sooner. So both sides
-prove, each with a MAC over both sides' random bytes, that they know the secret, before a byte of anything else is read:
+Any user of the initiator's host can connect there, and one on the responder's host may listen there first. So both
+sides prove, each with a MAC over both sides' random bytes, that they know the secret, before a byte of anything else is
+read:
 
 | step | from      | bytes                                                         |
 | ---- | --------- | ------------------------------------------------------------- |
@@ -33,9 +34,9 @@ from tunnel.tunnel_errors import TunnelBroken
 
 TIMEOUT = 10.0  # seconds to connect, and for each side's proof
 UNPROVED_MAX = 8  # connections that have not proved anything yet
-ACCEPT_PAUSE = 1.0  # seconds until it is tried again where this process can have no more descriptors
+ACCEPT_PAUSE = 1.0  # seconds until the next try if this process is out of descriptors
 
-_LISTENS_NO_MORE = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # all others of accept(2) pass
+_LISTENS_NO_MORE = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)  # all other errors of accept(2) are temporary
 _TCP_RTO_MAX_MS = 44  # linux/tcp.h, since Linux 6.15
 _GIVE_UP = 600  # seconds
 _MAGIC = b"MGT1"
@@ -50,7 +51,7 @@ class Purpose(enum.IntEnum):
     BENCH = 2
 
 
-# Gets a connection that has proved itself, and owns it; it is a blocking socket.
+# Is given a connection that has proved itself, and owns it; it is a blocking socket.
 Serve = Callable[[Purpose, socket.socket], Awaitable[None]]
 
 
@@ -86,7 +87,7 @@ async def listen(tunnel: Tunnel, serve: Serve, debug: Tell = quiet) -> None:
 
 
 async def _accept(sock: socket.socket, debug: Tell) -> tuple[socket.socket, Any]:
-    """The next connection. Where none can be taken now, it waits in the kernel and the session stands."""
+    """The next connection. If none can be accepted now, it waits in the kernel and the session stays up."""
     told = False
     while True:
         try:
@@ -133,7 +134,7 @@ async def _let_prove(connection: socket.socket, secret: bytes) -> Purpose:
 
 
 async def connect(tunnel: Tunnel, purpose: Purpose) -> socket.socket:
-    """A connection that both sides have proved, blocking from now on; raises TunnelBroken."""
+    """A connection on which both sides have proved themselves, blocking from now on; raises TunnelBroken."""
     sock: socket.socket | None = None
     try:
         async with asyncio.timeout(TIMEOUT):
@@ -154,18 +155,18 @@ async def connect(tunnel: Tunnel, purpose: Purpose) -> socket.socket:
 
 
 def _retry_soon(sock: socket.socket) -> None:
-    """Send what was lost again each second: a path that was healed after half a minute is used at once.
+    """Retransmit every second what was lost: a path that was healed after half a minute is used at once.
 
-    Otherwise TCP waits as long again as the path was dead. Older kernels cannot do it, and do without.
+    Otherwise TCP waits for as long again as the path was dead. Older kernels do not support this.
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, _TCP_RTO_MAX_MS, 1000)
-        # The kernel would give up after so many tries, not after so long; it is the tunnel's watch that gives up.
+        # The kernel would give up after a number of tries, not after a time; giving up is up to the tunnel's watch.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP * 1000)
 
 
 async def _connected(tunnel: Tunnel) -> socket.socket | None:
-    """A connection; None where nobody listens. Each try has a socket of its own: one that was refused is spent."""
+    """A connection; None if nobody listens. Each try has a socket of its own: one that was refused cannot be reused."""
     sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)

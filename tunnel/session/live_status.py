@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the tunnels of this host are like now, for `migrator tunnel status`: a file each, written by their owners."""
+"""The current state of this host's tunnels, for `migrator tunnel status`: a file each, written by their owners."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ FOLDER = Path("/run/migrator/tunnels")
 
 
 def write(name: str, told: dict[str, Any]) -> None:
-    """Tell about the tunnel with this interface; a full disk does not matter here."""
+    """Write about the tunnel with this interface; a full disk does not matter here."""
     with contextlib.suppress(TunnelFileUnusable, OSError):
         write_private(FOLDER / f"{name}.json", json.dumps(told) + "\n", replace=True)
 
 
 def remove(name: str) -> None:
-    """That tunnel is no more; safe to repeat."""
+    """That tunnel is gone; safe to repeat."""
     with contextlib.suppress(OSError):
         (FOLDER / f"{name}.json").unlink(missing_ok=True)
         FOLDER.rmdir()  # unless others are in it
 
 
 def all_() -> list[dict[str, Any]]:
-    """What is told about the tunnels whose owners are alive."""
+    """What the files say about the tunnels whose owners are alive."""
     found = []
     for record in leftovers.records():
         if not record.is_owned():
@@ -42,7 +42,7 @@ def all_() -> list[dict[str, Any]]:
 
 
 def sweep() -> None:
-    """Remove what killed processes have told."""
+    """Remove the files of processes that were killed."""
     owned = {f"{record.name}.json" for record in leftovers.records() if record.is_owned()}
     with contextlib.suppress(OSError):
         for path in FOLDER.iterdir():

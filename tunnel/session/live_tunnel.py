@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A tunnel that stands: its interface, the watch over its path, and healing it.
+"""An established tunnel: its interface, the watch over its path, and healing it.
 
 The initiator decides: it notices that the path is dead, tells the peer through the rendezvous, and both punch again
 under the live interface, from the very port that WireGuard uses; the transfer inside only sees a pause. The responder
@@ -29,14 +29,14 @@ from tunnel.session.session_keys import SessionKeys
 from tunnel.tunnel_errors import LeftoversRemain, PeerSilent, TunnelBroken, TunnelError
 
 HEAL_LIMIT = 60.0  # seconds after which a path that stays dead is given up
-HEAL_PATIENCE = 1.0  # seconds for a direct path before the relay is taken, in a heal
+HEAL_PATIENCE = 1.0  # seconds for a direct path before the relay is used, in a heal
 HEAL_PUNCH = 6.0  # seconds for one punch
 HEAL_PAUSE = 0.5
 BACK_LIMIT = 2.0  # seconds for an echo over the healed path
 TELL_INTERVAL = 2.0
-ASK_AGAIN = (0.5, 0.7, 1.0, 2.0, 4.0)  # seconds to wait for an answer, each time
+ASK_AGAIN = (0.5, 0.7, 1.0, 2.0, 4.0)  # seconds to wait for an answer, for each try
 UPGRADE_AFTER = (15.0, 60.0, 300.0)  # seconds on the relay until a direct path is looked for again
-# Of the punches that a peer asks for: each sends to wherever it says. The burst is what a heal takes in HEAL_LIMIT.
+# For the punches that a peer asks for: each sends to wherever it says. The burst is what a heal takes in HEAL_LIMIT.
 AGAIN_PACE = Rate(per_second=1 / 15, burst=12)
 
 
@@ -49,7 +49,7 @@ class Tunnel:
         self.role = channel.role
         self.path = path
         self.policy: Policy = policy
-        self.setup_ms = setup_ms  # from the beginning of the command, signalling included
+        self.setup_ms = setup_ms  # since the command began, signalling included
         self.heals = 0
         self.ended = asyncio.Event()  # the peer has closed it, or it is broken
         self.error: TunnelError | None = None  # why, if it is broken
@@ -91,18 +91,18 @@ class Tunnel:
         return self.interface.mtu
 
     async def start(self) -> None:
-        """Begin to watch the path; the MTU is found meanwhile."""
+        """Begin to watch the path; the MTU is determined meanwhile."""
         work = (self._watch.run, self._listen, self._tune, self._tell)
         self._tasks = [asyncio.create_task(self._run(each)) for each in work]
         if self.role == "initiator" and self.path.kind == "relay" and self.policy == "prefer-direct":
             self._tasks.append(asyncio.create_task(self._run(self._upgrade)))
 
     async def measure(self, *, throughput: bool = True) -> Quality:
-        """What the path is like now."""
+        """The current quality of the path."""
         return await path_health.measure(self.echo, throughput=throughput)
 
     async def close(self) -> None:
-        """End the tunnel and remove all of it; safe to repeat. Raises LeftoversRemain."""
+        """Close the tunnel and remove everything that belongs to it; safe to repeat. Raises LeftoversRemain."""
         if self._closed:
             return
         self._closed = True
@@ -181,7 +181,7 @@ class Tunnel:
         await self._tune()
 
     async def _upgrade(self) -> None:
-        """From time to time look for a direct path while the relay is used."""
+        """Look for a direct path from time to time while the relay is used."""
         pauses = list(UPGRADE_AFTER)
         while self.path.kind == "relay":
             await asyncio.sleep(pauses.pop(0) if len(pauses) > 1 else pauses[0])
@@ -214,7 +214,7 @@ class Tunnel:
                 raw.close()
 
     async def _asked_again(self, number: int, said: dict[str, Any]) -> dict[str, Any]:
-        """Ask until it is ready; its connection to the rendezvous may have died too, and be made anew just now."""
+        """Ask until it is ready; its connection to the rendezvous may have died too, and may just be reconnecting."""
         for wait in ASK_AGAIN:
             await self._channel.send("again", said)
             try:
@@ -224,7 +224,7 @@ class Tunnel:
         raise silent
 
     async def _listen(self) -> None:
-        """What the peer says through the rendezvous while the tunnel stands."""
+        """Handle what the peer says through the rendezvous while the tunnel exists."""
         while True:
             body = await self._channel.receive(*(("close",) if self.role == "initiator" else ("close", "again")))
             if body["type"] == "close":
@@ -234,7 +234,7 @@ class Tunnel:
                 await self._answer_again(body)
 
     async def _answer_again(self, body: dict[str, Any]) -> None:
-        """The responder's side of `_punch_again`; raises ValueError where no path would satisfy both."""
+        """The responder's side of `_punch_again`; raises ValueError if no path would satisfy both."""
         number, theirs = offers.read_attempt(body), offers.read_side(body, _own())
         if number <= self._attempts:
             return

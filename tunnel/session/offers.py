@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What peers tell each other inside sealed offers, as JSON objects; strictly read.
+"""What peers tell each other inside sealed offers, as JSON objects; parsed strictly.
 
 | type      | sender    | more                                              | says                                   |
 | --------- | --------- | ------------------------------------------------- | -------------------------------------- |
@@ -35,7 +35,7 @@ ATTEMPTS_MAX = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """What one side says of where it can be reached."""
+    """What one side says about where it can be reached."""
 
     candidates: tuple[Candidate, ...]
     nat: nat.Kind
@@ -62,7 +62,7 @@ def side(local: Local, policy: Policy) -> dict[str, Any]:
 
 
 def read_side(body: dict[str, Any], own: Collection[str]) -> Side:
-    """The peer's side; `own` are this host's addresses, which are not the peer's. Raises Malformed."""
+    """The peer's side; `own` are this host's addresses, which cannot be the peer's. Raises Malformed."""
     sent = strict_json.items(body, "candidates", candidate.RAW_MAX)
     kind = strict_json.text(body, "nat", 16)
     policy = strict_json.text(body, "policy", 16)
@@ -79,12 +79,12 @@ def read_keys(body: dict[str, Any], identity: bytes) -> Public:
 
 
 def read_attempt(body: dict[str, Any]) -> int:
-    """Which punch of the session it is about; raises Malformed."""
+    """Which punch of the session the message is about; raises Malformed."""
     return strict_json.integer(body, "attempt", 0, ATTEMPTS_MAX)
 
 
 def agreed(ours: Policy, theirs: Policy) -> Policy:
-    """The policy that satisfies both; raises ValueError where none does."""
+    """The policy that satisfies both; raises ValueError if there is none."""
     if {ours, theirs} == {"direct-only", "relay-only"}:
         raise ValueError(f"this side wants {ours}, the other {theirs}")
     return theirs if ours == "prefer-direct" else ours

@@ -31,15 +31,17 @@ from tunnel.tunnel_errors import NoPath, OfferRejected, RendezvousUnavailable, T
 
 GO_LIMIT = 10.0  # seconds that an initiator may take to begin once it has the answer
 RENEW_INTERVAL = 3.0  # seconds
-LOOK_INTERVAL = 2.0  # seconds between two looks whether other servers are to be waited at
-STRANGERS_INTERVAL = 10.0  # seconds between two lines about what comes from nobody known, by one server
+LOOK_INTERVAL = 2.0  # seconds between two checks whether to wait at other servers
+STRANGERS_INTERVAL = 10.0  # seconds between two log lines about strangers, for each server
 PEERS_PACED = 1000
 SESSIONS_MAX = 16  # that are served at a time
-SESSIONS_EACH = 4  # of one peer
-# Of those that one peer begins, as each sends to wherever he says. The burst is a script's that goes over containers.
+SESSIONS_EACH = 4  # for one peer
+# For the sessions that one peer begins, as each sends to wherever it says. The burst allows for a script that goes
+# through many containers.
 SESSIONS_PACE = Rate(per_second=1 / 15, burst=30)
-# Of what is said to peers beyond sessions, that is refusals to begin one and which version is read here: to each, and
-# to all. Who got such answers without end could have the rendezvous throw this host out for its too many messages.
+# For messages to peers outside of sessions, that is, refusals to begin one and which version is read here: to each
+# peer, and to all. A peer that got such answers without end could make the rendezvous drop this host for sending too
+# much.
 WORDS_EACH = Rate(per_second=1, burst=5)
 WORDS = Rate(per_second=3, burst=10)
 
@@ -52,8 +54,9 @@ async def accept(identity: Identity, peers: Peers, servers: Sequence[Server], ha
                  tell: Tell = quiet) -> None:
     """Wait for paired peers and serve their sessions, until cancelled; with `once`, a single one.
 
-    It waits at `servers`, which the user has chosen, and where those that are paired at the time say. Whoever is not
-    paired gets no answer at all. Raises LeftoversRemain, WireGuardMissing and TunnelFileUnusable before it waits.
+    It waits at `servers`, which the user has chosen, and at those named by the hosts that are paired at the time. A
+    host that is not paired gets no answer at all. Raises LeftoversRemain, WireGuardMissing and TunnelFileUnusable
+    before it waits.
     """
     await asyncio.to_thread(sweep)
     await asyncio.to_thread(wireguard.backend)
@@ -70,7 +73,7 @@ class _Agent:
 
     def __init__(self, identity: Identity, peers: Peers, servers: Sequence[Server], handler: Handler, policy: Policy,
                  program: str, tell: Tell) -> None:
-        self.served = asyncio.Event()  # a session has come to its end
+        self.served = asyncio.Event()  # a session has ended
         self._identity = identity
         self._peers = peers
         self._servers = servers
@@ -88,7 +91,7 @@ class _Agent:
         self._words = Bucket(WORDS, now)
         self._refusing: dict[bytes, asyncio.Task[None]] = {}  # by the id of the peer
         self._renewed = 0.0
-        self._told: dict[tuple[Server, str], float] = {}  # when of what comes from nobody known
+        self._told: dict[tuple[Server, str], float] = {}  # when strangers were last logged
 
     def renew(self) -> None:
         """Wait over new connections; the rendezvous takes the newest for the right one. Not too often."""
@@ -104,14 +107,14 @@ class _Agent:
         return tunnel_config.together(self._servers, (server for peer in self._peers.all() for server in peer.servers))
 
     async def _follow(self, waiting: Waiting) -> None:
-        """Where a peer can be rung was its choice: nothing leads there once it has been removed."""
+        """Where a peer can be rung was its choice: this host stops connecting there once the peer is removed."""
         told = ""
         while True:
             await asyncio.sleep(LOOK_INTERVAL)
             try:
                 waiting.go_to(self._everywhere())
                 told = ""
-            except TunnelError as error:  # the store of peers cannot be read: it stays as it is
+            except TunnelError as error:  # the store of peers cannot be read: everything stays as it is
                 if str(error) != told:
                     told = str(error)
                     self._tell(told)
@@ -154,18 +157,19 @@ class _Agent:
             self._begin(channel, sealed.body)
 
     def _tell_of_strangers(self, over: Signalling, as_: str, text: str) -> None:
-        """Who may do nothing here could otherwise, by a server of his own, leave room for nothing else in the log.
+        """Rate-limit the log: otherwise a stranger could, over a server of his own, leave room for nothing else in it.
 
-        `as_`: the peer in whose name he speaks.
+        `as_`: the peer in whose name the message came.
         """
         if now() - self._told.get((over.server, as_), -STRANGERS_INTERVAL) >= STRANGERS_INTERVAL:
             self._told[over.server, as_] = now()
             self._tell(text)
 
     def _say_version(self, over: Signalling, peer: Peer, message: client.Message) -> None:
-        """A peer whose offers are of another version should not have to guess: tell it which one is read here.
+        """Tell a peer whose offers are of another version which one is read here, so that it does not have to guess.
 
-        To an offer only, never to such a word itself, and one at a time: whoever can forge the one can forge many.
+        Only in answer to an offer, never to such a message itself, and one at a time: whoever can forge one can forge
+        many.
         """
         if seal.other_version(message.data) is None or len(message.data) <= len(seal.VERSION):
             return
@@ -178,7 +182,7 @@ class _Agent:
             self._saying = self._spawn(say())
 
     def _may_say(self, peer: Peer) -> bool:
-        """Whether he may have one more word that is no part of a session; sessions are few enough by themselves."""
+        """Whether the peer may get one more message outside of a session; sessions are limited by themselves."""
         return self._words_each.take(peer.public.id) and self._words.take()
 
     def _begin(self, channel: Called, offer: dict[str, Any]) -> None:
@@ -189,7 +193,7 @@ class _Agent:
         elif not self._paces.take(channel.peer.public.id):
             reason = "too many sessions were begun in a short time; try again in a minute"
         if reason:
-            # One at a time for each peer: he may send offers without end, over a server that lets nothing back.
+            # One at a time for each peer: it may send offers without end, over a server that lets nothing back.
             before = self._refusing.get(channel.peer.public.id)
             if (before is None or before.done()) and self._may_say(channel.peer):
                 self._refusing[channel.peer.public.id] = self._spawn(self._refuse(channel, reason))
@@ -212,10 +216,10 @@ class _Agent:
             await self._refuse(channel, str(error.fields.get("reason", error.message)), error.code())
         except Malformed as error:
             self._tell(f"{name} sent an invalid offer: {error}")
-        except OSError as error:  # out of descriptors, say
+        except OSError as error:  # out of descriptors, for example
             self._tell(f"{name}: {type(error).__name__}: {error}")
             await self._refuse(channel, f"it cannot serve a session now: {error.strerror or type(error).__name__}")
-        except Exception as error:  # one session shall not end the others
+        except Exception as error:  # one session must not end the others
             self._tell(f"{name}: {type(error).__name__}: {error}")
         finally:
             self._sessions.pop(channel.session, None)

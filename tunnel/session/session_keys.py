@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The keys of one session: all fresh, all forgotten with it.
 
-Each side makes a WireGuard key pair and an ephemeral X25519 pair, and sends both public keys in its sealed offer. From
-what the ephemeral keys agree on, HKDF (RFC 5869) makes what both sides must share. Who only has a host's identity,
-later, learns nothing of sessions that have ended.
+Each side generates a WireGuard key pair and an ephemeral X25519 pair, and sends both public keys in its sealed offer.
+From the shared secret of the ephemeral keys, HKDF (RFC 5869) derives what both sides must share. Somebody who later
+obtains a host's identity alone learns nothing about sessions that have ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PURPOSE = b"migrator session 1\0"
 
 @dataclasses.dataclass(frozen=True)
 class Public:
-    """What one side's offer says of its keys, and whose offer it was (`PublicIdentity.id`)."""
+    """The keys in one side's offer, and whose offer it was (`PublicIdentity.id`)."""
 
     identity: bytes
     wireguard: bytes
@@ -46,7 +46,7 @@ class SessionKeys:
     _probe: bytes = dataclasses.field(repr=False)
 
     def probe(self, attempt: int) -> bytes:
-        """The key of the probes of the session's n-th punch: those of an earlier one are worth nothing in it."""
+        """The key for the probes of the session's n-th punch: those of an earlier punch are worthless in it."""
         return hmac.digest(self._probe, b"attempt\0%d" % attempt, hashlib.sha256)
 
 
@@ -66,7 +66,7 @@ class Ours:
         return f"Ours({self._role})"
 
     def agree(self, theirs: Public) -> SessionKeys:
-        """The session's keys; raises Malformed for keys that are none, or this side's own."""
+        """The session's keys; raises Malformed for invalid keys, or this side's own."""
         if self.public.wireguard == theirs.wireguard or self.public.ephemeral == theirs.ephemeral:
             raise Malformed("the peer's keys are this host's own")
         try:

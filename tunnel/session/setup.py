@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A session, from the first offer to a tunnel that carries something.
+"""A session, from the first offer to a tunnel that carries traffic.
 
 The side that waits is in `tunnel.session.responder`.
 """
@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 def quiet(_text: str) -> None:
-    """For who does not want to know."""
+    """For callers that do not want to be told."""
 
 
 def sweep() -> None:
@@ -56,9 +56,9 @@ async def open_tunnel(peer: Peer, identity: Identity, servers: Sequence[Server],
                       program: str = "", tell: Tell = quiet) -> Tunnel:
     """A tunnel to a paired peer, over which an echo has come back; the caller closes it.
 
-    `servers` are tried in order, first those at which the peer waits. Raises RendezvousUnavailable, PeerAbsent,
+    `servers` are tried in order, those at which the peer waits first. Raises RendezvousUnavailable, PeerAbsent,
     PeerSilent, PeerRefuses, NoPath, and what `device.up` and `path_health.first_answer` raise. Nothing is left behind
-    then, nor when it is cancelled.
+    in that case, nor if it is cancelled.
     """
     begun = now()
     await asyncio.to_thread(sweep)
@@ -89,7 +89,7 @@ async def open_tunnel(peer: Peer, identity: Identity, servers: Sequence[Server],
 
 
 async def gathered(channel: Channel, policy: Policy) -> tuple[Local, RelayToken | None]:
-    """A fresh port with all that can be known of it, and the right to use the relay."""
+    """A fresh port with everything that can be known about it, and the right to use the relay."""
     reflectors = await channel.reflectors()
     ports = Ports.open()
     try:
@@ -150,7 +150,7 @@ async def _refused(channel: Channel) -> None:
 
 
 def refusal(channel: Channel, body: dict[str, Any]) -> TunnelError:
-    """What the peer's refusal is to the user."""
+    """The peer's refusal as an error for the user."""
     said = body.get("reason")
     reason = said[:200] if isinstance(said, str) and said.isprintable() else "no reason given"
     if body.get("code") == NoPath.code():  # it has only given up a moment sooner
@@ -162,8 +162,8 @@ async def up(channel: Channel, keys: SessionKeys, path: Path, policy: Policy, ba
               begun: float) -> Tunnel:
     """WireGuard over the path, and the first echo.
 
-    A handshake that nobody hears is not repeated for five seconds, so the responder is up first (and silent, see
-    `device.up`), and the initiator waits for its word.
+    A handshake that nobody hears is not repeated for five seconds, so the responder comes up first (and stays silent,
+    see `device.up`), and the initiator waits for its message.
     """
     made: device.Interface | None = None
     echo: Echo | None = None

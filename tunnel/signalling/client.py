@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A peer's connection to a rendezvous: ring a peer, pass sealed offers, be rung.
 
-The rendezvous is not trusted: who a message is from is its claim, until `seal.Opener` has proved it.
+The rendezvous is not trusted: whom a message is from is its claim, until `seal.Opener` has proved it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINE_HEX = 16  # characters of the name of a connection
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """What came for this host: from the identity with the id `sender`, over its connection `line`."""
+    """A message for this host: from the identity with the id `sender`, over its connection `line`."""
 
     sender: bytes
     line: str
@@ -51,21 +51,21 @@ class Signalling:
         self._inbox: asyncio.Queue[Message | RendezvousUnavailable] = asyncio.Queue(QUEUE_MAX + 1)
         self._ended: RendezvousUnavailable | None = None
         self._reader: asyncio.Task[None] | None = None
-        self.replaced = False  # ended by the server, as the same identity waits there over a newer connection
+        self.replaced = False  # ended by the server, because the same identity waits there over a newer connection
 
     @property
     def server(self) -> Server:
-        """Where this connection leads to."""
+        """The server that this connection leads to."""
         return self._link.server
 
     @property
     def ended(self) -> bool:
-        """Whether nothing goes over it any more."""
+        """Whether the connection can no longer be used."""
         return self._ended is not None
 
     @property
     def info(self) -> ServerInfo:
-        """What the server has said of itself."""
+        """What the server has said about itself."""
         return self._link.info
 
     @classmethod
@@ -121,7 +121,7 @@ class Signalling:
         self._delivered(answer, name or peer.fingerprint)
 
     async def send(self, peer: PublicIdentity, data: bytes, line: str) -> None:
-        """Send over that very connection of the peer's from which a message came; raises as `ring` does."""
+        """Send over the very connection of the peer's from which a message came; raises as `ring` does."""
         answer = await self._ask(
             {"type": "send", "to": peer.id.hex(), "line": line, "data": strict_json.encode(_checked(data))}
         )
@@ -153,7 +153,7 @@ class Signalling:
         async with asyncio.timeout(timeout):
             found = await self._inbox.get()
         if isinstance(found, RendezvousUnavailable):
-            self._inbox.put_nowait(found)  # for whoever asks again
+            self._inbox.put_nowait(found)  # for the next caller
             raise found
         return found
 
@@ -204,7 +204,7 @@ class Signalling:
             self._end(error)
 
     def _take(self, message: dict[str, Any]) -> None:
-        """One message of the server's. What is malformed or unknown is dropped: nothing hangs on it."""
+        """One message from the server. A malformed or unknown one is dropped: nothing depends on it."""
         with contextlib.suppress(Malformed, ValueError):
             if message.get("type") == "answer":
                 future = self._answers.get(strict_json.integer(message, "ref", 1, 2**53))
@@ -235,6 +235,6 @@ def _checked(data: bytes) -> bytes:
 
 
 def _said(answer: dict[str, Any]) -> str:
-    """A refusal's reason, made fit to be shown."""
+    """A refusal's reason, made safe to show."""
     reason = answer.get("reason")
     return "it refused: " + (reason[:100] if isinstance(reason, str) and reason.isprintable() else "no reason given")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The TCP connection to a rendezvous, and where a paired peer cannot have this host connect to.
+"""The TCP connection to a rendezvous, and addresses to which a paired peer cannot make this host connect.
 
-A peer says where it can be rung, and this host goes there again and again, as root. What its own user has named in
-/etc/migrator/tunnel.conf, or on a command line, may be anywhere.
+A peer states where it can be rung, and this host connects there over and over, as root. Servers that its own user has
+named in /etc/migrator/tunnel.conf, or on a command line, may be anywhere.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from tunnel.signalling import lookup
 
 
 async def connected(server: Server) -> socket.socket:
-    """A connection to the first of the server's addresses that takes one, non-blocking; raises OSError.
+    """A connection to the first of the server's addresses that accepts one, non-blocking; raises OSError.
 
-    Of a server that a peer has named only the first that it can name is tried. If another was, whoever owns the name
-    would see there whether the first had taken the connection, and so what listens on hosts that this one reaches.
+    For a server that a peer has named, only the first permitted address is tried. If another one were tried, the owner
+    of the name would see there whether the first had accepted the connection, and so learn what listens on hosts that
+    this one can reach.
     """
     failed = OSError("it has no address")
     found = await _addresses(server)
@@ -41,10 +42,10 @@ async def connected(server: Server) -> socket.socket:
 
 
 def why_not(server: Server, address: str) -> str:
-    """Why this host does not connect to a server at that address, which its name means just now; "" if it does.
+    """Why this host does not connect to a server at that address, to which its name resolves now; "" if it does.
 
-    Into a private network a peer leads by the address itself only. What a name means its owner can change at any time,
-    to one address of this host's network after the other.
+    A peer can lead into a private network only by an address, not by a name: the owner of a name can change what it
+    resolves to at any time, to one address in this host's network after another.
     """
     if not server.by_peer:
         return ""
@@ -59,9 +60,9 @@ def why_not(server: Server, address: str) -> str:
 def can_be_named(address: str, port: int, source: str | None) -> bool:
     """Whether a peer can name such a rendezvous to this host, which would connect there from its address `source`.
 
-    What no candidate can be it is not either (see `candidate.probable`: loopback and link-local, cloud metadata among
-    them). A private network can be reached from such networks only. A rendezvous has the usual port, or none of a
-    service that the host's root alone could start.
+    An address that cannot be a candidate cannot be one of these either (see `candidate.probable`: this excludes
+    loopback, link-local and cloud metadata). A private network can be reached only from such networks. A rendezvous has
+    the usual port, or one that does not belong to a service that only root could start.
     """
     if (port < candidate.PORT_MIN and port != tunnel_config.PORT) or not candidate.probable(address):
         return False
@@ -71,12 +72,12 @@ def can_be_named(address: str, port: int, source: str | None) -> bool:
 async def _addresses(server: Server) -> lookup.Found:
     try:
         try:
-            # An address needs no thread, and waits for no name.
+            # An address needs no thread, and no name server is waited for.
             found: lookup.Found = socket.getaddrinfo(server.host, None, type=socket.SOCK_STREAM,
                                                      flags=socket.AI_NUMERICHOST)
         except socket.gaierror:
             found = await lookup.addresses(server.host, by_peer=server.by_peer)
-    except UnicodeError:  # of IDNA: two dots in a row, a part of more than 63 letters
+    except UnicodeError:  # from IDNA: two dots in a row, a label of more than 63 letters
         raise OSError("its host is not a name") from None
     return [(*each[:4], (each[4][0], server.port, *each[4][2:])) for each in found]
 

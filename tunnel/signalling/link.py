@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One WebSocket to a rendezvous: TLS, the pinned certificate, and messages that are JSON objects.
 
-What both ends must agree on stands here too: the version, the sizes, and what a peer signs to present itself.
+What both ends must agree on is here too: the version, the sizes, and what a peer signs to present itself.
 """
 
 from __future__ import annotations
@@ -33,33 +33,33 @@ DATA_MAX = 16 * 1024  # bytes that one peer may send another in a message
 MESSAGE_MAX = 24 * 1024  # bytes of a message with such data in base64
 CHALLENGE_SIZE = 32  # bytes
 REFLECTORS_MAX = 8
-UNREAD_MAX = 256 * 1024  # bytes that wait for a server; what is sent in order are a few messages
-OPENING_MAX = 64 * 1024  # bytes of a server's HTTP answer: a page that says what is wrong, where it is no rendezvous
-SLICE = 4096  # bytes that are taken apart before it is looked at what they were
+UNREAD_MAX = 256 * 1024  # bytes buffered for a server; in normal operation these are a few messages
+OPENING_MAX = 64 * 1024  # bytes of a server's HTTP answer: a page that says what is wrong, if it is not a rendezvous
+SLICE = 4096  # bytes that are parsed before the limits are checked
 FRAMES = Rate(100, 400)  # from a server: many may ring at once, each address twice a second
 SEND_LIMIT = 5.0  # seconds until a server has taken enough of a message
 CLOSE_LIMIT = 2.0  # seconds for its goodbye
-KEEPALIVE = 20.0  # seconds between pings: below the half minute after which small routers forget
+KEEPALIVE = 20.0  # seconds between pings: less than the half minute after which small routers forget
 REPLACED = "the same identity waits over a newer connection"  # the reason of a refusal
 NOT_PINNED = "its certificate is not the pinned one: it was replaced, or this is another server"
 ID_HEX = 64  # characters of an identity's id
 
 
 def statement(challenge: bytes, certificate: bytes) -> bytes:
-    """What a peer signs to present itself: good for this connection to the owner of this certificate only."""
+    """What a peer signs to present itself: valid only for this connection to the owner of this certificate."""
     return b"migrator present 1\0" + challenge + certificate
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerInfo:
-    """What a rendezvous says of itself: where its reflectors are (host, UDP port), and whether it has a relay."""
+    """What a rendezvous says about itself: where its reflectors are (host, UDP port), and whether it has a relay."""
 
     reflectors: tuple[tuple[str, int], ...]
     relay: bool
 
 
 class Guarded(Connection):
-    """A connection that whoever is at its other end can neither fill the memory by nor keep everybody else waiting."""
+    """A connection whose other end can neither fill the memory nor keep everybody else waiting."""
 
     unread_max = UNREAD_MAX
     opening_max = OPENING_MAX
@@ -72,11 +72,12 @@ class Guarded(Connection):
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """End it once too much waits for the other end, or has come from there.
+        """End it once too much is buffered for the other end, or has come from there.
 
-        The library answers each ping, however many of its answers wait already. Who sends pings and reads nothing has
-        its keepalive, which has to send a ping as well, wait for him, too. It takes all apart that it is given, and
-        what TLS has read at once may be 100,000 frames. And it keeps the headers, which may be a megabyte.
+        The library answers each ping, however many of its answers are buffered already. If the other end sends pings
+        and reads nothing, the library's keepalive, which has to send a ping as well, blocks too. It parses everything
+        that it is given, and what TLS has read at once may be 100,000 frames. And it keeps the headers, which may be a
+        megabyte.
         """
         for start in range(0, len(data), SLICE):
             part = data[start : start + SLICE]
@@ -91,9 +92,9 @@ class Guarded(Connection):
                 self._end()
 
     def process_event(self, event: Event) -> None:
-        """End it when frames come too fast, be they pings or pongs, which are no messages and so counted nowhere else.
+        """End it when frames come too fast, including pings and pongs, which are not messages and counted nowhere else.
 
-        And at a message in pieces, which none of ours are, and which may have pieces without end.
+        Also end it at a fragmented message, since none of ours are, and there may be fragments without end.
         """
         if isinstance(event, Frame) and not self._ended and not (event.fin and self._bucket.take()):
             self._end()
@@ -101,8 +102,8 @@ class Guarded(Connection):
             super().process_event(event)
 
     def _end(self) -> None:
-        # Nothing is read from then on. What the transport says of itself will not do: it is closing as well where the
-        # other end's goodbye has been answered, and what came before that still counts.
+        # Nothing is read from then on. The transport's own state will not do: it is also closing when the other end's
+        # goodbye has been answered, and what came before that still counts.
         self._ended = True
         self.transport.abort()
 
@@ -112,9 +113,9 @@ class _Connection(Guarded, ClientConnection):
 
 
 class _Connect(connect):
-    """A connection to this server or none. By itself the library follows redirects, to wherever they lead.
+    """A connection to exactly this server. By default the library follows redirects, to wherever they lead.
 
-    It follows none for a socket that it was given, either; but what it says then is not meant for users.
+    It does not do so for a socket that it was given, either; but what it says then is not meant for users.
     """
 
     def process_redirect(self, exc: Exception) -> Exception | str:
@@ -145,7 +146,7 @@ class Link:
     async def _open(cls, server: Server) -> Link:
         dialled = await dial.connected(server)
         try:
-            address = str(dialled.getpeername()[0])  # a connection that has ended since tells it no more
+            address = str(dialled.getpeername()[0])  # no longer available once the connection has ended
         except OSError:
             dialled.close()
             raise
@@ -156,7 +157,7 @@ class Link:
             create_connection=_Connection,
         )
         try:
-            # Nothing has been said yet but the WebSocket's own opening.
+            # Nothing has been said yet except the WebSocket's own opening.
             link = cls(server, socket, _certificate(socket, server), address)
             link._greet(await link.receive())
         except BaseException:
@@ -186,7 +187,7 @@ class Link:
             raise unavailable(self.server, _reason(error)) from error
 
     async def receive(self, timeout: float | None = None) -> dict[str, Any]:
-        """The next message; raises RendezvousUnavailable at the end and after `timeout` seconds, too."""
+        """The next message; raises RendezvousUnavailable at the end, and also after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
                 return strict_json.load(await self._socket.recv(), MESSAGE_MAX)
@@ -201,7 +202,7 @@ class Link:
 
 
 async def _end(socket: ClientConnection) -> None:
-    """In order, if the other end lets it: who reads nothing may not even take the packet that says so."""
+    """In order, if the other end allows it: one that reads nothing may not even accept the packet that says so."""
     try:
         async with asyncio.timeout(CLOSE_LIMIT):
             await socket.close()
@@ -212,12 +213,12 @@ async def _end(socket: ClientConnection) -> None:
 
 
 def unavailable(server: Server | str, reason: str) -> RendezvousUnavailable:
-    """The error that a server failed with."""
+    """The error for a failure of a server."""
     return RendezvousUnavailable(reason=f"{server}: {reason}", config=tunnel_config.PATH)
 
 
 def _reflector(item: Any, address: str) -> tuple[str, int]:
-    """A reflector's address and port; an empty address stands for the one that the server was reached at."""
+    """A reflector's address and port; an empty address stands for the one at which the server was reached."""
     if not isinstance(item, dict):
         raise Malformed("a reflector is not an object")
     host, port = strict_json.text(item, "host", 45) or address, strict_json.integer(item, "port", 1, 65535)
@@ -233,7 +234,7 @@ def _reflector(item: Any, address: str) -> tuple[str, int]:
 
 
 class _PinnedObject(ssl.SSLObject):
-    """TLS whose handshake fails unless the pinned certificate is shown: to no other server is anything said in it."""
+    """TLS whose handshake fails unless the pinned certificate is shown: nothing is sent to any other server."""
 
     def do_handshake(self) -> None:
         super().do_handshake()
@@ -243,7 +244,7 @@ class _PinnedObject(ssl.SSLObject):
 
 
 class _PinnedContext(ssl.SSLContext):
-    """Where the pin decides, and nothing else."""
+    """A context in which the pin decides, and nothing else."""
 
     sslobject_class = _PinnedObject
     pin = b""
@@ -263,10 +264,10 @@ def _context(server: Server) -> ssl.SSLContext:
 
 
 def _certificate(socket: ClientConnection, server: Server) -> bytes:
-    """SHA-256 of the certificate that the server has shown."""
+    """SHA-256 of the certificate that the server has presented."""
     shown: bytes = socket.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
     found = hashlib.sha256(shown).digest()
-    if server.pin and found != server.pin:  # the handshake has looked already; all else hangs on it
+    if server.pin and found != server.pin:  # the handshake has checked already; everything else depends on it
         raise unavailable(server, NOT_PINNED)
     return found
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What names mean, asked so that a name that nobody answers for keeps nothing else waiting.
+"""Name resolution, done so that a name that nobody answers for keeps nothing else waiting.
 
-getaddrinfo cannot be broken off, and takes half a minute and more where no server answers. A paired peer names servers,
-and can see to it that it does. So each look-up has a thread of its own: asyncio's are few, and WireGuard and interfaces
-are set in them.
+getaddrinfo cannot be interrupted, and takes half a minute and more if no server answers. A paired peer names servers,
+and can arrange for that. So each look-up has a thread of its own: asyncio's threads are few, and are needed to set up
+WireGuard and interfaces.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ EACH = 2  # of a name that the user has given: one that began before the network
 Found: TypeAlias = Sequence[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[Any, ...]]]
 
 _lock = threading.Lock()
-_running: dict[str, list[concurrent.futures.Future[Found]]] = {}  # the newest of a name is last
+_running: dict[str, list[concurrent.futures.Future[Found]]] = {}  # the newest for a name is last
 
 
 async def addresses(host: str, *, by_peer: bool) -> Found:
-    """What getaddrinfo says of a name, for TCP and no port; raises OSError, and UnicodeError of what is no name.
+    """What getaddrinfo returns for a name, for TCP and no port; raises OSError, and UnicodeError for an invalid name.
 
-    A name that is being looked up already is not looked up once more: what comes of that is waited for.
+    A name that is being looked up already is not looked up again: the result of that look-up is waited for.
     """
     return await asyncio.wrap_future(_look_up(host, by_peer=by_peer))
 
@@ -40,9 +40,9 @@ def _look_up(host: str, *, by_peer: bool) -> concurrent.futures.Future[Found]:
         if by_peer and sum(map(len, _running.values())) >= AT_ONCE:
             raise OSError("too many names are being looked up")
         future: concurrent.futures.Future[Found] = concurrent.futures.Future()
-        future.set_running_or_notify_cancel()  # so that one who does not wait any more ends it for nobody else
+        future.set_running_or_notify_cancel()  # so that a caller who stops waiting does not end it for the others
         try:
-            # A daemon, as this program's end does not wait for it either.
+            # A daemon thread, as the end of this program does not wait for it either.
             threading.Thread(target=_run, args=(host, future), name=f"getaddrinfo {host}", daemon=True).start()
         except RuntimeError:
             raise OSError("there is no thread left to look up its name") from None
@@ -62,7 +62,7 @@ def _run(host: str, future: concurrent.futures.Future[Found]) -> None:
 
 
 def _ended(host: str, future: concurrent.futures.Future[Found]) -> None:
-    """Before anybody learns of it, so that whoever asks then asks anew."""
+    """Runs before any caller gets the result, so that whoever asks after that starts a new look-up."""
     with _lock:
         left = [each for each in _running[host] if each is not future]
         if left:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A host that can be rung: it waits at every rendezvous that it knows, for as long as it likes."""
+"""A host that can be rung: it waits at every rendezvous that it knows, for as long as desired."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ STABLE = 30.0  # seconds after which a connection counts as good, and the next t
 
 
 class _Place:
-    """What waits at one server, over one connection after the other."""
+    """Waits at one server, over one connection after the other."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
-        self.over: Signalling | None = None  # the connection that it has now
-        self.taken = False  # its last one was ended, as the same identity waits over a newer one
-        self.at_once = asyncio.Event()  # not to pause before the next try
+        self.over: Signalling | None = None  # its current connection
+        self.taken = False  # its last one was ended, because the same identity waits over a newer one
+        self.at_once = asyncio.Event()  # do not pause before the next try
 
 
 class Waiting:
-    """Be rung at every server at once, for ever: what came, and the connection to answer over.
+    """Be rung at every server at once, forever: what arrived, and the connection to answer over.
 
-    A server that is down is tried again, less and less often. Where the same identity has taken this host's place,
-    that is not taken back before it is free: two of them would throw each other out for ever. `on_state` is told in
+    A server that is down is tried again, less and less often. If the same identity has taken this host's place, that is
+    not taken back before it is free: otherwise two of them would throw each other out forever. `on_state` is told in
     words what has changed.
     """
 
@@ -44,11 +44,11 @@ class Waiting:
         self._inbox: asyncio.Queue[tuple[Signalling, Message]] = asyncio.Queue(QUEUE_MAX)
         self._places: dict[Server, list[_Place]] = {}  # one, or while it is renewed two: the newer is last
         self._leaving: set[asyncio.Task[None]] = set()
-        self._stood = asyncio.Event()  # set, and replaced, whenever a connection stands
+        self._stood = asyncio.Event()  # set, and replaced, whenever a connection is established
         self.go_to(servers)
 
     def go_to(self, servers: Sequence[Server]) -> None:
-        """Wait at these from now on, and at no others; where it waits already nothing changes."""
+        """Wait at these from now on, and at no others; where it already waits nothing changes."""
         for server in [known for known in self._places if known not in servers]:
             for place in self._places.pop(server):
                 self._leave(place)
@@ -58,9 +58,9 @@ class Waiting:
                 self._places[server] = [self._begin(server)]
 
     def renew(self) -> None:
-        """Wait over new connections. Each old one stays until its new one stands, so that no ring is missed.
+        """Wait over new connections. Each old one stays until its new one is established, so that no ring is missed.
 
-        Where none stands, or the last renewal is under way, nothing is added: it is tried again without a pause.
+        If none is established, or the last renewal is still in progress, nothing is added: it retries without a pause.
         """
         for server, places in self._places.items():
             if places[-1].over:
@@ -69,7 +69,7 @@ class Waiting:
                 places[-1].at_once.set()
 
     async def newest(self, server: Server) -> Signalling:
-        """The connection over which this host waits there now; raises RendezvousUnavailable where none comes about."""
+        """The connection over which this host waits there now; raises RendezvousUnavailable if none is established."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TIMEOUT):
                 while places := self._places.get(server):
@@ -95,12 +95,12 @@ class Waiting:
             place.task.cancel()
 
     def _let_end(self, place: _Place) -> None:
-        """What was sent to it before its successor stood may be on its way still, before the server's last word.
+        """What was sent to it before its successor was established may still arrive, before the server's last message.
 
         One that has just lost its connection would come back, and throw its successor out.
         """
         place.at_once.set()
-        self._leave(place, TIMEOUT if place.over else 0.0)  # where the path is dead that word never comes
+        self._leave(place, TIMEOUT if place.over else 0.0)  # if the path is dead that message never comes
 
     async def _keep_waiting(self, server: Server, place: _Place) -> None:
         pause, longest = BACKOFF
@@ -112,16 +112,16 @@ class Waiting:
                 if not (place.taken and await self._is_taken(server)):
                     await self._wait(server, place)
             except RendezvousUnavailable as error:
-                if self._is_newest(server, place):  # else it has been replaced
+                if self._is_newest(server, place):  # otherwise it has been replaced
                     failed = str(error.fields["reason"])
-            except Exception as error:  # a host that is not waiting any more must not look as if it were
+            except Exception as error:  # a host that no longer waits must not look as if it did
                 failed = f"{server}: {type(error).__name__}: {error}"
             if now() - begun > STABLE:
                 pause = BACKOFF[0]
             if failed:
                 self._tell(f"{failed}; next try in {pause:.0f} s")
             try:
-                # Not all agents at the same instant after the server was started anew.
+                # Not all agents at the same instant after the server was restarted.
                 async with asyncio.timeout(pause * random.uniform(0.5, 1.0)):  # noqa: S311
                     await place.at_once.wait()
                 pause = BACKOFF[0]
@@ -152,7 +152,7 @@ class Waiting:
             return await asking.finds(self._identity.public)
 
     def _stands(self, server: Server, place: _Place, over: Signalling) -> None:
-        """It waits there now: those before it are not needed any more."""
+        """It waits there now: those before it are no longer needed."""
         place.over, place.taken = over, False
         place.at_once.clear()  # what was asked for meanwhile has been done
         places = self._places.get(server, [])
@@ -169,7 +169,7 @@ class Waiting:
             yield await self._inbox.get()
 
     async def close(self) -> None:
-        """Wait nowhere any more."""
+        """Stop waiting anywhere."""
         for place in [place for places in self._places.values() for place in places]:
             self._leave(place)
         self._places.clear()

@@ -19,29 +19,29 @@ class Stats:
     last_handshake: float  # seconds since the epoch; 0 before the first one
     rx_bytes: int  # encrypted, headers of WireGuard included
     tx_bytes: int
-    endpoint: Endpoint | None  # where the peer was last heard from, or else was told to be
+    endpoint: Endpoint | None  # where the peer was last heard from, or else the one that was configured
 
 
 def ignore(_pid: int) -> None:
-    """For who does not want to know."""
+    """For callers that do not want to know."""
 
 
 class Backend(Protocol):
-    """A way to have a WireGuard interface in this host. All calls block, for milliseconds, and touch `name` alone.
+    """A way to have a WireGuard interface on this host. All calls block, for milliseconds, and touch only `name`.
 
-    Keys are raw bytes. Every call raises WireGuardFailed with what the back end said; no key is ever part of it.
+    Keys are raw bytes. Every call raises WireGuardFailed with what the back end said; no key is ever part of that.
     """
 
     kind: ClassVar[str]  # "kernel" or "userspace"
 
     def why_not(self) -> str:
-        """Why this back end cannot be used here, as the system itself answers; empty where it can."""
+        """Why this back end cannot be used here, as the system itself answers; empty if it can."""
 
     def create(self, name: str, private_key: bytes, listen_port: int, *,
                started: Callable[[int], None] = ignore) -> None:
         """Make the interface, without peers and addresses and not up, listening on `listen_port`.
 
-        `started` is called with the process id of a program that serves the interface, as soon as there is one.
+        `started` is called with the pid of a program that serves the interface, as soon as there is one.
         """
 
     def set_peer(self, name: str, public_key: bytes, preshared: bytes, endpoint: Endpoint | None, allowed_ip: str,
@@ -58,4 +58,4 @@ class Backend(Protocol):
         """Counters of the interface's peer."""
 
     def remove(self, name: str) -> None:
-        """Remove the interface and all that serves it; nothing happens where there is none."""
+        """Remove the interface and everything that serves it; does nothing if there is none."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The kernel back end: the WireGuard module, spoken to over netlink.
+"""The kernel back end: the WireGuard module, controlled over netlink.
 
-Nothing is left behind by a process that dies but the interface itself. The messages are pyroute2's; what they must look
-like stands in the kernel's include/uapi/linux/wireguard.h.
+A process that dies leaves nothing behind but the interface itself. pyroute2 encodes the messages; the kernel's
+include/uapi/linux/wireguard.h defines what they have to look like.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Kernel:
         from pyroute2 import WireGuard
         from pyroute2.netlink.exceptions import NetlinkError
 
-        # Asking for the family makes the kernel load the module; asking for an interface that is not there tells
-        # whether we may ask at all, and changes nothing.
+        # Asking for the family makes the kernel load the module; asking for an interface that does not exist shows
+        # whether we are allowed to ask at all, and changes nothing.
         try:
             with WireGuard() as wireguard:
                 wireguard.info(_NO_INTERFACE)
@@ -98,7 +98,7 @@ class Kernel:
 
 
 def stats_of(messages: Any) -> Stats | None:
-    """What the kernel's answer to WG_CMD_GET_DEVICE says of the first peer; None where there is none."""
+    """What the kernel's answer to WG_CMD_GET_DEVICE says about the first peer; None if there is none."""
     for message in messages:
         for entry in message.get_attr("WGDEVICE_A_PEERS") or []:
             handshake = entry.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What pyroute2 needs of its callers."""
+"""What pyroute2 requires of its callers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 def apart(function: Callable[P, T]) -> Callable[P, T]:
     """Let a function that uses pyroute2 be called from anywhere.
 
-    pyroute2 runs an event loop of its own, which a thread that runs one already cannot: it gets another thread then.
+    pyroute2 runs an event loop of its own, which a thread that runs one already cannot do: it gets another thread then.
     """
 
     @functools.wraps(function)

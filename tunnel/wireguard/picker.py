@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which WireGuard this host has: the kernel's, else wireguard-go."""
+"""Which WireGuard this host has: the kernel's, otherwise wireguard-go."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from tunnel.wireguard.userspace import PROGRAM, Userspace
 
 BACKENDS: tuple[type[Backend], ...] = (Kernel, Userspace)  # in the order in which they are tried
 
-# The first snapshot that reads and writes segments in batches on Linux (GSO and GRO on the socket, too): five to six
-# times the throughput of those before it.
+# The first snapshot that reads and writes segments in batches on Linux (with GSO and GRO on the socket, too): five to
+# six times the throughput of earlier ones.
 FAST_SINCE = 20231211
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """A back end, and in words why it is this one."""
+    """A back end, and in words why it was chosen."""
 
     backend: Backend
     reason: str
 
 
 def choose(kinds: Sequence[type[Backend]] = BACKENDS) -> Choice:
-    """The first back end that the system grants; raises WireGuardMissing with what each of them lacks."""
+    """The first back end that the system allows; raises WireGuardMissing with what each of them lacks."""
     missing: list[str] = []
     for kind in kinds:
         found = kind()
@@ -41,7 +41,7 @@ def choose(kinds: Sequence[type[Backend]] = BACKENDS) -> Choice:
 
 
 def backend() -> Backend:
-    """The back end to use in this host; raises WireGuardMissing."""
+    """The back end to use on this host; raises WireGuardMissing."""
     return choose().backend
 
 
@@ -54,7 +54,7 @@ def named(kind: str) -> Backend:
 
 
 def warnings(found: Backend) -> list[str]:
-    """What is not good about a back end that works, for `check`: a wireguard-go that is slow."""
+    """What is wrong with a back end that works, for `check`: a wireguard-go that is slow."""
     if found.kind != Userspace.kind:
         return []
     version = package_version()
@@ -67,9 +67,9 @@ def warnings(found: Backend) -> list[str]:
 
 
 def package_version() -> str:
-    """The version of wireguard-go's package, empty where it does not come from one.
+    """The version of wireguard-go's package, empty if it was not installed from one.
 
-    The program's own --version is no help: it has told the same number for years.
+    The program's own --version is no help: it has reported the same number for years.
     """
     try:
         return process_id.run(["dpkg-query", "-W", "-f", "${Version}", PROGRAM]).strip()
@@ -78,6 +78,6 @@ def package_version() -> str:
 
 
 def is_fast(version: str) -> bool:
-    """Whether a package version such as `0.0.20260522-1` has segmentation offload; an unknown form is not held slow."""
+    """Whether a package version such as `0.0.20260522-1` has segmentation offload; an unknown form counts as fast."""
     found = re.search(r"(?<!\d)(20\d{6})(?!\d)", version)
     return found is None or int(found[1]) >= FAST_SINCE

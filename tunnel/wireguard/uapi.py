@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The text that wireguard-go's socket speaks (https://www.wireguard.com/xplatform/#configuration-protocol).
+"""The text protocol of wireguard-go's socket (https://www.wireguard.com/xplatform/#configuration-protocol).
 
 A request is `set=1` or `get=1`, lines `key=value` and a blank line; an answer is such lines, `errno=N` and a blank
 line.
@@ -22,7 +22,7 @@ _ERRNO_MAX = 4095
 
 
 class BadAnswer(Exception):
-    """What came from the socket is no answer."""
+    """What came from the socket is not an answer."""
 
 
 def set_device(private_key: bytes, listen_port: int) -> bytes:
@@ -35,7 +35,7 @@ def set_device(private_key: bytes, listen_port: int) -> bytes:
 
 
 def set_peer(public_key: bytes, preshared: bytes, endpoint: Endpoint | None, allowed_ip: str, keepalive: int) -> bytes:
-    """A request that makes a peer or sets all there is to it."""
+    """A request that creates a peer or sets everything about it."""
     return _request(
         ("public_key", to_hex(public_key)),
         ("preshared_key", to_hex(preshared)),
@@ -47,12 +47,12 @@ def set_peer(public_key: bytes, preshared: bytes, endpoint: Endpoint | None, all
 
 
 def set_endpoint(public_key: bytes, endpoint: Endpoint) -> bytes:
-    """A request that moves a peer that is there to another endpoint."""
+    """A request that moves an existing peer to another endpoint."""
     return _request(("public_key", to_hex(public_key)), ("update_only", "true"), ("endpoint", endpoint_text(endpoint)))
 
 
 def set_keepalive(public_key: bytes, seconds: int) -> bytes:
-    """A request that sets how often a peer that is there gets something."""
+    """A request that sets how often an existing peer is sent something."""
     interval = ("persistent_keepalive_interval", str(_interval(seconds)))
     return _request(("public_key", to_hex(public_key)), ("update_only", "true"), interval)
 
@@ -98,12 +98,12 @@ def _port(port: int) -> int:
 
 
 def is_complete(answer: bytes | bytearray) -> bool:
-    """Whether an answer has come to its end."""
+    """Whether an answer is complete."""
     return answer.endswith(b"\n\n")
 
 
 def check_answer(answer: bytes) -> str:
-    """Empty where the request was granted, else what was wrong with it in words; raises BadAnswer."""
+    """Empty if the request was granted, otherwise what was wrong with it in words; raises BadAnswer."""
     code = 0
     for key, value in _lines(answer):
         if key == "errno":
@@ -114,9 +114,9 @@ def check_answer(answer: bytes) -> str:
 
 
 def parse_stats(answer: bytes) -> Stats | None:
-    """What an answer to GET says of the first peer, None where there is none; raises BadAnswer.
+    """What an answer to GET says about the first peer, None if there is none; raises BadAnswer.
 
-    Keys that are unknown are passed over, as the protocol asks; the private and preshared keys are never kept.
+    Unknown keys are ignored, as the protocol requires; the private and preshared keys are never kept.
     """
     peers = 0
     fields: dict[str, int] = {}
@@ -129,7 +129,7 @@ def parse_stats(answer: bytes) -> Stats | None:
         elif peers == 1 and key in _COUNTERS:
             fields[key] = _number(value)
         elif peers == 1 and key == "endpoint":
-            # One with a zone, or that a later version writes in its own way, is one that we cannot tell.
+            # An endpoint with a zone, or written in a later version's own way, is one that we cannot report.
             with contextlib.suppress(ValueError):
                 endpoint = parse_endpoint(value)
     if not peers:

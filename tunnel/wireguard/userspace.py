@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The userspace back end: one wireguard-go process an interface, spoken to over its UAPI socket.
+"""The userspace back end: one wireguard-go process per interface, controlled over its UAPI socket.
 
-Keys go through that socket alone, which root alone can reach: neither the program's arguments nor its environment hold
-anything secret.
+Keys pass only through that socket, which only root can reach: neither the program's arguments nor its environment
+contain anything secret.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Userspace:
         if process_id.which(PROGRAM) is None:
             return f"the program {PROGRAM} is not installed"
         try:
-            # Opened without naming an interface, the device makes none: this only asks whether it could.
+            # Opened without naming an interface, the device creates none: this only asks whether it could.
             os.close(os.open(TUN, os.O_RDWR | os.O_CLOEXEC))
         except OSError as error:
             return f"{TUN}: {error.strerror}"
@@ -104,13 +104,13 @@ class Userspace:
         for process in list(process_id.with_command(command(name))):
             process.end()
         for pid, child in list(_CHILDREN.items()):
-            if child.poll() is not None:  # which also takes the zombie away
+            if child.poll() is not None:  # this also reaps the zombie
                 del _CHILDREN[pid]
         # The interface goes with the process that held its descriptor; what is left is a file that nobody listens on.
         socket_path(name).unlink(missing_ok=True)
 
     def _wait_until_it_answers(self, name: str, process: subprocess.Popen[bytes], log: int) -> None:
-        for _ in range(round(START_LIMIT / _PAUSE)):  # counted: who has been held up has not waited
+        for _ in range(round(START_LIMIT / _PAUSE)):  # counted: a process that was held up has not waited
             if process.poll() is not None:
                 raise WireGuardFailed(name=name, reason=f"{PROGRAM} ended at its start: {_logged(log)}")
             with contextlib.suppress(OSError, WireGuardFailed):
@@ -153,7 +153,7 @@ def _bad(name: str, error: uapi.BadAnswer) -> WireGuardFailed:
 
 @contextlib.contextmanager
 def _log() -> Iterator[int]:
-    """Memory for what wireguard-go says, which cannot grow: it complains of every packet that it cannot send."""
+    """Memory for what wireguard-go says, which cannot grow: it complains about every packet that it cannot send."""
     fd = os.memfd_create("wireguard-go", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, _LOG_SIZE)
