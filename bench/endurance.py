@@ -30,7 +30,7 @@ from typing import Any
 from bench import traces, waits
 from bench.growth import grown, growth_table
 from bench.page import put
-from tests.rig.harness import LXC_HOSTS, Rig, Running, wait_for
+from harness.rig import LXC_HOSTS, Rig, Running, wait_for
 
 TREE = Path(__file__).resolve().parent.parent
 NAME, ADDRESS = "shop", "10.0.3.100"

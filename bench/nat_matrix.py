@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.page import put
-from tests.rig.harness import Rig
-from tests.rig.nats import Nats
+from harness.nats import Nats
+from harness.rig import Rig
 
 TREE = Path(__file__).resolve().parent.parent
 TYPES = ("none", "full-cone", "address-restricted", "port-restricted", "port-restricted,no-input-drop", "symmetric",

@@ -22,8 +22,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from tests.rig.harness import Rig, wait_for
-from tests.rig.nats import INITIATOR, RESPONDER, Nats
+from harness.nats import INITIATOR, RESPONDER, Nats
+from harness.rig import Rig, wait_for
 
 TREE = Path(__file__).resolve().parent.parent
 

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.rig.harness import Rig, wait_for
+from harness.rig import Rig, wait_for
 
 TREE = Path(__file__).resolve().parent.parent
 PYTHON = "/opt/migrator/venv/bin/python"

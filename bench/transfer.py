@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from harness.loopback_sshd import Sshd
 from migrator.remote import destination, ssh
 from migrator.transfer import messages, rpc, sender, serve_requests, spool, wire_codec
 from migrator.transfer.stream import FileStream
-from tests.migrator.loopback_sshd import Sshd
 
 ROOT = Path(__file__).resolve().parent.parent
 SHM = Path("/dev/shm")  # noqa: S108

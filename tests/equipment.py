@@ -24,8 +24,8 @@ TREE = Path(__file__).resolve().parents[1]
 RECORD = "tests/equipment.digest"
 TESTS = ("tests/vagrant", "tests/rig/test_rig.py", "tests/rig/test_harness.py", "tests/rig/test_told.py")
 # setup.cfg has the packages that are put into the hosts' root file systems.
-MADE_OF = ("vagrant", "setup.cfg", "tests/equipment.py", "tests/rig/conftest.py",
-           "tests/rig/harness.py", "tests/rig/machine.py", "tests/rig/told.py", "tests/rig/udp_asker.py",
+MADE_OF = ("vagrant", "setup.cfg", "harness/rig.py", "harness/scripts.py", "tests/equipment.py",
+           "tests/rig/conftest.py", "tests/rig/machine.py", "tests/rig/told.py", "tests/rig/udp_asker.py",
            "tests/rig/udp_reflector.py")
 
 

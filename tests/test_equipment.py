@@ -33,7 +33,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "a file that is gone": lambda tree: (tree / "vagrant/guests/talk.sh").unlink(),
     "another name": lambda tree: (tree / "vagrant/guests/talk.sh").rename(tree / "vagrant/guests/walk.sh"),
     "no program any more": lambda tree: (tree / "vagrant/rig").chmod(0o644),
-    "what tests do with it": lambda tree: (tree / "tests/rig/harness.py").write_text(""),
+    "what tests do with it": lambda tree: (tree / "harness/rig.py").write_text(""),
     "one of its tests": lambda tree: (tree / "tests/rig/test_rig.py").write_text(""),
     "no record": lambda tree: (tree / equipment.RECORD).unlink(),
     "a torn record": lambda tree: (tree / equipment.RECORD).write_text(""),
@@ -58,21 +58,21 @@ def test_no_change(tree: Path) -> None:
 
 
 def test_all_of_it_is_looked_at() -> None:
-    """What its tests import of tests/rig is part of it."""
+    """What its tests import of tests/rig and harness is part of it."""
     known = {str(path.relative_to(equipment.TREE)) for path in equipment.files(equipment.TREE)}
     assert {"vagrant/rig", "vagrant/provision.sh", "vagrant/guests/probe.py", "tests/vagrant/test_nat.py"} <= known
-    looked = [name for name in known if name.startswith("tests/rig/")]
+    looked = [name for name in known if name.startswith(("tests/rig/", "harness/"))]
     imported = {name for path in looked for name in imports((equipment.TREE / path).read_text())}
     assert {f"{name.replace('.', '/')}.py" for name in imported} <= known
 
 
 def imports(text: str) -> set[str]:
-    """Modules of tests.rig that a module imports."""
+    """Modules of tests.rig and harness that a module imports."""
     found = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module == "tests.rig":
-            found |= {f"tests.rig.{name.name}" for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("tests.rig."):
+        if isinstance(node, ast.ImportFrom) and node.module in ("tests.rig", "harness"):
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith(("tests.rig.", "harness.")):
             found.add(str(node.module))
     return found
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 TREE = Path(__file__).parents[1]
+BESIDE = ("vagrant", "harness", "bench", "tests")  # what is no part of the program
 MODULES = {".".join(path.relative_to(TREE).with_suffix("").parts).removesuffix(".__init__"): path
            for top in ("migrator", "stages", "tunnel") for path in sorted((TREE / top).rglob("*.py"))}
 
@@ -39,13 +40,11 @@ def rooms() -> dict[str, set[str]]:
     for row in table.splitlines():
         folder, _, may = (cell.strip() for cell in row.strip("|").split("|"))
         room = folder.strip("`").rstrip("/")
-        if room in ("vagrant", "bench", "tests"):
-            continue
-        named = {f"migrator/{each}" if each != "tunnel" else each for each in re.findall(r"`(\w+)`", may)}
-        if may.startswith("the above"):
-            named = set(found) - named
-        assert named or may == "-", f"{room} may import what? {may}"
-        found[room] = named
+        allowed = {each if each in ("tunnel", *BESIDE) else f"migrator/{each}" for each in re.findall(r"`(\w+)`", may)}
+        if may.startswith(("the above", "all of the above")):
+            allowed = set(found) - allowed
+        assert allowed or may in ("-", "nothing of the above"), f"{room} may import what? {may}"
+        found[room] = allowed
     return found
 
 
@@ -70,6 +69,35 @@ def test_a_module_imports_what_its_room_may(module: str) -> None:
     if each := {each for each in beyond if each == "migrator"}:
         beyond -= each  # its version alone
     assert not beyond
+
+
+def files(*folders: str) -> list[Path]:
+    """The modules of what is no part of the program."""
+    return [path for folder in folders for path in sorted((TREE / folder).rglob("*.py"))]
+
+
+def named(path: Path) -> set[str]:
+    """All that a file imports, each module and name in full: `bench`, `bench.waits`, `bench.waits.LIMIT`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def tops(path: Path) -> set[str]:
+    """The folders that a file imports from."""
+    return {"vagrant" if name.startswith("riglib") else name.partition(".")[0] for name in named(path)}
+
+
+@pytest.mark.parametrize("folder", BESIDE)
+def test_what_is_beside_the_program(folder: str) -> None:
+    """The program imports none of it; measurements need no tests, and what both share knows neither."""
+    beyond = {"migrator", "stages", *BESIDE, "tunnel"} - {folder, *ROOMS[folder]}
+    assert {str(path.relative_to(TREE)): found for path in files(folder) if (found := tops(path) & beyond)} == {}
+    assert [module for module, path in MODULES.items() if folder in tops(path)] == []
 
 
 def test_no_import_circle() -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
+from harness.rig import Rig
 from tests.rig import machine
-from tests.rig.harness import Rig
 from tests.rig.told import as_text, told
 
 KEYS = "/root/.ssh/authorized_keys"

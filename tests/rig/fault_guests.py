@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.rig.harness import LXC_HOSTS, Rig
+from harness.rig import LXC_HOSTS, Rig
 
 PF_EXITING, PF_SIGNALED = 0x4, 0x400  # include/linux/sched.h
 SIGKILL_BIT = 1 << (signal.SIGKILL - 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import time
 
+from harness.rig import LXC_HOSTS, Rig, wait_for
 from tests.rig.faults import Column, Fault
-from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 
 SOURCE, DESTINATION = LXC_HOSTS
 SHORT_CUT = 5.0  # seconds

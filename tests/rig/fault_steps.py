@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.rig import DESTINATION, LXC_HOSTS, Rig
 from tests.rig import fault_guests
-from tests.rig.harness import DESTINATION, LXC_HOSTS, Rig
 
 # One round: in a second one the same steps come again.
 MIGRATE = ("migrator", "migrate", "--max-rounds", "1", "-d", DESTINATION, "--json")

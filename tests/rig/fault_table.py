@@ -8,8 +8,8 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 
+from harness.rig import TREE
 from tests.rig.fault_steps import Step
-from tests.rig.harness import TREE
 
 PAGE = TREE / "docs" / "fault_matrix.md"
 GOOD = {"moved", "back", *(f"{was}, then {end}" for was in ("runs on", "frozen", "runs there")

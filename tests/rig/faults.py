@@ -19,10 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from harness.rig import LXC_HOSTS, Outcome, Rig, Running, wait_for
 from tests.rig import fault_guests
 from tests.rig.fault_guests import Look, Watch, host_root
 from tests.rig.fault_steps import MIGRATE, PAUSES, Step
-from tests.rig.harness import LXC_HOSTS, Outcome, Rig, Running, wait_for
 
 AT_ONCE = 5  # migrations that work at the same time; those that are held do not count
 # Seconds: they end what hangs, also on a machine that stands still for a while.

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from tests.rig.harness import Rig, wait_for
+from harness.rig import Rig, wait_for
 
 FOLDER = "/opt/held"
 DUMP, RESTORE = '[ "$1" = dump ]', '[ "$1" = restore ]'

@@ -12,8 +12,8 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from tests.rig.harness import LXC_HOSTS, Rig, Running, wait_for
-from tests.rig.nats import Nats
+from harness.nats import Nats
+from harness.rig import LXC_HOSTS, Rig, Running, wait_for
 from tests.rig.told import told
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from tests.rig.harness import Rig, wait_for
+from harness.rig import Rig, wait_for
 
 # /etc/lxc/default.conf of Debian's package lxc; the rig has another one.
 DEFAULT = """\

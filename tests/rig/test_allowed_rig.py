@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import runs_only_on

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.rig import Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN
 from tests.rig.test_migrate import migrate, runs_only_on

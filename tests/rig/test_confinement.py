@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from harness.rig import Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, wait_for
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import migrate, other, runs_only_on

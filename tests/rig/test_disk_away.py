@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.fault_steps import PAUSES, hooked
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.test_failures import failed, frozen
 from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from bench import endurance
+from harness.rig import Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig
 
 TRIPS = 3
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.rig import DESTINATION, Outcome, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Outcome, Rig, wait_for
 from tests.rig.held import DUMP, RESTORE, held, held_stream, instead_of
 
 TO_B = ("-d", DESTINATION)

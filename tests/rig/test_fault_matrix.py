@@ -12,13 +12,13 @@ import os
 
 import pytest
 
+from harness.rig import Rig
 from tests.conftest import EVERYTHING
 from tests.rig import fault_table
 from tests.rig.conftest import CleanHosts
 from tests.rig.fault_kinds import EACH_TIME, FAULTS, INTERRUPTED_WHILE_CUT
 from tests.rig.fault_steps import Step, hooked, steps_of
 from tests.rig.faults import Column, Fault
-from tests.rig.harness import Rig
 from tests.rig.told import as_text, told
 
 pytestmark = pytest.mark.alone  # it has dozens of migrations at work at a time itself

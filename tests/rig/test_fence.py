@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import RESTORE, held
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import DESTINATION, POOL, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, POOL, Rig, wait_for
 from tests.rig.held import DUMP, held
 from tests.rig.test_preflight_rig import NAME, check, daemon, found, guest
 from tests.rig.test_watchdog_rig import MIGRATE

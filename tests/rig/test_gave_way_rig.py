@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import Rig, wait_for
 from tests.rig.fault_steps import PAUSES, hooked
-from tests.rig.harness import Rig, wait_for
 from tests.rig.test_failures import UNKNOWN, failed, frozen
 from tests.rig.test_healing import dumped, guest, runs_only_on, states  # noqa: F401 -- a fixture
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import migrate, other, runs_only_on

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig
 from tests.rig.test_failures import failed
 from tests.rig.test_migrate import TO_B
 

@@ -8,9 +8,10 @@ import subprocess
 
 import pytest
 
-from tests.rig import harness, machine
+from harness import rig as harness
+from harness.rig import Rig, wait_for
+from tests.rig import machine
 from tests.rig.conftest import MARK, CleanHosts
-from tests.rig.harness import Rig, wait_for
 
 PLANTED = {
     "snapshot": "mkdir -p /pool/.migrator/c1 && btrfs -q subvolume create /pool/.migrator/c1/0badc0de.1",

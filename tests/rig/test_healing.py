@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import RESTORE, Hold, held
 from tests.rig.test_failures import UNKNOWN, failed, frozen
 from tests.rig.test_fence import refuses_to_start

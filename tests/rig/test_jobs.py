@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from harness.rig import Outcome, Rig, Running, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Outcome, Rig, Running, wait_for
 from tests.rig.held import DUMP, RESTORE, held, held_stream
 from tests.rig.test_failures import failed, frozen
 from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, migrate, runs_only_on

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.rig import Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, wait_for
 from tests.rig.held import DUMP, held
 from tests.rig.test_failures import TO_B, failed, frozen, imported
 from tests.rig.test_failures import guest as ticking  # noqa: F401 -- a fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rig.harness import Rig
+from harness.rig import Rig
 from tests.rig.test_failures import UNKNOWN, failed, frozen
 from tests.rig.test_healing import dumped, guest, runs_only_on, states  # noqa: F401 -- a fixture
 

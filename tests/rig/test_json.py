@@ -7,8 +7,8 @@ import json
 import re
 from typing import Any
 
+from harness.rig import DESTINATION, TREE, Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, TREE, Rig
 
 
 def documented(command: str) -> set[str]:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
+from harness.rig import DESTINATION, Outcome, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Outcome, Rig, wait_for
 from tests.rig.held import DUMP, RESTORE, held, held_stream, instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed, frozen, slow_criu
 

@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import RESTORE, held
 from tests.rig.test_failures import failed
 from tests.rig.test_migrate import ALL_AT_ONCE, migrate, other

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.rig import Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, wait_for
 from tests.rig.held import held
 from tests.rig.test_failures import RUNS_AGAIN, STILL_FROZEN, failed
 from tests.rig.test_fence import refuses_to_start

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.rig.harness import Outcome, Rig, Running, wait_for
-from tests.rig.nats import Nats, pair
+from harness.nats import Nats, pair
+from harness.rig import Outcome, Rig, Running, wait_for
 from tests.rig.undisturbed import undisturbed
 
 pytest_plugins = ["tests.rig.nat_rig"]

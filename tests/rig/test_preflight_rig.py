@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from harness.rig import DESTINATION, POOL, Outcome, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, POOL, Outcome, Rig, wait_for
 
 PYTHON = "/opt/migrator/venv/bin/python"
 NAME = "redis"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.rig.harness import TREE, Rig, wait_for
+from harness.rig import TREE, Rig, wait_for
 
 sys.path.insert(0, str(TREE / "vagrant"))
 try:

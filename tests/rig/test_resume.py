@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from harness.rig import Rig, Running, wait_for
 from stages.steps import reconnect
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, Running, wait_for
 from tests.rig.held import DUMP, RESTORE, held, held_stream
 from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, start_sshd
 from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, LIMITS, arrived, events, guest_there, runs_only_on

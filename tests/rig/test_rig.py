@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.rig import EXEC_LIMIT, LXC_HOSTS, PROGRAM, TREE, UP_LIMIT, Rig, wait_for
 from tests.rig import machine
-from tests.rig.harness import EXEC_LIMIT, LXC_HOSTS, PROGRAM, TREE, UP_LIMIT, Rig, wait_for
 
 INSTANCE = f"{os.environ.get('MIGRATOR_RIG') or 'test'}-of-rig"
 RUN = Path(f"/run/migrator-rig-{INSTANCE}")

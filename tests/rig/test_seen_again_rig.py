@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import DUMP, held
 
 MIGRATE = ("migrate", "c1", "-d", DESTINATION, "--json")

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from harness.rig import Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import Rig, wait_for
 
 HOSTS = ("hosta", "hostb")
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from tests.rig.harness import LXC_HOSTS, Rig
+from harness.rig import LXC_HOSTS, Rig
 
 
 def test_help_and_version_need_no_root(rig: Rig) -> None:

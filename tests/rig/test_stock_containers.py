@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.rig import LXC_HOSTS, Rig, wait_for
 from tests.rig import stock
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import LXC_HOSTS, Rig, wait_for
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 from tests.rig.test_migrate import migrate, other, runs_only_on

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rig.harness import Rig
+from harness.rig import Rig
 from tests.rig.test_healing import cut_off, dumped, guest, reboot, runs_only_on, states  # noqa: F401
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import held
 from tests.rig.test_failures import RUNS_AGAIN
 from tests.rig.test_migrate import ALL_AT_ONCE, arrived

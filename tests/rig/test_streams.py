@@ -10,7 +10,7 @@ import uuid
 
 import pytest
 
-from tests.rig.harness import Rig
+from harness.rig import Rig
 
 SUBVOL, SNAPSHOT, MKFILE, MKDIR, SYMLINK, RENAME, SET_XATTR, CLONE, CHMOD, END = 1, 2, 3, 4, 8, 9, 13, 16, 18, 21
 UUID, CTRANSID, INO, MODE, XATTR_NAME, XATTR_DATA, PATH, PATH_TO, PATH_LINK = 1, 2, 3, 5, 13, 14, 15, 16, 17

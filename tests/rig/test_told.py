@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.rig import TREE, Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import TREE, Rig
 from tests.rig.told import as_text, told
 
 FAILS = """
-from tests.rig.harness import DESTINATION
+from harness.rig import DESTINATION
 
 def test_that_fails(rig, clean_hosts):
     rig.guest("hosta", "c1", "tick")

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import DESTINATION, Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig
 from tests.rig.held import instead_of
 from tests.rig.test_failures import STILL_FROZEN, failed
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rig.harness import Rig, Running, wait_for
+from harness.nats import INITIATOR, RESPONDER, Nats, pair
+from harness.rig import Rig, Running, wait_for
 from tests.rig.held import held_stream
 from tests.rig.nat_rig import left
-from tests.rig.nats import INITIATOR, RESPONDER, Nats, pair
 from tests.rig.test_migrate import arrived, events
 from tests.rig.undisturbed import undisturbed
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from harness.nats import INITIATOR, RESPONDER, Nats
+from harness.rig import Rig, Running, wait_for
 from tests.effort import tries
-from tests.rig.harness import Rig, Running, wait_for
 from tests.rig.held import held
 from tests.rig.nat_rig import left
-from tests.rig.nats import INITIATOR, RESPONDER, Nats
 from tests.rig.undisturbed import undisturbed
 
 pytest_plugins = ["tests.rig.nat_rig"]

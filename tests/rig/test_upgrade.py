@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness.rig import DESTINATION, LXC_HOSTS, Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, LXC_HOSTS, Rig
 from tests.rig.test_failures import STILL_FROZEN, failed
 
 TO_B = ("-d", DESTINATION)

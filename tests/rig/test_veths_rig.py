@@ -6,8 +6,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+from harness.rig import DESTINATION, LXC_HOSTS, Rig
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, LXC_HOSTS, Rig
 from tests.rig.held import instead_of
 from tests.rig.test_failures import RUNS_AGAIN, failed
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, Running, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, Running, wait_for
 from tests.rig.held import DUMP, held
 
 MIGRATE = ("migrator", "migrate", "c1", "-d", DESTINATION, "--json")

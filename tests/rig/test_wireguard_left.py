@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.rig import Rig, wait_for
 from tests.effort import tries
-from tests.rig.harness import Rig, wait_for
 from tests.rig.tunnel_ends import (
     ADDRESSES,
     HERE,

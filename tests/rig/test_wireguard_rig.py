@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rig.harness import Rig, wait_for
+from harness.rig import Rig, wait_for
 from tests.rig.tunnel_ends import (
     ADDRESSES,
     FORWARD,

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig.conftest import CleanHosts
-from tests.rig.harness import DESTINATION, Rig, wait_for
 from tests.rig.held import held
 from tests.rig.test_disk_away import killed_before_the_record
 

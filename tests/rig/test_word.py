@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.rig.harness import Rig
+from harness.rig import Rig
 from tests.rig.test_disk_away import killed_before_the_record
 from tests.rig.test_failures import failed, frozen
 from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture

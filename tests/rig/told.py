@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 
-from tests.rig.harness import LXC_HOSTS, Rig
+from harness.rig import LXC_HOSTS, Rig
 
 LIMIT = 120.0  # seconds, for all that is asked of one host
 EVENTS = 60  # of the journal: of all migrations, or of each name that is given

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.rig.harness import Rig, Running, wait_for
+from harness.rig import Rig, Running, wait_for
 
 HOLDER = Path(__file__).with_name("tunnel_holder.py")
 HERE = "/tmp/tunnel_holder.py"

@@ -13,7 +13,7 @@ from riglib.run import inside, say
 
 TREE = Path(paths.TREE)
 TOP_FILES = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "COPYING")
-NOT_PACKAGES = ("tests", "vagrant", "bench", "build")
+NOT_PACKAGES = ("tests", "vagrant", "bench", "build", "harness")
 MIGRATOR_HOSTS = (*LXC_HOSTS, rendezvous.HOST)
 HELPERS = "/opt/rig"
 """Where the hosts find what is in vagrant/guests."""

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.loopback_sshd import keygen
 from migrator.remote import known_hosts
 from migrator.remote.known_hosts import Entry, Verdict
-from tests.migrator.loopback_sshd import keygen
 
 KEY = b"\x00\x00\x00\x0bssh-ed25519 one"
 OTHER = b"\x00\x00\x00\x0bssh-ed25519 two"

@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from harness.loopback_sshd import Sshd, keygen
 from migrator.base.run import Completed
 from migrator.errors import Interrupted
 from migrator.errors.connection import (
@@ -40,7 +41,6 @@ from migrator.transfer.messages import Transfer
 from migrator.transfer.rpc import Connection
 from migrator.transfer.sender import SourceFile, send_files
 from migrator.transfer.stream import ByteStream
-from tests.migrator.loopback_sshd import Sshd, keygen
 
 LIMIT = 300.0  # seconds; nothing here should ever take that long, also where the machine stands still for a while
 ROOT = Path(__file__).resolve().parents[3]

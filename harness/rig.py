@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two-host rig as tests use it: run commands in hosts, make guests and ask them, see what was left behind.
+"""The two-host rig as tests and measurements use it: run commands in hosts, make guests and ask them, see what was left
+behind.
 
-`Rig` is a thin layer over `vagrant/rig`; the fixtures `rig` and `clean_hosts` in conftest.py hand it out.
+`Rig` is a thin layer over `vagrant/rig`; the fixtures `rig` and `clean_hosts` in tests/rig/conftest.py hand it out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TREE = Path(__file__).resolve().parents[2]
+from harness import scripts
+
+TREE = Path(__file__).resolve().parents[1]
 PROGRAM = str(TREE / "vagrant" / "rig")
 LXC_HOSTS = ("hosta", "hostb")
 POOL = "/pool"
@@ -133,7 +136,7 @@ class Rig:
         """Start it, or bring it up to date with the working tree; remember what hosts look like while they are new."""
         self._call(["up", *options], limit=UP_LIMIT).expect(0)
         for host in LXC_HOSTS:
-            self.exec(host, "sh", "-c", _REMEMBER)
+            self.exec(host, "sh", "-c", scripts.REMEMBER)
 
     def down(self) -> None:
         """End it and remove every trace of it."""
@@ -189,7 +192,7 @@ class Rig:
 
     def kill_serve(self) -> None:
         """Kill the `migrator serve` that answers a source on hostb."""
-        self.sh("hostb", _KILL_SERVE)
+        self.sh("hostb", scripts.KILL_SERVE)
 
     def put(self, host: str, path: str, text: str) -> None:
         """Write a file in a host."""
@@ -236,23 +239,23 @@ class Rig:
     # --- traces ---
 
     def leftovers(self) -> list[str]:
-        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds stand in `_LEFTOVERS`.
+        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds stand in `scripts.LEFTOVERS`.
 
         Processes get a moment to end: what serves a source learns only from the end of its connection that it is over.
         """
         end = time.monotonic() + PROCESS_LIMIT
         while True:
-            found = self._on_both(_LEFTOVERS)
+            found = self._on_both(scripts.LEFTOVERS)
             if time.monotonic() > end or not any(": process: " in line for line in found):
                 return found
             time.sleep(0.2)
 
     def purge(self) -> list[str]:
         """Destroy every guest and all that migrator keeps, on both hosts; returns what resisted, as `leftovers`."""
-        left = self._on_both(f"({_PURGE}) >/dev/null 2>&1\n({_LEFTOVERS})\n({_REMAINS})")
+        left = self._on_both(f"({scripts.PURGE}) >/dev/null 2>&1\n({scripts.LEFTOVERS})\n({scripts.REMAINS})")
         # The next guest with an old one's address has another hardware address.
         self.exec("client", "ip", "neigh", "flush", "all", check=False)
-        return [*self.leftovers(), *self._on_both(_REMAINS)] if left else []
+        return [*self.leftovers(), *self._on_both(scripts.REMAINS)] if left else []
 
     def _on_both(self, script: str) -> list[str]:
         """What a script prints in both hosts at the same time, each line as `HOST: LINE`."""
@@ -269,97 +272,3 @@ def wait_for(condition: Callable[[], object], what: str, limit: float = 300.0) -
         assert time.monotonic() < end, f"after {limit:g} s still not: {what}"
         time.sleep(pause)
         pause = min(1.2 * pause, 0.2)  # who asks without end takes the machine from those who are asked
-
-
-# The words that are looked for are this shell's own too.
-_KILL_SERVE = r"""
-for folder in /proc/[0-9]*; do
-    [ "$folder" != /proc/$$ ] || continue
-    case $(tr '\0' ' ' 2>/dev/null <"$folder/cmdline") in *"migrator serve"*) kill -9 "${folder#/proc/}" ;; esac
-done 2>/dev/null
-exit 0
-"""
-
-# What tests change of a host's set-up, as it was when the host was new.
-_REMEMBER = "rm -rf /var/lib/rig-new; mkdir /var/lib/rig-new; cp -a /root/.ssh /var/lib/rig-new/"
-
-# Nothing of this is there when no migration is under way; only a migration that succeeded keeps its base snapshot. What
-# the record of one that was given up names as its base is no leftover.
-# Processes come first: as long as there is one it may still be removing the rest.
-_LEFTOVERS = r"""
-for folder in /proc/[0-9]*; do
-    name=$(cat "$folder/comm" 2>/dev/null) || continue
-    words=$(tr '\0' ' ' <"$folder/cmdline" 2>/dev/null)
-    case $words in
-    "") continue ;; # it has ended, and waits to be reaped
-    "[lxc monitor]"*) continue ;; # of a restored container
-    esac
-    case $name in criu* | lxc-checkpoint | migrator | btrfs) echo "process: ${folder#/proc/} $words" ;; esac
-done
-kept=$(ls -d /pool/.migrator/*/*.[0-9]* >/dev/null 2>&1 && python3 -c '
-import json, sqlite3
-journal = sqlite3.connect("/var/lib/migrator/journal.db")
-for name, detail in journal.execute("SELECT name, detail FROM migrations"):
-    print(*(f"/pool/.migrator/{name}/{each}" for each in json.loads(detail).get("kept", [])), sep="\\n")' 2>/dev/null)
-for path in /pool/.migrator/*/*; do
-    [ -e "$path" ] || continue
-    case ${path##*.} in spool | images | old) kind=${path##*.} ;; *) kind=snapshot ;; esac
-    ! echo "$kept" | grep -qx "$path" || continue
-    echo "$kind: $path"
-done
-for path in /run/migrator/*; do
-    case $path in */lock | */criu-facts.json) continue ;; esac; [ ! -e "$path" ] || echo "images: $path"
-done
-ls -d /sys/class/net/mg* 2>/dev/null | sed 's|^/sys/class/net/|interface: |'  # a veth that no restore has taken
-nft list tables | sed 's/^/firewall: /'
-iptables-save 2>/dev/null | grep '^-A' | sed 's/^/firewall: /'
-grep migrator /proc/self/mounts | grep -v ' / ' | sed 's/^/mount: /'
-find /pool /run/lxc /root /tmp -xdev -name '.*.new' -o -name 'lxc-checkpoint*' 2>/dev/null | sed 's/^/file: /'
-exit 0
-"""
-
-# What may be there while containers are: not once all of them are gone.
-_REMAINS = r"""
-for cgroup in /sys/fs/cgroup/lxc.*; do
-    [ ! -e "$cgroup" ] || echo "cgroup: $cgroup $(cat "$cgroup/cgroup.procs" | tr '\n' ' ')"
-done
-ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: /interface: /; s/: <.*//'
-ls /pool | sed 's/^/container: /'
-exit 0
-"""
-
-_PURGE = r"""
-for folder in /proc/[0-9]*; do
-    name=$(cat "$folder/comm" 2>/dev/null) || continue
-    case $name in criu* | lxc-checkpoint | migrator | btrfs) kill -9 "${folder#/proc/}" ;; esac
-done
-for cgroup in /sys/fs/cgroup/lxc.payload.*; do
-    [ ! -e "$cgroup" ] || echo 1 >"$cgroup/cgroup.kill"
-done
-for config in /pool/*/config; do
-    [ -e "$config" ] || continue
-    folder=${config%/config}
-    timeout 60 lxc-stop -k -P /pool -n "${folder##*/}" 2>/dev/null
-done
-for cgroup in /sys/fs/cgroup/lxc.monitor.*; do
-    # That of a restored container stays when its monitor has ended.
-    timeout 60 sh -c "while grep -qs 'populated 1' $cgroup/cgroup.events; do sleep 0.01; done" ||
-        echo 1 >"$cgroup/cgroup.kill"
-done
-for try in $(seq 100); do  # a monitor that ends holds its own for a moment
-    find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
-    ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
-    sleep 0.2
-done
-# Subvolumes have inode 256; the deepest first.
-find /pool -mindepth 1 -depth -type d -inum 256 | while read -r path; do btrfs -q subvolume delete "$path"; done
-umount -l /run/migrator/* 2>/dev/null
-rm -rf /pool/* /pool/.migrator /run/migrator /var/lib/migrator /var/log/migrator
-ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
-    ip link delete "$link"
-done
-ip neigh flush all
-nft flush ruleset
-rm -rf /root/.ssh && cp -a /var/lib/rig-new/.ssh /root/
-exit 0
-"""

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from tests.rig.harness import TREE, Rig, wait_for
+from harness.rig import TREE, Rig, wait_for
 
 OUTSIDE = {"a": "198.51.100", "b": "203.0.113"}
 CODE = re.compile(r"\d+-[a-z]+-[a-z]+")
