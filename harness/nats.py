@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from harness.rig import TREE, Rig, wait_for
+from harness.rig import VAGRANT, Rig, wait_for
 
 OUTSIDE = {"a": "198.51.100", "b": "203.0.113"}
 CODE = re.compile(r"\d+-[a-z]+-[a-z]+")
@@ -107,7 +107,7 @@ def pair(rig: Rig) -> None:
 
 def router_rules(kind: str) -> str:
     """The rig's own rules for this type of NAT."""
-    sys.path.insert(0, str(TREE / "vagrant"))
+    sys.path.insert(0, str(VAGRANT))
     try:
         from riglib import nat as types
     finally:

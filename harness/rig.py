@@ -25,7 +25,8 @@ from typing import Any
 from harness import scripts
 
 TREE = Path(__file__).resolve().parents[1]
-PROGRAM = str(TREE / "vagrant" / "rig")
+VAGRANT = TREE / "vagrant"
+PROGRAM = str(VAGRANT / "rig")
 LXC_HOSTS = ("hosta", "hostb")
 POOL = "/pool"
 DESTINATION = "root@hostb"

@@ -16,14 +16,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import equipment
+from tests import effort, equipment, selection
+
+# An assert that fails in what tests share tells as much as one in a test.
+pytest.register_assert_rewrite("harness", "tests.fuzz", "tests.migrator", "tests.rig", "tests.stages", "tests.tunnel")
 
 # Tests that run side by side (pytest-xdist) have a rig each.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["MIGRATOR_RIG"] = f"{os.environ.get('MIGRATOR_RIG') or 'test'}-{worker}"
 
 ON_CI = os.environ.get("CI") == "true"
-EVERYTHING = os.environ.get("MIGRATOR_TESTS") == "all"
 
 # How long an example takes to make or to run tells of the machine, not of the code.
 settings.register_profile("ours", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,7 +37,7 @@ def the_tree_stays_as_it_is() -> Iterator[None]:
     """Pages in docs/ are written by `make test-all` alone. Looked at on CI, where nobody works on it meanwhile."""
     before = _as_git_sees_it()
     yield
-    assert EVERYTHING or not ON_CI or _as_git_sees_it() == before, f"the tests have changed files:\n{_as_git_sees_it()}"
+    assert effort.ALL or not ON_CI or _as_git_sees_it() == before, f"the tests have changed files:\n{_as_git_sees_it()}"
 
 
 def _as_git_sees_it() -> str:
@@ -43,9 +45,6 @@ def _as_git_sees_it() -> str:
     git = ["git", "-c", "safe.directory=*", "-C", str(equipment.TREE)]
     return "".join(subprocess.run([*git, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                   check=False).stdout for words in (["status", "--porcelain"], ["diff", "HEAD"]))
-
-
-LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 # A shell that runs us in the background, or nohup, has these ignored, and whatever tests start would inherit that; a
@@ -70,19 +69,7 @@ def _signals() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)  # of what `-m` has left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Fast tests first: who made a typing error need not wait for two hosts to hear of it. The matrix last.
-
-    Who names files or folders gets all that is in them.
-    """
-    items.sort(key=lambda item: ("tests/rig/" in item.path.as_posix(), "fault_matrix" in item.path.name))
-    if named(config):
-        return
-    nightly = [] if EVERYTHING else [item for item in items if item.get_closest_marker("nightly")]
-    passed = [item for item in items if equipment.is_test(item.path)] if equipment.is_recorded(equipment.TREE) else []
-    items[:] = [item for item in items if item not in nightly and item not in passed]
-    config.hook.pytest_deselected(items=[*nightly, *passed])
-    config.stash[LEFT_OUT] = [f"left out: {len(those)} {what} (make test-all has them)" for those, what in (
-        (nightly, "that are nightly"), (passed, "of the equipment, which have passed for it as it is")) if those]
+    selection.leave_out(config, items)
 
 
 # --- with pytest-xdist the tests are collected by workers alone ----------------------------------------------------
@@ -93,24 +80,18 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["named"] = node.config.args_source is pytest.Config.ArgsSource.ARGS
 
 
-def named(config: pytest.Config) -> bool:
-    """Whether files or folders were named."""
-    told = getattr(config, "workerinput", {"named": config.args_source is pytest.Config.ArgsSource.ARGS})
-    return bool(told["named"])
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    getattr(session.config, "workeroutput", {})["left_out"] = session.config.stash.get(LEFT_OUT, [])
+    getattr(session.config, "workeroutput", {})["left_out"] = session.config.stash.get(selection.LEFT_OUT, [])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
+    node.config.stash[selection.LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", [])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Nobody shall take a part for the whole."""
-    for line in config.stash.get(LEFT_OUT, []):
+    for line in config.stash.get(selection.LEFT_OUT, []):
         terminalreporter.write_line(line)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import conftest, equipment
+from tests import effort, equipment, selection
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ USUAL, NIGHTLY, RIG = "tests/rig/test_migrate.py", "tests/rig/test_fault_matrix.
 def test_what_is_left_out(monkeypatch: pytest.MonkeyPatch, recorded: bool, everything: bool, named: bool,
                           left_out: set[str]) -> None:
     """Of a whole run, and told; whoever names a file gets what is in it."""
-    monkeypatch.setattr(conftest, "EVERYTHING", everything)
+    monkeypatch.setattr(effort, "ALL", everything)
     monkeypatch.setattr(equipment, "is_recorded", lambda _: recorded)
     items: list[Any] = [SimpleNamespace(path=equipment.TREE / path, get_closest_marker=lambda _, p=path: p == NIGHTLY)
                         for path in (NIGHTLY, RIG, USUAL)]
@@ -104,7 +104,7 @@ def test_what_is_left_out(monkeypatch: pytest.MonkeyPatch, recorded: bool, every
     told: list[Any] = []
     config: Any = SimpleNamespace(args_source=source.ARGS if named else source.TESTPATHS, stash=pytest.Stash(),
                                   hook=SimpleNamespace(pytest_deselected=lambda items: told.extend(items)))
-    conftest.pytest_collection_modifyitems(config, items)
+    selection.leave_out(config, items)
     kept = [str(item.path.relative_to(equipment.TREE)) for item in items]
     assert set(kept) == {USUAL, NIGHTLY, RIG} - left_out and kept[-1] == (USUAL if NIGHTLY in left_out else NIGHTLY)
-    assert len(told) == len(config.stash.get(conftest.LEFT_OUT, [])) == len(left_out)
+    assert len(told) == len(config.stash.get(selection.LEFT_OUT, [])) == len(left_out)

@@ -13,7 +13,7 @@ import pytest
 
 import stages
 from migrator import manual
-from tests.migrator.preflight.test_preflight import FOUND
+from tests.migrator.preflight.situations import FOUND
 
 TREE = Path(__file__).parents[1]
 SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorted((TREE / folder).rglob("*.py"))]

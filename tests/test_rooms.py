@@ -100,6 +100,13 @@ def test_what_is_beside_the_program(folder: str) -> None:
     assert [module for module, path in MODULES.items() if folder in tops(path)] == []
 
 
+def test_no_test_imports_another() -> None:
+    """What two of them need has a module that is named for what it holds. A conftest's fixtures pytest hands out."""
+    tests = re.compile(r"tests\.(.+\.)?(test_\w+|conftest)$")
+    assert {str(path.relative_to(TREE)): found for path in files(*BESIDE)
+            if (found := {name for name in named(path) if tests.match(name)})} == {}
+
+
 def test_no_import_circle() -> None:
     """Not even by an import in a function: who reads one of the two would have to read the other first."""
     left = {module: set(those) for module, those in IMPORTS.items()}

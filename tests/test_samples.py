@@ -12,7 +12,7 @@ import pytest
 
 from migrator.preflight import findings
 from stages import status
-from tests.migrator.preflight.test_preflight import FOUND
+from tests.migrator.preflight.situations import FOUND
 
 TREE = Path(__file__).parents[1]
 PAGES = [TREE / "README.md", TREE / "docs" / "guide.md"]

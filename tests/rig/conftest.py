@@ -18,10 +18,10 @@ import pytest
 
 from harness.rig import Rig
 from tests.rig import machine
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.told import as_text, told
 
 KEYS = "/root/.ssh/authorized_keys"
-MARK = "MIGRATOR_TEST_SESSION"
 TOLD = pytest.StashKey[bool]()  # of a test: what the hosts knew is in its report already
 
 
@@ -40,7 +40,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """The two-host rig, with migrator installed from the working tree."""
     instance = os.environ.get("MIGRATOR_RIG") or "test"
-    mark = os.environ[MARK] = secrets.token_hex(8)  # every process that this session starts carries it
+    mark = os.environ[machine.MARK] = secrets.token_hex(8)  # every process that this session starts carries it
     temporary = tmp_path_factory.getbasetemp()
     before = machine.state(instance, temporary)
     # pytest ends in an orderly way at Ctrl-C; so it shall when a CI system ends it.
@@ -57,24 +57,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield made
     finally:
         made.down()
-    left = [*machine.state(instance, temporary) - before, *machine.traces(instance, f"{MARK}={mark}")]
+    left = [*machine.state(instance, temporary) - before, *machine.traces(instance, f"{machine.MARK}={mark}")]
     assert not left, "the tests have left on this machine:\n" + "\n".join(sorted(left))
-
-
-class CleanHosts:
-    """What a test wants to have overlooked at its end."""
-
-    def __init__(self, rig: Rig) -> None:
-        self.rig = rig
-        self._allowed: set[str] = set()
-
-    def allow(self, *kinds: str) -> None:
-        """Leftovers of these kinds are meant to be: `snapshot` after a migration that has succeeded, for example."""
-        self._allowed |= set(kinds)
-
-    def unexpected(self) -> list[str]:
-        """What has been left on the hosts and is not allowed."""
-        return [line for line in self.rig.leftovers() if line.split(": ")[1] not in self._allowed]
 
 
 @pytest.fixture

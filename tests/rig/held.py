@@ -126,3 +126,10 @@ while True:
     sys.stdout.flush()
 sys.exit(process.wait())
 """
+
+
+@contextlib.contextmanager
+def slow_criu(rig: Rig, host: str, verb: str, seconds: int) -> Iterator[None]:
+    """CRIU begins `verb` only after some seconds."""
+    with instead_of(rig, host, "criu", f'#!/bin/sh\n[ "$1" = {verb} ] && sleep {seconds}\nexec REAL "$@"\n'):
+        yield

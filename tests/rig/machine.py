@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+MARK = "MIGRATOR_TEST_SESSION"  # in the environment of every process that a session of tests starts
+
 
 def state(instance: str, temporary: Path | None = None) -> set[str]:
     """Mounts, loop devices, interfaces, firewall tables, cgroups and files that may be `instance`'s.

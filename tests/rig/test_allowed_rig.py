@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import RUNS_AGAIN, failed
-from tests.rig.test_migrate import runs_only_on
+from tests.rig.moves import runs_only_on
+from tests.rig.outcomes import RUNS_AGAIN, failed
 
 THERE = ("-d", DESTINATION, "--json")
 

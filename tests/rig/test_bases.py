@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.rig import Rig
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import RUNS_AGAIN
-from tests.rig.test_migrate import migrate, runs_only_on
+from tests.rig.moves import migrate, runs_only_on
+from tests.rig.outcomes import RUNS_AGAIN
 
 MIB = 1 << 20
 FAILS = "#!/bin/sh\nexit 1\n"

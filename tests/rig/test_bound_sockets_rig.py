@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
-from tests.rig.test_failures import RUNS_AGAIN, failed
-from tests.rig.test_migrate import migrate, other
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.moves import migrate, other
+from tests.rig.outcomes import RUNS_AGAIN, failed
 
 # It says to whoever connects by which socket. One connection it has accepted, one waits for that until there is /go.
 ORDINARY = """

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.rig import DESTINATION, POOL, Rig, wait_for
 from tests.migrator.lxc_configs import CASES
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 
 # Each case in a folder of its own, as container `c`, and in a process of its own: some make liblxc crash.
 _ASK_LXC = """

@@ -3,24 +3,13 @@
 
 from __future__ import annotations
 
-from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.fault_steps import PAUSES, hooked
-from tests.rig.test_failures import failed, frozen
-from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture
+from harness.rig import DESTINATION, Rig
+from tests.rig.absence import reboot
+from tests.rig.boot_guest import guest, killed_before_the_record, runs_only_on, states  # noqa: F401 -- a fixture
+from tests.rig.outcomes import failed
+from tests.rig.ticking import frozen
 
 # ruff: noqa: F811 -- fixtures
-
-
-def killed_before_the_record(rig: Rig) -> str:
-    """It runs on hostb, and who has restored it was killed before that was recorded; the migration's id."""
-    dumped(rig)
-    with hooked(rig):
-        rig.put("hostb", f"{PAUSES}/c1", "before destination restored done 1")
-        with rig.start("hostb", "migrator", "restore-dump", "c1") as restoring:
-            wait_for(lambda: "reached" in rig.sh("hostb", f"ls {PAUSES}"), "it runs, and that is about to be recorded")
-            restoring.signal(9)
-            restoring.wait()
-    return str(rig.status("hosta", "c1")["id"])
 
 
 def test_what_has_run_is_neither_given_up_nor_said_to_run(rig: Rig, guest: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from bench import endurance
 from harness.rig import Rig
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 
 TRIPS = 3
 

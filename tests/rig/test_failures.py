@@ -1,60 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What fails: each failure has its own error and exit status, the source runs on, and both hosts are clean."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from harness.rig import DESTINATION, Outcome, Rig, wait_for
-from tests.rig.conftest import CleanHosts
-from tests.rig.held import DUMP, RESTORE, held, held_stream, instead_of
-
-TO_B = ("-d", DESTINATION)
-RUNS_AGAIN, STILL_FROZEN, UNKNOWN = 3, 4, 5
-
-
-@pytest.fixture
-def guest(rig: Rig, clean_hosts: CleanHosts) -> Iterator[Callable[[], None]]:
-    """A tick guest on hosta; the function proves that it is the one that was started and holds what it held."""
-    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
-    start = rig.probe("hosta", "c1")["start"]
-
-    def intact() -> None:
-        found = rig.probe("hosta", "c1")
-        assert found["running"] and found["intact"] and found["start"] == start, found
-        rig.reaches("client", "10.0.3.120")
-
-    yield intact
-
-
-def imported(rig: Rig) -> None:
-    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
-    rig.migrator("hostb", "import-data", "c1").expect(0)
+from harness.rig import Rig, wait_for
+from tests.rig.absence import start_sshd
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.full_pool import empty, fill
+from tests.rig.held import DUMP, RESTORE, held, held_stream
+from tests.rig.moves import TO_B
+from tests.rig.outcomes import RUNS_AGAIN, STILL_FROZEN, UNKNOWN, failed
+from tests.rig.ticking import frozen, guest, imported, roll_back  # noqa: F401 -- a fixture
 
 
 def dumped(rig: Rig) -> None:
     imported(rig)
     rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
-
-
-def roll_back(rig: Rig, intact: Callable[[], None]) -> None:
-    """The end of every test here: the source runs, and nothing of the attempt is left on either host."""
-    rig.migrator("hosta", "rollback", "c1").expect(0)
-    intact()
-    assert rig.sh("hostb", "ls /pool").strip() == ""
-    assert rig.leftovers() == []
-
-
-def failed(outcome: Outcome, status: int, code: str) -> dict[str, object]:
-    """The cause of a failed stage with this outcome, if it is the one expected."""
-    error = outcome.expect(status).error
-    found = error["cause"] if status in (RUNS_AGAIN, STILL_FROZEN, UNKNOWN) else error
-    assert found["code"] == code, outcome
-    assert found["status"] >= 10, "each cause has a number of its own"
-    return dict(error)
 
 
 # --- the dump -------------------------------------------------------------------------------------------------
@@ -178,20 +145,6 @@ def test_destination_has_no_room_for_images(rig: Rig, guest: Callable[[], None])
     roll_back(rig, guest)
 
 
-def fill(rig: Rig, leave: int) -> None:
-    """Fill hostb's pool until `leave` MiB are free."""
-    rig.sh("hostb", f"""free=$(df -m --output=avail /pool | tail -1)
-        fallocate -l $((free - {leave}))M /pool/filler 2>/dev/null || true
-        while [ $(df -m --output=avail /pool | tail -1) -gt $(({leave} + 20)) ]; do
-            fallocate -o $(stat -c %s /pool/filler) -l 16M /pool/filler || break; done; sync /pool""")
-
-
-def empty(rig: Rig) -> None:
-    """Undo `fill`; btrfs gives the room back with one of its next transactions, which a sync ends."""
-    room = "rm -f /pool/filler; btrfs filesystem sync /pool; df -m --output=avail /pool | tail -1"
-    wait_for(lambda: int(rig.sh("hostb", room)) > 2000, "there is room again")
-
-
 @pytest.fixture(autouse=True)
 def room(rig: Rig) -> Iterator[None]:
     """A test that fails while the disk is full must not fail the next ones."""
@@ -309,17 +262,6 @@ def test_create_dump_killed(rig: Rig, guest: Callable[[], None]) -> None:
         roll_back(rig, guest)
 
 
-@contextlib.contextmanager
-def slow_criu(rig: Rig, host: str, verb: str, seconds: int) -> Iterator[None]:
-    """CRIU begins `verb` only after some seconds."""
-    with instead_of(rig, host, "criu", f'#!/bin/sh\n[ "$1" = {verb} ] && sleep {seconds}\nexec REAL "$@"\n'):
-        yield
-
-
-def frozen(rig: Rig) -> bool:
-    return rig.sh("hosta", "lxc-info -n c1 -sH").strip() == "FROZEN"
-
-
 @pytest.mark.parametrize("number", [2, pytest.param(15, marks=pytest.mark.nightly)])
 def test_create_dump_interrupted(rig: Rig, guest: Callable[[], None], number: int) -> None:
     imported(rig)
@@ -346,14 +288,6 @@ def test_unreachable_after_the_hand_over(rig: Rig, guest: Callable[[], None]) ->
     finally:
         start_sshd(rig)
     roll_back(rig, guest)
-
-
-def start_sshd(rig: Rig) -> None:
-    def answers() -> bool:  # one that was killed may still be there when it is looked for
-        rig.sh("hostb", "pgrep -x sshd >/dev/null || /usr/sbin/sshd", check=False)
-        return rig.exec("hosta", "ssh", "hostb", "true", check=False).status == 0
-
-    wait_for(answers, "sshd answers")
 
 
 # --- SSH ------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import os
 import pytest
 
 from harness.rig import Rig
-from tests.conftest import EVERYTHING
+from tests.effort import ALL
 from tests.rig import fault_table
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.fault_kinds import EACH_TIME, FAULTS, INTERRUPTED_WHILE_CUT
 from tests.rig.fault_steps import Step, hooked, steps_of
 from tests.rig.faults import Column, Fault
@@ -23,8 +23,8 @@ from tests.rig.told import as_text, told
 
 pytestmark = pytest.mark.alone  # it has dozens of migrations at work at a time itself
 STEP = os.environ.get("MIGRATOR_FAULT_STEP", "")
-MOMENTS = ("after", "before") if EVERYTHING else ("after",)
-STRUCK_BY = FAULTS if EVERYTHING or STEP else EACH_TIME
+MOMENTS = ("after", "before") if ALL else ("after",)
+STRUCK_BY = FAULTS if ALL or STEP else EACH_TIME
 Columns = dict[tuple[str, str], list[str]]  # (moment, fault) -> cells
 
 
@@ -35,7 +35,7 @@ def steps(rig: Rig) -> list[Step]:
     assert len(found) > 40, "there were more when this was written"
     if STEP:
         return [step for step in found if STEP in f"{step.role}: {step}"]
-    return [step for step in found if EVERYTHING or step.state]
+    return [step for step in found if ALL or step.state]
 
 
 def struck(steps: list[Step], moment: str) -> list[Step]:
@@ -88,7 +88,7 @@ def test_the_table_has_every_cell(steps: list[Step], columns: Columns, moment: s
     missing = [fault.name for fault in STRUCK_BY if (moment, fault.name) not in columns]
     assert not missing, f"these columns have no result: {missing}"
     found = {fault.name: columns[moment, fault.name] for fault in STRUCK_BY}
-    if EVERYTHING:
+    if ALL:
         fault_table.put(fault_table.table(struck(steps, moment), found), moment)
     cells = [cell for column in found.values() for cell in column]
     assert len(cells) == len(struck(steps, moment)) * len(STRUCK_BY)

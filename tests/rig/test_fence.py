@@ -8,7 +8,8 @@ import re
 import pytest
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.boot_guest import refuses_to_start
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import RESTORE, held
 
 
@@ -16,13 +17,6 @@ def prepared(rig: Rig) -> None:
     rig.guest("hosta", "c1", "tick", config=["lxc.start.auto = 1"])
     rig.migrator("hosta", "prepare-data", "c1", "-d", DESTINATION).expect(0)
     rig.migrator("hostb", "import-data", "c1").expect(0)
-
-
-def refuses_to_start(rig: Rig, host: str) -> None:
-    """Neither lxc-start nor what runs at boot (lxc-autostart) starts it."""
-    assert rig.exec(host, "lxc-start", "-n", "c1", check=False).status != 0
-    rig.exec(host, "lxc-autostart", check=False)
-    assert rig.sh(host, "lxc-info -n c1 -sH").strip() == "STOPPED"
 
 
 def test_a_source_that_crashed_after_the_hand_over_does_not_start_it_again(rig: Rig, clean_hosts: CleanHosts) -> None:

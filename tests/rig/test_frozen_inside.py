@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import DESTINATION, POOL, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.checked import NAME, check, daemon, found, guest
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, held
-from tests.rig.test_preflight_rig import NAME, check, daemon, found, guest
-from tests.rig.test_watchdog_rig import MIGRATE
+from tests.rig.moves import ALL_AT_ONCE
 
 __all__ = ["guest"]
 
@@ -73,7 +73,7 @@ def test_a_dump_that_waits_for_it_can_be_ended(rig: Rig, clean_hosts: CleanHosts
     rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
     rig.sh("hosta", f"mkdir {CGROUP}/x; lxc-info -n c1 -pH >{CGROUP}/x/cgroup.procs")
     start = str(rig.probe("hosta", "c1")["start"])
-    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE) as running:
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
         criu.wait("CRIU has begun")
         rig.sh("hosta", f"echo 1 >{CGROUP}/x/cgroup.freeze")
         criu.release()

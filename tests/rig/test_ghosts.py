@@ -6,10 +6,10 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import RUNS_AGAIN, failed
-from tests.rig.test_migrate import migrate, other, runs_only_on
+from tests.rig.moves import migrate, other, runs_only_on
+from tests.rig.outcomes import RUNS_AGAIN, failed
 
 # What is done beside the guest's counter, which then goes on.
 CONFIG = ["lxc.init.cmd = /bin/busybox sh /held.sh", "lxc.mount.entry = tmpfs run tmpfs mode=0755,create=dir"]

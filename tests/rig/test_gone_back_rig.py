@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import Rig
-from tests.rig.conftest import CleanHosts
-from tests.rig.test_failures import failed
-from tests.rig.test_migrate import TO_B
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.moves import TO_B
+from tests.rig.outcomes import failed
 
 
 @pytest.mark.nightly  # tests/stages/test_gone_back_here.py has it without LXC

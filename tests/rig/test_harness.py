@@ -11,7 +11,7 @@ import pytest
 from harness import rig as harness
 from harness.rig import Rig, wait_for
 from tests.rig import machine
-from tests.rig.conftest import MARK, CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 
 PLANTED = {
     "snapshot": "mkdir -p /pool/.migrator/c1 && btrfs -q subvolume create /pool/.migrator/c1/0badc0de.1",
@@ -44,7 +44,7 @@ def test_a_frozen_guest_is_purged(rig: Rig, clean_hosts: CleanHosts) -> None:
 
 def test_the_machine_is_watched(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A process that a test has started shows, and so does all that the rig itself is made of."""
-    mark = f"{MARK}={os.environ[MARK]}"
+    mark = f"{machine.MARK}={os.environ[machine.MARK]}"
     temporary = tmp_path_factory.getbasetemp()
     before = machine.state(rig.instance, temporary)
     with subprocess.Popen(["sleep", "600"]) as process:

@@ -1,61 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """After a reboot of either host: status tells the truth on both, and resume on either heals. And what --force does."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.absence import cut_off, reboot
+from tests.rig.boot_guest import dumped, guest, refuses_to_start, runs_only_on, states  # noqa: F401 -- a fixture
 from tests.rig.held import RESTORE, Hold, held
-from tests.rig.test_failures import UNKNOWN, failed, frozen
-from tests.rig.test_fence import refuses_to_start
-
-TO_B = ("-d", DESTINATION)
-
-
-def reboot(rig: Rig, host: str) -> None:
-    """What a reboot does: every process of containers and of migrator ends, memory is empty, what is on disk is kept.
-
-    Then LXC starts the containers that want to be started at boot.
-    """
-    rig.sh(host, r"""
-        for folder in /proc/[0-9]*; do
-            name=$(cat "$folder/comm" 2>/dev/null) || continue
-            case $name in criu* | lxc-* | migrator) kill -9 "${folder#/proc/}" ;; esac
-        done
-        for cgroup in /sys/fs/cgroup/lxc.payload.* /sys/fs/cgroup/lxc.monitor.*; do
-            [ ! -e "$cgroup" ] || echo 1 >"$cgroup/cgroup.kill"
-        done
-        for try in $(seq 4000); do
-            find /sys/fs/cgroup/lxc.* -depth -type d -exec rmdir {} + 2>/dev/null
-            ls -d /sys/fs/cgroup/lxc.* >/dev/null 2>&1 || break
-            sleep 0.05
-        done
-        umount -l /run/migrator/* 2>/dev/null
-        rm -rf /run/migrator /run/lxc
-        ip -o link show type veth | grep -v ' eth0@' | sed 's/^[0-9]*: //; s/@.*//' | while read -r link; do
-            ip link delete "$link"
-        done
-        lxc-autostart; true""")
-    assert "FROZEN" not in rig.sh(host, "lxc-ls -f")
-
-
-@pytest.fixture
-def guest(rig: Rig, clean_hosts: CleanHosts) -> str:
-    """A tick guest on hosta that is started at boot, imported on hostb; returns its start."""
-    clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "tick", ip="10.0.3.120", config=["lxc.start.auto = 1"])
-    rig.migrator("hosta", "prepare-data", "c1", *TO_B).expect(0)
-    rig.migrator("hostb", "import-data", "c1").expect(0)
-    return str(rig.probe("hosta", "c1")["start"])
-
-
-def dumped(rig: Rig) -> None:
-    rig.migrator("hosta", "create-dump", "c1", *TO_B).expect(0)
+from tests.rig.moves import TO_B
+from tests.rig.outcomes import UNKNOWN, failed
+from tests.rig.ticking import frozen
 
 
 def killed_while_dumping(rig: Rig) -> None:
@@ -67,24 +27,6 @@ def killed_while_dumping(rig: Rig) -> None:
         dumping.wait()
         reboot(rig, "hosta")
     wait_for(lambda: "migrator serve" not in rig.sh("hostb", "ps ax"), "the destination has noticed")
-
-
-def runs_only_on(rig: Rig, host: str, start: str, *, starts: int = 1) -> None:
-    """One copy runs, here, and the other host could not start its own.
-
-    It is the one whose first start this was, with all its memory; or with two `starts`, one from the same disk anew.
-    """
-    found = rig.probe(host, "c1")
-    assert found["running"] and found["advances"] and found["errors"] == 0 and found["starts"] == starts, found
-    assert found["intact"] == (found["start"] == start) == (starts == 1), found
-    other = {"hosta": "hostb", "hostb": "hosta"}[host]
-    if rig.exec(other, "lxc-info", "-n", "c1", check=False).status == 0:
-        refuses_to_start(rig, other)
-    rig.reaches("client", "10.0.3.120")
-
-
-def states(rig: Rig) -> tuple[str, str]:
-    return rig.status("hosta", "c1")["state"], rig.status("hostb", "c1")["state"]
 
 
 # --- the source -----------------------------------------------------------------------------------------------
@@ -186,16 +128,6 @@ def test_resume_there_restores_and_has_the_source_finish(rig: Rig, guest: str) -
 
 
 # --- lost for good --------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def cut_off(rig: Rig) -> Iterator[None]:
-    """hostb does not answer any more."""
-    rig.sh("hostb", "ip link set eth0 down")
-    try:
-        yield
-    finally:
-        rig.sh("hostb", "ip link set eth0 up")
 
 
 @pytest.fixture

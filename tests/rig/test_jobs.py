@@ -7,10 +7,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from harness.rig import Outcome, Rig, Running, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, RESTORE, held, held_stream
-from tests.rig.test_failures import failed, frozen
-from tests.rig.test_migrate import ALL_AT_ONCE, arrived, events, guest, migrate, runs_only_on
+from tests.rig.moves import ALL_AT_ONCE, arrived, events, guest, migrate, runs_only_on
+from tests.rig.outcomes import failed
+from tests.rig.ticking import frozen
 
 __all__ = ["guest"]
 

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness.rig import Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, held
-from tests.rig.test_failures import TO_B, failed, frozen, imported
-from tests.rig.test_failures import guest as ticking  # noqa: F401 -- a fixture
-from tests.rig.test_failures import roll_back as given_up
-from tests.rig.test_no_memory import SENT_STOPPED, WITHOUT
-from tests.rig.test_no_memory import guest as starting  # noqa: F401 -- a fixture
+from tests.rig.moves import TO_B
+from tests.rig.outcomes import failed
+from tests.rig.ticking import frozen, imported
+from tests.rig.ticking import guest as ticking  # noqa: F401 -- a fixture
+from tests.rig.ticking import roll_back as given_up
+from tests.rig.without_memory import SENT_STOPPED, WITHOUT
+from tests.rig.without_memory import guest as starting  # noqa: F401 -- a fixture
 
 FOLDER, DISK = "/var/lib/migrator", "/mnt/journal"
 FILLER = f"{DISK}/filler"

@@ -6,8 +6,9 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import Rig
-from tests.rig.test_failures import UNKNOWN, failed, frozen
-from tests.rig.test_healing import dumped, guest, runs_only_on, states  # noqa: F401 -- a fixture
+from tests.rig.boot_guest import dumped, guest, runs_only_on, states  # noqa: F401 -- a fixture
+from tests.rig.outcomes import UNKNOWN, failed
+from tests.rig.ticking import frozen
 
 # ruff: noqa: F811 -- fixtures
 

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from harness.rig import DESTINATION, TREE, Rig
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 
 
 def documented(command: str) -> set[str]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """migrate and resume between two real hosts: what arrives, what a failure in each phase leaves, what heals it."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -12,40 +14,12 @@ from collections.abc import Callable
 
 import pytest
 
-from harness.rig import DESTINATION, Outcome, Rig, wait_for
-from tests.rig.conftest import CleanHosts
-from tests.rig.held import DUMP, RESTORE, held, held_stream, instead_of
-from tests.rig.test_failures import RUNS_AGAIN, failed, frozen, slow_criu
-
-TO_B = ("-d", DESTINATION)
-ALL_AT_ONCE = ("migrator", "migrate", "c1", *TO_B, "--json")
-HOSTS = ("hosta", "hostb")
-
-
-def other(host: str) -> str:
-    return HOSTS[1 - HOSTS.index(host)]
-
-
-def migrate(rig: Rig, name: str, source: str, *options: str) -> Outcome:
-    return rig.migrator(source, "migrate", name, "-d", f"root@{other(source)}", "--json", *options)
-
-
-def events(outcome: Outcome, kind: str) -> list[dict[str, object]]:
-    """What it said on its way, of one kind."""
-    lines = [json.loads(line) for line in outcome.stderr.splitlines() if line.startswith("{")]
-    return [line for line in lines if line["type"] == kind]
-
-
-def runs_only_on(rig: Rig, host: str, start: str = "") -> None:
-    """One copy runs, it is intact, it is the one that was started, and nothing of an attempt is left."""
-    found = rig.probe(host, "c1")
-    assert found["running"] and found["intact"], found
-    assert not start or found["start"] == start, "it was started anew"
-    state = rig.exec(other(host), "lxc-info", "-n", "c1", "-sH", check=False)
-    assert state.status or state.stdout.strip() == "STOPPED", state
-    left = [line for line in rig.leftovers() if ": snapshot: " not in line]
-    assert not left, left
-
+from harness.rig import DESTINATION, Rig, wait_for
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.held import DUMP, RESTORE, held, held_stream, instead_of, slow_criu
+from tests.rig.moves import ALL_AT_ONCE, HOSTS, LIMITS, arrived, events, guest, migrate, other, runs_only_on  # noqa: F401 -- a fixture
+from tests.rig.outcomes import RUNS_AGAIN, failed
+from tests.rig.ticking import frozen
 
 # --- it works -------------------------------------------------------------------------------------------------
 
@@ -199,26 +173,6 @@ def test_four_at_once_and_the_same_one_twice(rig: Rig, clean_hosts: CleanHosts) 
 # --- it fails -------------------------------------------------------------------------------------------------
 
 
-def guest_there(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str], None]:
-    """A tick guest on hosta; the function proves that it runs, intact and only there, on a host."""
-    clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "tick", ip="10.0.3.120")
-    start = rig.probe("hosta", "c1")["start"]
-
-    def there(host: str) -> None:
-        runs_only_on(rig, host, start)
-        rig.reaches("client", "10.0.3.120")
-
-    return there
-
-
-guest = pytest.fixture(guest_there)
-
-
-# Seconds of --max-downtime: each has the next one tried where this machine was too slow to come to the restore at all.
-LIMITS = ("3", "12", "48", "192")
-
-
 @pytest.mark.nightly  # by hand in test_failures.py
 def test_frozen_for_too_long_while_it_is_dumped(rig: Rig, guest: Callable[[str], None]) -> None:
     with slow_criu(rig, "hosta", "dump", 2):
@@ -292,10 +246,6 @@ def test_criu_is_killed_while_it_restores(rig: Rig, clean_hosts: CleanHosts) -> 
 
 
 # --- killed and interrupted -----------------------------------------------------------------------------------
-
-
-def arrived(rig: Rig) -> int:
-    return int(rig.sh("hostb", "stat -c %s /pool/.migrator/c1+/*.spool/disk-1 2>/dev/null || echo 0"))
 
 
 @pytest.mark.parametrize("victim", ["source", pytest.param("serve", marks=pytest.mark.nightly)])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from harness.rig import DESTINATION, Rig, Running, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 
 ADDRESS, ADDRESS6 = "10.0.3.100", "fd00:3::100"
 

@@ -8,10 +8,10 @@ import shlex
 import pytest
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import RESTORE, held
-from tests.rig.test_failures import failed
-from tests.rig.test_migrate import ALL_AT_ONCE, migrate, other
+from tests.rig.moves import ALL_AT_ONCE, migrate, other
+from tests.rig.outcomes import failed
 
 LIMIT = "cgroup.max.descendants"  # every cgroup of version 2 has it, whatever controllers there are
 

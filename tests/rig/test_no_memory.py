@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """--no-memory between two real hosts: what CRIU cannot dump is stopped here and started there, once, or here again."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
 import contextlib
@@ -10,18 +12,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness.rig import Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.boot_guest import refuses_to_start
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import held
-from tests.rig.test_failures import RUNS_AGAIN, STILL_FROZEN, failed
-from tests.rig.test_fence import refuses_to_start
-from tests.rig.test_migrate import ALL_AT_ONCE, LIMITS, TO_B, events, migrate, other
+from tests.rig.moves import LIMITS, TO_B, events, migrate, other
+from tests.rig.outcomes import RUNS_AGAIN, STILL_FROZEN, failed
+from tests.rig.without_memory import SENT_STOPPED, WITHOUT, guest, runs_only_on  # noqa: F401 -- a fixture
 
 LOG = "/pool/c1/rootfs/log"
-WITHOUT = (*ALL_AT_ONCE, "--no-memory")
 RESTORE = ("migrator", "restore-dump", "c1")
 # When a program is held: lxc-start, but not to tell its version; btrfs, once the container is stopped.
 STARTED = '[ "$1" = -d ]'
-SENT_STOPPED = '[ "$1" = send ] && [ "$(lxc-info -n c1 -sH)" = STOPPED ]'
 
 
 def block(rig: Rig, host: str) -> None:
@@ -32,30 +33,11 @@ def block(rig: Rig, host: str) -> None:
     wait_for(lambda: "sleep 600" in rig.sh(host, "ps -eo args=").splitlines(), "the task runs")
 
 
-def runs_only_on(rig: Rig, host: str, starts: int) -> None:
-    """One copy runs, it was started so many times, what it had on disk is there, and nothing of an attempt is left."""
-    found = rig.probe(host, "c1")
-    assert found["running"] and found["advances"] and found["errors"] == 0 and found["starts"] == starts, found
-    state = rig.exec(other(host), "lxc-info", "-n", "c1", "-sH", check=False)
-    assert state.status or state.stdout.strip() == "STOPPED", state
-    left = [line for line in rig.leftovers() if ": snapshot: " not in line]
-    assert not left, left
-    rig.reaches("client", "10.0.3.120")
-
-
 def brought_all(rig: Rig, source: str) -> None:
     """The destination's log goes on exactly where the copy left behind ends: not a line of it was lost."""
     before = rig.read(source, LOG)
     after = rig.read(other(source), LOG)
     assert before and after.startswith(before) and after[len(before):].startswith("1\n"), "some of it was lost"
-
-
-@pytest.fixture
-def guest(rig: Rig, clean_hosts: CleanHosts) -> Callable[[str, int], None]:
-    """A guest with a user namespace on hosta; the function proves that it runs only on a host, started so often."""
-    clean_hosts.allow("snapshot")
-    rig.guest("hosta", "c1", "userns", ip="10.0.3.120")
-    return lambda host, starts: runs_only_on(rig, host, starts)
 
 
 @pytest.mark.nightly  # by hand it goes there below

@@ -11,10 +11,13 @@ import pytest
 
 from harness.rig import Rig, Running, wait_for
 from stages.steps import reconnect
-from tests.rig.conftest import CleanHosts
+from tests.rig.absence import start_sshd
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.full_pool import empty, fill
 from tests.rig.held import DUMP, RESTORE, held, held_stream
-from tests.rig.test_failures import RUNS_AGAIN, UNKNOWN, empty, failed, fill, frozen, start_sshd
-from tests.rig.test_migrate import ALL_AT_ONCE, HOSTS, LIMITS, arrived, events, guest_there, runs_only_on
+from tests.rig.moves import ALL_AT_ONCE, HOSTS, LIMITS, arrived, events, guest_there, runs_only_on
+from tests.rig.outcomes import RUNS_AGAIN, UNKNOWN, failed
+from tests.rig.ticking import frozen
 
 MIB = 1 << 20
 SEGMENT = 4 * MIB

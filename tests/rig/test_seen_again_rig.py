@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, held
 
 MIGRATE = ("migrate", "c1", "-d", DESTINATION, "--json")

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from harness.rig import Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 
 HOSTS = ("hosta", "hostb")
 

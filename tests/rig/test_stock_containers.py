@@ -16,10 +16,10 @@ import pytest
 
 from harness.rig import LXC_HOSTS, Rig, wait_for
 from tests.rig import stock
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import RUNS_AGAIN, failed
-from tests.rig.test_migrate import migrate, other, runs_only_on
+from tests.rig.moves import migrate, other, runs_only_on
+from tests.rig.outcomes import RUNS_AGAIN, failed
 
 REPORT = "/run/stock-clients.json"
 ADDRESS = "10.0.3.130"

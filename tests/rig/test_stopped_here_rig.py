@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import Rig
-from tests.rig.test_healing import cut_off, dumped, guest, reboot, runs_only_on, states  # noqa: F401
+from tests.rig.absence import cut_off, reboot
+from tests.rig.boot_guest import dumped, guest, runs_only_on, states  # noqa: F401 -- a fixture
 
 
 @pytest.fixture

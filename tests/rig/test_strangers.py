@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from harness.rig import Rig, wait_for
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import held
-from tests.rig.test_failures import RUNS_AGAIN
-from tests.rig.test_migrate import ALL_AT_ONCE, arrived
-
-TO_B = ("-d", DESTINATION)
+from tests.rig.moves import ALL_AT_ONCE, TO_B, arrived
+from tests.rig.outcomes import RUNS_AGAIN
 
 
 def makes_his(rig: Rig) -> str:

@@ -12,23 +12,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from harness.rig import DESTINATION, Rig
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import RUNS_AGAIN, failed
-from tests.rig.test_migrate import runs_only_on
-from tests.rig.test_streams import (
-    CHECKED,
-    CLONE,
-    CTRANSID,
-    END,
-    INO,
-    MKFILE,
-    PATH,
-    SUBVOL,
-    UUID,
-    command,
-    received,
-)
+from tests.rig.moves import runs_only_on
+from tests.rig.outcomes import RUNS_AGAIN, failed
+from tests.rig.send_streams import CHECKED, CLONE, CTRANSID, END, INO, MKFILE, PATH, SUBVOL, UUID, command, received
 
 THERE = ("-d", DESTINATION, "--json")
 MKNOD, MKFIFO, WRITE = 5, 6, 15

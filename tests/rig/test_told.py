@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.rig import TREE, Rig
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.told import as_text, told
 
 FAILS = """

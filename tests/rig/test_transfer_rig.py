@@ -19,7 +19,7 @@ from migrator.transfer.frames import SEGMENT_MAX
 from migrator.transfer.messages import Transfer
 from migrator.transfer.sender import SourceFile, send_files
 from stages.steps import room
-from tests.migrator.transfer.test_sender import arrived, handlers
+from tests.migrator.transfer.spools import arrived, handlers
 from tests.migrator.wire import call, connected, listed
 
 MIB = 1 << 20

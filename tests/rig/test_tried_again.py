@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import DESTINATION, Rig
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import STILL_FROZEN, failed
+from tests.rig.outcomes import STILL_FROZEN, failed
 
 # The hosts of the rig have no controllers that its cgroups could have: a cgroup of which it is said has none either.
 SAYS_THAT_THERE_ARE = """#!/bin/sh

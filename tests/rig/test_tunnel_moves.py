@@ -10,8 +10,8 @@ import pytest
 from harness.nats import INITIATOR, RESPONDER, Nats, pair
 from harness.rig import Rig, Running, wait_for
 from tests.rig.held import held_stream
+from tests.rig.moves import arrived, events
 from tests.rig.nat_rig import left
-from tests.rig.test_migrate import arrived, events
 from tests.rig.undisturbed import undisturbed
 
 pytest_plugins = ["tests.rig.nat_rig"]

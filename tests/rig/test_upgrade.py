@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness.rig import DESTINATION, LXC_HOSTS, Rig
-from tests.rig.conftest import CleanHosts
-from tests.rig.test_failures import STILL_FROZEN, failed
+from harness.rig import LXC_HOSTS, Rig
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.moves import TO_B
+from tests.rig.outcomes import STILL_FROZEN, failed
 
-TO_B = ("-d", DESTINATION)
 ADDRESS = "10.0.3.137"
 
 

@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from harness.rig import DESTINATION, LXC_HOSTS, Rig
-from tests.rig.conftest import CleanHosts
+from harness.rig import LXC_HOSTS, Rig
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import instead_of
-from tests.rig.test_failures import RUNS_AGAIN, failed
+from tests.rig.moves import TO_B
+from tests.rig.outcomes import RUNS_AGAIN, failed
 
 NET = "192.0.2.0/24"
 TAKEN = "198.51.100.0/24"  # hostb has a route of its own to it
-TO_B = ("-d", DESTINATION)
 UP = '#!/bin/sh\necho "$* $(readlink /sys/class/net/$6/master)" >>/run/up.told\n'
 
 

@@ -6,10 +6,9 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import DESTINATION, Rig, Running, wait_for
-from tests.rig.conftest import CleanHosts
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, held
-
-MIGRATE = ("migrator", "migrate", "c1", "-d", DESTINATION, "--json")
+from tests.rig.moves import ALL_AT_ONCE
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def hold_frozen(rig: Rig, running: Running) -> None:
 
 def test_stopped_while_it_is_frozen(rig: Rig, guest: str) -> None:
     """Ctrl-Z, or a debugger: past --max-downtime the container runs. Who goes on after that gives the attempt up."""
-    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE, "--max-downtime", "5") as running:
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE, "--max-downtime", "5") as running:
         criu.wait("CRIU has begun")
         hold_frozen(rig, running)
         signal(rig, "STOP")
@@ -62,13 +61,13 @@ def test_stopped_while_it_is_frozen(rig: Rig, guest: str) -> None:
     assert outcome.error["cause"]["code"] == "downtime-exceeded"
     runs_on(rig, guest)
     assert not watched(rig)
-    rig.exec("hosta", *MIGRATE)
+    rig.exec("hosta", *ALL_AT_ONCE)
     assert rig.probe("hostb", "c1")["start"] == guest
 
 
 def test_killed_while_it_is_frozen(rig: Rig, guest: str) -> None:
     """It runs as soon as CRIU has let go of it, and not before."""
-    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *MIGRATE) as running:
+    with held(rig, "hosta", "criu", DUMP) as criu, rig.start("hosta", *ALL_AT_ONCE) as running:
         criu.wait("CRIU has begun")
         criu.spare()
         hold_frozen(rig, running)
@@ -124,10 +123,10 @@ def test_all_of_its_cgroup_is_killed(rig: Rig, guest: str) -> None:
 
 def test_a_terminal_that_has_gone(rig: Rig, guest: str) -> None:
     """Each line that cannot be written any more, EIO as from a closed terminal or ENOSPC, is no reason for anything."""
-    rig.exec("hosta", "sh", "-c", f"{' '.join(MIGRATE)} >/dev/full 2>&1")
+    rig.exec("hosta", "sh", "-c", f"{' '.join(ALL_AT_ONCE)} >/dev/full 2>&1")
     assert rig.probe("hostb", "c1")["start"] == guest
     with held(rig, "hostb", "criu", DUMP) as criu:
-        back = f"exec {' '.join(MIGRATE).replace('hostb', 'hosta')} -v 2>/dev/full"
+        back = f"exec {' '.join(ALL_AT_ONCE).replace('hostb', 'hosta')} -v 2>/dev/full"
         with rig.start("hostb", "sh", "-c", back) as running:
             criu.wait("CRIU has begun")
             running.signal(2)

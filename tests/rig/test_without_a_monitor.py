@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.rig import DESTINATION, Rig, wait_for
-from tests.rig.conftest import CleanHosts
+from harness.rig import Rig, wait_for
+from tests.rig.boot_guest import killed_before_the_record
+from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import held
-from tests.rig.test_disk_away import killed_before_the_record
+from tests.rig.moves import TO_B
 
-TO_B = ("-d", DESTINATION)
 CGROUP = "/sys/fs/cgroup/lxc.payload.c1"
 INIT = f"head -n1 {CGROUP}/cgroup.procs"
 

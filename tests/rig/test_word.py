@@ -6,9 +6,10 @@ from __future__ import annotations
 import pytest
 
 from harness.rig import Rig
-from tests.rig.test_disk_away import killed_before_the_record
-from tests.rig.test_failures import failed, frozen
-from tests.rig.test_healing import dumped, guest, reboot, runs_only_on, states  # noqa: F401 -- a fixture
+from tests.rig.absence import reboot
+from tests.rig.boot_guest import dumped, guest, killed_before_the_record, runs_only_on, states  # noqa: F401 -- a fixture
+from tests.rig.outcomes import failed
+from tests.rig.ticking import frozen
 
 # ruff: noqa: F811 -- fixtures
 

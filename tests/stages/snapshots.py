@@ -10,17 +10,20 @@ from typing import Any, cast
 
 import pytest
 
+from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
 from migrator.errors.connection import ConnectionLost
 from migrator.host import btrfs
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
-from migrator.record.migration_paths import Layout
+from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Event, Role
 from migrator.transfer.rpc import Connection
 from migrator.transfer.wire_codec import Request
-from stages.steps import give_back, thaw_again
+from stages import rollback
+from stages.steps import give_back, prologue, thaw_again
+from stages.steps.options import EndOptions, NamedContainer
 from tests.migrator.wire import by_op
 
 SENT = "11111111-2222-3333-4444-555555555555"
@@ -122,3 +125,18 @@ class There:
 
 def tell(migration: Migration, there: There) -> str:
     return give_back.tell(migration, cast("Connection", there))
+
+
+@pytest.fixture
+def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
+          tmp_path: Path) -> Callable[..., Result]:
+    """`migrator rollback web` on this host; nobody can be reached."""
+    monkeypatch.setattr(prologue, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(give_back, "connected", refuses(CUT))
+    monkeypatch.setattr(prologue, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+
+    def run(**more: Any) -> Result:
+        return rollback.run(EndOptions(NamedContainer("web", str(tmp_path)), **more))
+
+    return run

@@ -21,18 +21,7 @@ from migrator.record.states import Event, Role
 from stages import cleanup
 from stages.steps import finish_here, moved_copy, put_away
 from stages.steps.cleaner import Cleaner
-from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
-    ARRIVED,
-    ID,
-    LATER,
-    LEFT,
-    begun,
-    clean,
-    journal,
-    put_aside,
-    stands,
-    state,
-)
+from tests.stages.earlier_stays import ARRIVED, ID, LATER, LEFT, begun, clean, journal, put_aside, stands, state  # noqa: F401 -- fixtures
 
 DISKS = ("01234567-89ab-cdef-0123-456789abcdef", "11111111-2222-3333-4444-555555555555")
 RECORDED = {"its own": "rootfs", "another disk": "other", "an older version's": ""}  # a folder's name is its uuid

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from migrator.config import container_config
-from migrator.copies import autostart, ending, standing
+from migrator.copies import ending, standing
 from migrator.errors.containers import OutOfOrder
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.errors.ownership import TwoCopies
@@ -29,32 +28,11 @@ from stages.steps.ask_source import Asking
 from stages.steps.options import StandstillOptions
 from stages.steps.stop import Stop
 from tests.migrator.wire import by_op
-from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_offer import There
-from tests.stages.test_standing import config
-
-PID = 4242
-AGAIN = "Next: once that has ended: migrator create-dump web -d root@hostb"
-
-
-class Boot:
-    """Its lxc-autostart, and the fence of each time that somebody has looked for it."""
-
-    def __init__(self) -> None:
-        self.under_way = False
-        self.fences: list[str] = []
-
-    def look(self, config: Path) -> int | None:
-        self.fences.append(container_config.fence_of(config.read_text()))
-        return PID if self.under_way else None
-
-
-@pytest.fixture
-def boot(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Boot:
-    found = Boot()
-    monkeypatch.setattr(autostart, "under_way", lambda: found.look(journal.path.parent / "web" / "config"))
-    return found
+from tests.stages.booting import AGAIN, PID, Boot, boot  # noqa: F401 -- a fixture
+from tests.stages.handovers import Plain, migration, thawed  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.offers import There
+from tests.stages.standing import config
 
 
 @pytest.fixture

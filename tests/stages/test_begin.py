@@ -24,8 +24,8 @@ from migrator.transfer.wire_codec import Request
 from stages.steps import send_disk
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
+from tests.stages.answering import ID, Destination, pool, there  # noqa: F401 -- fixtures
 from tests.stages.asks import begins
-from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.peers import Peer
 

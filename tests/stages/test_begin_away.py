@@ -21,7 +21,7 @@ from migrator.transfer.messages import DiskTransfer, DumpBegin
 from migrator.transfer.wire_codec import decoded
 from stages import create_dump
 from stages.steps import take, take_disk
-from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.answering import ID, Destination, pool, there  # noqa: F401 -- fixtures
 
 # ruff: noqa: F811 -- fixtures
 

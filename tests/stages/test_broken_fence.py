@@ -26,7 +26,7 @@ from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from stages import resume, status
 from stages.steps import arguments, ask_source
-from tests.stages.test_earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
+from tests.stages.earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, stands, state
 
 __all__ = ["journal", "state"]  # fixtures
 

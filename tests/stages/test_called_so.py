@@ -24,10 +24,10 @@ from migrator.record.detail import Still
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages.steps import thaw_again
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
-from tests.stages.test_second_start import SLEEP, START, lives
-from tests.stages.test_standing import OTHER_BOOT
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
+from tests.stages.other_starts import SLEEP, START, lives
+from tests.stages.standing import OTHER_BOOT
 
 WEB, OTHER = "0::/lxc.payload.web\n", "0::/lxc.payload.other\n"
 ELSEWHERE = roots.Root(99, 1)  # a tmpfs

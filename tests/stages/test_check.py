@@ -36,7 +36,7 @@ from stages import check
 from stages.steps import examine
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.made_up import CONTAINER, DESTINATION, ROOT, SOURCE, change
-from tests.stages.test_heal import dumping, journal, owned  # noqa: F401 -- a fixture
+from tests.stages.journals import dumping, journal, owned  # noqa: F401 -- a fixture
 
 FOUND = [Finding("a", Severity.ERROR, "One.", "Cure it."), Finding("b", Severity.WARNING, "Two.", ""),
          Finding("c", Severity.INFO, "Three.", "")]

@@ -22,9 +22,9 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages.steps import left_running, settling
 from tests import btrfs_roots
-from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
-from tests.stages.test_second_start import SLEEP, START, lives
-from tests.stages.test_settling import ID, mark, restoring
+from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.stages.other_starts import SLEEP, START, lives
+from tests.stages.restoring import ID, mark, restoring
 
 __all__ = ["acts", "container", "restoring"]
 OWN, INSIDE = 256, 300

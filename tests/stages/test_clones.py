@@ -19,19 +19,7 @@ from migrator.record.states import Role
 from stages import cleanup
 from stages.steps import finish_here, moved_copy, put_away
 from stages.steps.cleaner import Cleaner
-from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
-    ARRIVED,
-    CONFIG,
-    ID,
-    LATER,
-    LEFT,
-    begun,
-    clean,
-    journal,
-    put_aside,
-    stands,
-    state,
-)
+from tests.stages.earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, clean, journal, put_aside, stands, state  # noqa: F401 -- fixtures
 
 # As LXC writes it, and its older versions, and what each means.
 LISTED = {"/var/lib/lxc\nclone\n": True, "2\n": True, "0\n": False, "": False, None: False}

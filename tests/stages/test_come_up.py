@@ -22,8 +22,8 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State
 from stages.steps import abandon, finish_here, left_running, settling
-from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
-from tests.stages.test_settling import ID, mark, restoring
+from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.stages.restoring import ID, mark, restoring
 
 __all__ = ["acts", "container", "restoring"]
 

@@ -27,18 +27,8 @@ from migrator.remote.answering import Service
 from migrator.transfer import messages
 from migrator.transfer.messages import Restored
 from stages.steps import consented, force, import_round, restore_here, restore_over
-from tests.stages.test_allowed import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
-from tests.stages.test_withdrawn import (  # noqa: F401 -- fixtures
-    CALLERS,
-    WITH,
-    WITHOUT,
-    _no_disk,
-    arriving,
-    dumped,
-    imported,
-    key,
-    peers,
-)
+from tests.stages.callers import HOOK, ID, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.consents import CALLERS, WITH, WITHOUT, _no_disk, arriving, dumped, imported, key, peers  # noqa: F401 -- fixtures
 from tunnel.identity.peers import Peers
 
 

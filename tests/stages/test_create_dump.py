@@ -25,10 +25,10 @@ from migrator.record.states import Event, Owner, State
 from stages import create_dump
 from stages.steps import freeze_and_offer, prologue
 from stages.steps.options import MoveRequest, NamedContainer
+from tests.stages.handovers import Plain, migration  # noqa: F401 -- a fixture
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.key_presses import handlers, press  # noqa: F401 -- a fixture
 from tests.stages.snapshots import There, recorded, refuses
-from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
-from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
 from tunnel.tunnel_errors import PeerAbsent
 
 LOST = ConnectionLost(destination="hostb", reason="cut")

@@ -1,48 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A container's configuration arrives, with what it includes, and is taken away again."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from migrator.base import removal
 from migrator.config import config_reader, consent, container_config, include_copies, lxc_settings
-from migrator.copies import origins
 from migrator.errors.connection import ConsentNeeded
 from migrator.errors.containers import ConfigInvalid
-from migrator.record.journal import Journal, Migration
+from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
-from migrator.record.states import Event, Role
-from migrator.remote.answering import keep_config
-from stages.steps import finish_here, import_round, put_away
-from tests.stages.asks import begins
-
-ID = "0badc0de"
-
-
-@pytest.fixture
-def arriving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
-    """A migration to this host of a container that lies at /far/web on its own."""
-    monkeypatch.setattr(origins, "_lives", lambda _: False)  # LXC is not asked: no copy here is at work
-    (tmp_path / "pool").mkdir()
-    with Journal(tmp_path / "journal.db") as journal:
-        yield journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path / "pool", peer="hosta",
-                             event=Event.RECEIVE, other_name="web", source_lxcpath=str(tmp_path / "far"), mapped_root=0)
-
-
-def define(migration: Migration, text: str, includes: dict[str, str]) -> lxc_settings.Config:
-    """The container's configuration after this text and these files have come; it must be one that LXC accepts."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
-    layout.make_folder()
-    layout.spool.mkdir(exist_ok=True)
-    keep_config(layout, begins(config=text, includes=includes))
-    import_round.define(migration, layout)
-    found = lxc_settings.read(layout.container / "config")
-    assert not found.faults
-    return found
+from stages.steps import finish_here, put_away
+from tests.stages.defining import ID, arriving, define  # noqa: F401 -- a fixture
 
 
 def copies(migration: Migration) -> list[str]:

@@ -16,7 +16,7 @@ from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from stages.steps import earlier_stay, put_away
-from tests.stages.test_define import ID, arriving, define
+from tests.stages.defining import ID, arriving, define
 
 __all__ = ["arriving"]
 EARLIER = "00000001"

@@ -23,7 +23,7 @@ from migrator.transfer.messages import DumpBegin, Running
 from stages.steps import abandon, finish_here, left_running, settling, take
 from tests import btrfs_roots
 from tests.stages.asks import abandons
-from tests.stages.test_disk_away import ID, There, host, make  # noqa: F401 -- fixtures
+from tests.stages.away_disk import ID, There, host, make  # noqa: F401 -- fixtures
 
 SETTLING = [(lxc_disk, "is_removed", True), (settling, "_is_ours", True), (ran_mark, "was", True),
             (Layout, "is_own", True), (settling, "_is_ours", False), (ran_mark, "was", False),

@@ -19,7 +19,7 @@ from stages import create_dump, finish
 from stages.steps import end_copy, examine, freeze_and_offer
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
 from tests.migrator.wire import by_op
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 class There:

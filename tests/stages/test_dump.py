@@ -15,87 +15,23 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any, cast
 
 import pytest
 
 from migrator.base import boot_clock
-from migrator.copies import thawing
-from migrator.criu import terminals
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import btrfs, lxc, network
-from migrator.record import container_lock, image_folders
-from migrator.record.journal import Journal, Migration
-from migrator.record.states import Event, State
-from migrator.transfer import spool
-from migrator.transfer.rpc import Connection
-from stages.steps import dump, examine, offer, thaw_again
-from stages.steps.options import StandstillOptions
-from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
-from tests.stages.test_offer import There
-from tests.stages.test_remains import Monitorless, cgroup, init  # noqa: F401 -- fixtures
-
-
-class Guest(Monitorless):
-    """As LXC sees it: by the process that stands in for its first one."""
-
-    rootfs = Path("/nowhere/rootfs")
-    pid = 0
-    state = "RUNNING"
-    is_ephemeral = False
-    cgroup: Path
-
-    @property
-    def init_pid(self) -> int:
-        return self.pid
-
-    def tell_frozen(self) -> None:
-        """Nobody hears it."""
-
-
-class Watchdog:
-    """Notes what it is told."""
-
-    def __init__(self, task: Any) -> None:
-        self.frozen: thawing.Frozen = task.frozen
-        self.told: list[str] = []
-
-    def start(self) -> None: ...
-
-    def begins(self) -> None:
-        assert self.frozen.is_here(), "it would thaw nothing"
-        self.told.append("begins")
-
-    def dismiss(self) -> None:
-        self.told.append("dismissed")
-
-    def leave(self) -> None: ...
-
-
-@pytest.fixture
-def migration(journal: Journal) -> Migration:
-    made = dumping(journal)
-    made.move(Event.THAW)
-    return made
-
-
-@pytest.fixture
-def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> Guest:
-    made = Guest(migration.name, migration.lxcpath)
-    made.pid, made.cgroup = init.pid, cgroup
-    (cgroup / "cgroup.freeze").write_text("0")
-    monkeypatch.setattr(lxc, "Container", lambda *_: made)
-    monkeypatch.setattr(btrfs, "delete", lambda _: None)
-    monkeypatch.setattr(network, "ports", lambda _: [])
-    monkeypatch.setattr(terminals, "found", lambda _: [])
-    monkeypatch.setattr(image_folders, "make_images", lambda *_: None)
-    monkeypatch.setattr(spool, "check_space", lambda *_, **__: None)
-    monkeypatch.setattr(dump, "Watchdog", Watchdog)
-    monkeypatch.setattr(dump.Dump, "_dump_and_send", lambda *_: pytest.fail("it was dumped"))
-    return made
+from migrator.record import container_lock
+from migrator.record.journal import Migration
+from migrator.record.states import State
+from stages.steps import dump, offer, thaw_again
+from tests.stages.dumps import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
 
 
 @contextlib.contextmanager
@@ -105,14 +41,6 @@ def another_start() -> Iterator[subprocess.Popen[bytes]]:
             yield program
         finally:
             program.kill()
-
-
-def dump_of(migration: Migration, guest: Guest) -> dump.Dump:
-    facts = SimpleNamespace(memory=0)
-    host = SimpleNamespace(criu=SimpleNamespace(features=()))
-    looked = cast("examine.Look", SimpleNamespace(container=facts, source=host, destination=host))
-    there = cast("Connection", There({}))
-    return dump.Dump(StandstillOptions(), migration, cast("lxc.Container", guest), there, looked)
 
 
 def test_one_that_has_rebooted_since_it_was_prepared_is_not_frozen(

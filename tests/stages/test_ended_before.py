@@ -20,7 +20,7 @@ from migrator.record.states import Event, Role, State
 from migrator.transfer.messages import Finish
 from stages.steps import ask_source, finish_here, force, resume_destination
 from stages.steps.ask_source import Asking
-from tests.stages.test_disk_away import ID, OWN, There, host, make
+from tests.stages.away_disk import ID, OWN, There, host, make
 
 __all__ = ["host", "make"]
 

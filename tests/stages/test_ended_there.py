@@ -24,8 +24,8 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State
 from stages.steps import abandon, left_running, settling
-from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
-from tests.stages.test_settling import ID, restoring
+from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.stages.restoring import ID, restoring
 
 __all__ = ["acts", "container", "restoring"]
 

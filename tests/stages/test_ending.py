@@ -18,8 +18,8 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages.steps import end_copy
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import Monitorless, cgroup, configured, frozen, init  # noqa: F401 -- fixtures
 
 Known = Callable[[str, int], None]
 KILLS = ["lxc-stop", "-k", "-n", "web", "-P"]

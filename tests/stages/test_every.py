@@ -28,7 +28,7 @@ from stages import resume
 from stages.steps import ask_source, ask_state, restore_here, resume_destination, resume_source, settling
 from stages.steps.ask_source import QUICKLY
 from tests.migrator.wire import by_op
-from tests.stages.test_heal import journal, owned  # noqa: F401 -- a fixture
+from tests.stages.journals import journal, owned  # noqa: F401 -- a fixture
 
 # ruff: noqa: F811 -- fixtures
 

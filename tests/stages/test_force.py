@@ -4,26 +4,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from migrator.base import boot_clock
 from migrator.base.result import Result
-from migrator.copies import after_crash, leave, resume_rules
+from migrator.copies import leave, resume_rules
 from migrator.copies.leave import BY_HAND, LEAST
 from migrator.copies.resume_rules import must_ask
-from migrator.errors import Interrupted, MigratorError
-from migrator.errors.connection import (
-    ConnectionLost,
-    HostKeyChanged,
-    HostKeyUnknown,
-    HostUnreachable,
-    ProtocolError,
-    RemoteMissing,
-    SshRefused,
-)
+from migrator.errors import Interrupted
+from migrator.errors.connection import HostKeyChanged, SshRefused
 from migrator.errors.containers import AlreadyRuns, NotKnownThere, OutOfOrder
 from migrator.errors.documented import DocumentedError
 from migrator.errors.outcomes import SourceStateUnknown
@@ -36,72 +26,26 @@ from migrator.record.states import Event, Owner, Role, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState, SourceState
 from stages import cleanup, finish
-from stages.steps import ask_source, finish_here, force, settling, stopped_here, thaw_again
+from stages.steps import ask_source, finish_here, force, settling
 from stages.steps.options import EndOptions, NamedContainer
-from tests.stages.test_heal import journal, offered, owned  # noqa: F401 -- a fixture
-from tunnel.tunnel_errors import NoPath, PeerAbsent, PeerRefuses, PeerSilent, RendezvousUnavailable
+from tests.stages.journals import journal, offered, owned  # noqa: F401 -- a fixture
+from tests.stages.lost_hosts import (  # noqa: F401 -- fixtures
+    ALIVE,
+    NOT_REACHED,
+    SILENT,
+    UNKNOWN,
+    not_known,
+    nothing_real,
+    now,
+    refused,
+    restored,
+    unreachable,
+)
 
 # ruff: noqa: F811 -- fixtures
 
 
-def unreachable(*, silent: bool) -> HostUnreachable:
-    error = HostUnreachable(destination="root@hostb", reason="no answer")
-    error.silent = silent
-    return error
-
-
-def refused() -> HostUnreachable:
-    error = unreachable(silent=False)
-    error.answered = True
-    return error
-
-
-def not_known(*, another: bool) -> NotKnownThere:
-    """Who answers does not know it, or has it from another migration than this one."""
-    error = NotKnownThere(destination="hostx", id="0badc0de", name="web", peer="root@hostb")
-    error.another = another
-    return error
-
-
 ROLLBACK = "migrator rollback web"
-SILENT: list[DocumentedError] = [unreachable(silent=True)]
-NOT_REACHED: list[DocumentedError] = [
-    unreachable(silent=False), PeerAbsent(name="b", server="r"), PeerSilent(name="b", reason="nothing"),
-]
-UNKNOWN = [*NOT_REACHED, not_known(another=True)]
-ALIVE: list[DocumentedError] = [
-    refused(), HostKeyChanged(), HostKeyUnknown(), SshRefused(), RemoteMissing(), ProtocolError(),
-    ConnectionLost(), NoPath(), PeerRefuses(), RendezvousUnavailable(), MigratorError(reason="?"),
-    not_known(another=False),
-]
-
-
-@pytest.fixture(autouse=True)
-def nothing_real(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
-    """There is no container here; what would be done to it."""
-    done: list[str] = []
-    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: done.append("thawed"))
-    monkeypatch.setattr("migrator.copies.origins.is_there", lambda _: True)
-    monkeypatch.setattr(after_crash, "where", lambda _: "It runs on here.")
-    monkeypatch.setattr(settling, "stands_fenced", lambda _: False)
-    monkeypatch.setattr(settling, "seems_fenced", lambda _: False)
-    monkeypatch.setattr(stopped_here, "is_stopped", lambda _: False)
-    monkeypatch.setattr(container_lock, "_interrupted", [])
-    monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
-    yield done
-
-
-@pytest.fixture
-def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """This host's clock, which goes on only where somebody sleeps."""
-    found = [1000.0]
-    monkeypatch.setattr(boot_clock, "now", lambda: found[0])
-
-    def sleep(seconds: float) -> None:
-        found[0] += seconds
-
-    monkeypatch.setattr("time.sleep", sleep)
-    return found
 
 
 def test_only_silence_is_silence() -> None:
@@ -388,13 +332,6 @@ def test_what_stands_fenced_is_not_finished_without_its_source(journal: Journal,
 
 
 # --- a source that is lost for good ---------------------------------------------------------------------------
-
-
-def restored(journal: Journal) -> Migration:
-    migration = owned(journal)
-    migration.move(Event.RESTORE)
-    migration.move(Event.RESTORED)
-    return migration
 
 
 @pytest.mark.parametrize("error", SILENT + NOT_REACHED, ids=lambda error: type(error).__name__)

@@ -18,8 +18,8 @@ from migrator.record.journal import Journal
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Owner, Role, State
 from stages.steps import force, settling
-from tests.stages.test_force import SILENT, nothing_real, now, restored  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+from tests.stages.journals import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+from tests.stages.lost_hosts import SILENT, nothing_real, now, restored  # noqa: F401 -- fixtures
 
 
 def test_before_the_offer_it_is_a_rollback_like_any_other(journal: Journal, nothing_real: list[str]) -> None:

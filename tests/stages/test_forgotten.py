@@ -21,16 +21,7 @@ from migrator.record.states import Event, Role
 from stages import cleanup
 from stages.steps import arguments
 from stages.steps.cleaner import Cleaner
-from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
-    ARRIVED,
-    CONFIG,
-    ID,
-    LATER,
-    LEFT,
-    begun,
-    journal,
-    state,
-)
+from tests.stages.earlier_stays import ARRIVED, CONFIG, ID, LATER, LEFT, begun, journal, state  # noqa: F401 -- fixtures
 
 # ruff: noqa: F811 -- fixtures
 

@@ -17,7 +17,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer import received_snapshot, room_bounds, spool
 from stages.steps import import_round
-from tests.stages.test_restored_again import arrives
+from tests.migrator.transfer.spools import store
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
 FULL, QUOTA = "No space left on device", "Disk quota exceeded"
@@ -28,7 +28,7 @@ def migration(tmp_path: Path) -> Iterator[Migration]:
     layout = Layout(tmp_path / "pool", "web", ID)
     layout.make_folder()
     layout.spool.mkdir()
-    arrives(layout.spool / "disk-1", b"a stream")
+    store(layout.spool / "disk-1", b"a stream")
     with Journal(tmp_path / "journal.db") as journal:
         made = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=layout.lxcpath, peer="hosta",
                               event=Event.RECEIVE, rounds=[{"uuid": UUID}])

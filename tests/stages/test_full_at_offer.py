@@ -23,10 +23,10 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
 from stages.steps import offer
-from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
-from tests.stages.test_standing import Known, There, config, handed_over, known, offers_again  # noqa: F401 -- a fixture
+from tests.stages.handovers import Plain, migration, thawed  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
+from tests.stages.standing import Known, There, handed_over, known, offers_again  # noqa: F401 -- a fixture
 
 UNKNOWN = {True: SourceStateUnknown, False: SourceStoppedUnknown}
 

@@ -19,8 +19,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages.steps import give_back, left_running, renamed, restore_here, settling, thaw_again
-from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
-from tests.stages.test_heal import owned as owned_by
+from tests.stages.journals import dumping, journal  # noqa: F401 -- a fixture
+from tests.stages.journals import owned as owned_by
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from migrator.transfer.messages import Running
 from stages.steps import abandon, finish_here, left_running, renamed, settling
 from tests import btrfs_roots
 from tests.stages.asks import abandons
-from tests.stages.test_disk_away import ID, There, host, make
+from tests.stages.away_disk import ID, There, host, make
 
 __all__ = ["host", "make"]
 

@@ -8,63 +8,21 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from migrator import __main__ as program
 from migrator.config import container_config
-from migrator.copies import after_crash, origins
+from migrator.copies import origins
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.connection import ConnectionLost
 from migrator.errors.outcomes import SourceRunsAgain
-from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import resume
 from stages.steps import freeze_and_offer, give_back, thaw_again
-from stages.steps.drive import Drive
-from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-
-
-def press() -> None:
-    """Ctrl-C; Python's handler has run when this returns. A second one would end this process."""
-    if container_lock._interrupted:
-        pytest.fail("the first one has ended nothing")
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.fixture(autouse=True)
-def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Those of the program, and no signal so far."""
-    numbers = (*program._BY_HAND, container_lock.ABORT)
-    before = {number: signal.getsignal(number) for number in numbers}
-    monkeypatch.setattr(container_lock, "_interrupted", [])
-    for number in numbers:
-        signal.signal(number, program._interrupt)
-    yield
-    for number, each in before.items():
-        signal.signal(number, each)
-
-
-@pytest.fixture
-def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What a rollback does, in order; Ctrl-C is pressed while it thaws."""
-    done: list[str] = []
-
-    def thaw(migration: Migration) -> bool:
-        done.append(f"begins to thaw, {migration.state}")
-        press()
-        done.append("thawed")
-        return True
-
-    monkeypatch.setattr(thaw_again, "thaw_source", thaw)
-    monkeypatch.setattr(give_back, "drop_attempt", lambda *_: done.append("dropped"))
-    monkeypatch.setattr(after_crash, "where", lambda _: "")
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
-    return done
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.key_presses import acts, driven, handlers, press  # noqa: F401 -- fixtures
 
 
 def test_it_is_raised_at_once_where_nothing_is_given_back() -> None:
@@ -158,22 +116,6 @@ def test_what_a_killed_dump_has_left_runs_first(journal: Journal, acts: list[str
         freeze_and_offer.heal(migration)
     assert acts[:2] == ["begins to thaw, dumping", "thawed"]
     assert migration.state is (State.DUMPING if broken else State.PREPARED)
-
-
-def driven(journal: Journal, migration: Migration, monkeypatch: pytest.MonkeyPatch,
-           fails: Callable[[], None]) -> Drive:
-    container = lxc.Container.__new__(lxc.Container)
-    container.name, container.lxcpath = migration.name, migration.lxcpath
-    request = MoveRequest(NamedContainer("web"), "root@hostb")
-    drive = Drive("migrate", request, MoveOptions(), journal, container, migration)
-    monkeypatch.setattr(drive, "_ahead", fails)
-    monkeypatch.setattr(drive, "_tell", press_and_tell)
-    return drive
-
-
-def press_and_tell() -> str:
-    press()
-    return ""
 
 
 def test_the_way_back_goes_to_its_end(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,9 @@ from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
 from stages.steps import ask_source, end_copy, give_back
 from tests import btrfs_roots
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
-from tests.stages.test_standing import OTHER_BOOT, Known, There, config, handed_over, known  # noqa: F401
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, frozen, init  # noqa: F401 -- fixtures
+from tests.stages.standing import OTHER_BOOT, Known, There, config, handed_over, known  # noqa: F401 -- a fixture
 
 is_source = origins.is_source
 OWN, PUT_BY, MADE, TEMPLATE = "own", "put by", "made", "template"

@@ -21,7 +21,7 @@ from migrator.preflight.facts import host_facts
 from migrator.record import grant
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
-from tests.stages.test_allowed import ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.callers import ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
 
 ORIGIN, UUID = "0000c350", "uuid of a snapshot"
 

@@ -16,8 +16,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event
 from stages.steps import end_copy, thaw_again
 from tests import btrfs_roots
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
 
 OURS, OTHER = "11111111-2222-3333-4444-555555555555", "99999999-2222-3333-4444-555555555555"
 

@@ -23,8 +23,8 @@ from stages.steps import abandon, ask_source, finish_here, force, left_running, 
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
-from tests.stages.test_removed_there import asked, no_lxc, there
-from tests.stages.test_settling import ID, restoring
+from tests.stages.removals import asked, no_lxc, there
+from tests.stages.restoring import ID, restoring
 
 __all__ = ["no_lxc", "restoring"]
 

@@ -23,9 +23,8 @@ from migrator.record.states import Event, Role, State
 from migrator.transfer import messages
 from stages import cleanup
 from stages.steps import take
-from tests.stages.test_allowed import HOSTA, ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
-from tests.stages.test_answers import Destination, arrives, at_the_dump, pool, there
-from tests.stages.test_outgoing import dumped, goes_out
+from tests.stages.answering import Destination, arrives, at_the_dump, pool, there
+from tests.stages.callers import HOSTA, ID, OTHER, Here, dumped, goes_out, here, peer  # noqa: F401 -- a fixture
 
 __all__ = ["pool", "there"]
 

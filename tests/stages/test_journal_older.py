@@ -23,10 +23,10 @@ from migrator.record.states import Event, Role, State
 from stages.steps import abandon, end_copy, finish_here, force, give_back, left_running, offer, unrecorded
 from tests import btrfs_roots
 from tests.migrator.wire import by_op
+from tests.stages.answering import ID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.lost_hosts import nothing_real  # noqa: F401 -- a fixture
 from tests.stages.snapshots import SENT, disk  # noqa: F401 -- a fixture
-from tests.stages.test_another_host import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
-from tests.stages.test_answers import ID, Destination, pool, there  # noqa: F401 -- fixtures
-from tests.stages.test_force import nothing_real  # noqa: F401 -- a fixture
+from tests.stages.two_hosts import Hosts, hosts, lost, source, tell  # noqa: F401 -- fixtures
 
 PID = 4711
 

@@ -23,7 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, IllegalMove, Role, State
 from migrator.remote.answering import REST, Service
 from migrator.transfer.rpc import Takeover
-from tests.stages.test_allowed import ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.callers import ID, OTHER, Here, here, peer  # noqa: F401 -- a fixture
 
 EARLIER = "0000000e"
 

@@ -20,10 +20,10 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages.steps import ask_state, drive, examine, freeze_and_offer, give_back, offer, send_disk, thaw_again
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
+from tests.stages.downtimes import TOO_LATE, There
+from tests.stages.gone import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
+from tests.stages.journals import journal
 from tests.stages.snapshots import fence, layout_of
-from tests.stages.test_gone_here import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
-from tests.stages.test_heal import journal
-from tests.stages.test_started_again import TOO_LATE, There
 
 __all__ = ["host", "journal", "started"]
 

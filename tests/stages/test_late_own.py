@@ -26,7 +26,7 @@ from migrator.transfer.rpc import Connection, Handler, Takeover
 from stages import serve
 from stages.steps import ask_source, restore_over
 from tests.migrator.wire import call, connected
-from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there
+from tests.stages.answering import ID, Destination, arrives, at_the_dump, pool, there
 
 __all__ = ["pool", "there"]
 

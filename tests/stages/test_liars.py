@@ -23,7 +23,7 @@ from migrator.transfer.frames import CONTROL_MAX
 from migrator.transfer.messages import DiskTransfer
 from migrator.transfer.rpc import Takeover
 from stages.steps import import_round, take_disk
-from tests.stages.test_allowed import HOOK, HOSTA, ID, Here, here, peer
+from tests.stages.callers import HOOK, HOSTA, ID, Here, here, peer
 from tunnel.identity import private_files
 from tunnel.identity.peers import Peers
 

@@ -20,8 +20,8 @@ from migrator.record import transactions
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from stages.steps import give_back, offer
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tests.stages.test_started_again import TOO_LATE, There
+from tests.stages.downtimes import TOO_LATE, There
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event
 from stages.steps import offer, thaw_again
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
-from tests.stages.test_second_start import BESIDE, NESTED, SLEEP, START, lives
-from tests.stages.test_standing import OTHER_BOOT
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import Monitorless, cgroup, configured, frozen, init, started  # noqa: F401 -- fixtures
+from tests.stages.other_starts import BESIDE, NESTED, SLEEP, START, lives
+from tests.stages.standing import OTHER_BOOT
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from stages.steps import settling
 from tests.effort import tries
 from tests.migrator import around, model
 from tests.migrator.world import RAN_THERE, Message, World
-from tests.stages.test_answers import ID, Destination, arrives
+from tests.stages.answering import ID, Destination, arrives
 
 # Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
 # removes; "killed" for one of which only the beginning was recorded; "stopped" for one that was killed once it had let

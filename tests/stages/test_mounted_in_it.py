@@ -18,8 +18,8 @@ from migrator.record.migration_paths import Layout
 from stages import cleanup
 from stages.steps import earlier_stay, moved_copy, put_away
 from stages.steps.cleaner import Cleaner
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_nested import Util, moved, subvolume, util  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.nested_subvolumes import Util, moved, subvolume, util  # noqa: F401 -- fixtures
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +15,7 @@ from migrator.copies import origins
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.data import SnapshotFailed
 from migrator.errors.outcomes import SourceStartedAgain
-from migrator.host import btrfs, lxc, network
+from migrator.host import btrfs, lxc
 from migrator.preflight.facts import container_facts
 from migrator.record.detail import Figures
 from migrator.record.journal import Journal, Migration
@@ -28,68 +26,10 @@ from stages import cleanup
 from stages.steps import drive, earlier_stay, handover, thaw_again
 from stages.steps.cleaner import Cleaner
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
-from tests.stages.test_handover import Plain
-from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
-from tests.stages.test_offer import There
-
-
-class Util:
-    """pybtrfs, over folders: a subvolume is one that has a file `.subvolume`."""
-
-    class BtrfsUtilError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        self.fails = 0  # searches that break off
-        self.deleted: list[Path] = []
-
-    def is_subvolume(self, path: str) -> bool:
-        return (Path(path) / ".subvolume").exists()
-
-    def subvolume_id(self, _: str) -> int:
-        return 256
-
-    def SubvolumeIterator(self, path: str, *, top: int) -> Util.Search:
-        assert top == 256
-        return self.Search(self, Path(path))
-
-    class Search:
-        def __init__(self, util: Util, path: Path) -> None:
-            self.util, self.path = util, path
-
-        def __enter__(self) -> Util.Search:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def __iter__(self) -> Iterator[tuple[str, int]]:
-            if self.util.fails:
-                self.util.fails -= 1
-                raise Util.BtrfsUtilError("Could not look up the inode")
-            for found in sorted(self.path.rglob(".subvolume")):
-                if found.parent != self.path:
-                    yield str(found.parent.relative_to(self.path)), 257
-
-    def delete_subvolume(self, path: str, *, recursive: bool) -> None:
-        with self.Search(self, Path(path)) as inside:
-            if not recursive and list(inside):
-                raise OSError(39, "Directory not empty")
-        self.deleted.append(Path(path))
-        shutil.rmtree(path)
-
-
-@pytest.fixture(autouse=True)
-def util(monkeypatch: pytest.MonkeyPatch) -> Util:
-    made = Util()
-    monkeypatch.setattr(btrfs, "_pybtrfs", lambda: made)
-    return made
-
-
-def subvolume(path: Path) -> Path:
-    path.mkdir(parents=True)
-    (path / ".subvolume").touch()
-    return path
-
+from tests.stages.handovers import Plain
+from tests.stages.journals import dumping, journal  # noqa: F401 -- a fixture
+from tests.stages.nested_subvolumes import Util, moved, subvolume, util  # noqa: F401 -- fixtures
+from tests.stages.offers import There
 
 # --- they are seen --------------------------------------------------------------------------------------------
 
@@ -185,29 +125,6 @@ def test_a_subvolume_is_not_deleted_with_what_is_inside(tmp_path: Path, util: Ut
     assert util.deleted == []
     btrfs.delete(rootfs, inner=True)
     assert util.deleted == [rootfs]
-
-
-@pytest.fixture
-def moved(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    """A container that has left this host, with its fenced copy."""
-
-    class Copy:
-        state = "STOPPED"
-
-        def __init__(self, name: str, lxcpath: Path) -> None:
-            self.rootfs = lxcpath / name / "rootfs"
-
-    monkeypatch.setattr(lxc, "Container", Copy)
-    monkeypatch.setattr(lxc, "lives_in", lambda *_: False)
-    monkeypatch.setattr(network, "silenced", list)
-    pool = journal.path.parent
-    subvolume(pool / "web" / "rootfs")
-    container_config.fence(pool / "web", "lxc.uts.name = web\n", "0badc0de", "moved")
-    made = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=pool, peer="root@hostb",
-                          event=Event.SEND, rounds=[])
-    for event in (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN, Event.FINISH, Event.FINISHED):
-        made.move(event)
-    return Layout(pool, "web", "0badc0de")
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -25,10 +25,10 @@ from migrator.remote import ssh, ssh_config
 from migrator.remote.destination import ConnectOptions, parse
 from stages.steps import drive, give_back, offer, send_disk, thaw_again
 from stages.steps.reconnect import Link
-from tests.stages.test_given_back import acts, driven, handlers, press  # noqa: F401 -- fixtures
-from tests.stages.test_handover import Plain, migration, thawed  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tests.stages.test_offer import There, connection
+from tests.stages.handovers import Plain, migration, thawed  # noqa: F401 -- fixtures
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.key_presses import acts, driven, handlers, press  # noqa: F401 -- fixtures
+from tests.stages.offers import There, connection
 
 
 def pressed(*_: object, **__: object) -> Any:

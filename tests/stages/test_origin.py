@@ -23,15 +23,7 @@ from stages import cleanup
 from stages.steps import finish_here, put_away, send_disk
 from stages.steps.options import MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
-from tests.stages.test_put_aside import (
-    EARLIER,
-    Disk,
-    attempt,
-    disk,  # noqa: F401
-    found,
-    layout_of,
-    owned,  # noqa: F401
-)
+from tests.stages.in_its_place import EARLIER, Disk, attempt, disk, found, layout_of, owned  # noqa: F401 -- fixtures
 
 
 def origin(migration: Migration) -> str:

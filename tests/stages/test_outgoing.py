@@ -10,18 +10,12 @@ import pytest
 from migrator.errors.connection import NotAllowed
 from migrator.record import grant, image_folders
 from migrator.record.grant import Grant
-from migrator.record.journal import Migration
-from migrator.record.states import Event, Role, State
-from tests.stages.test_allowed import HOSTA, HOSTC, ID, OF_A_MIGRATION, Here, here, peer  # noqa: F401 -- a fixture
+from migrator.record.states import Role, State
+from tests.stages.callers import HOSTA, HOSTC, ID, OF_A_MIGRATION, Here, dumped, goes_out, here, peer  # noqa: F401 -- a fixture
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.peers import Peer
 
 TICKET = "0123456789abcdef" * 2
-
-
-def goes_out(here: Here, peer_: str = "peer:hosta", **detail: object) -> Migration:
-    return here.journal.create(id=ID, role=Role.SOURCE, name="db", lxcpath=here.second, peer=peer_, event=Event.SEND,
-                               destination_host="hosta", **detail)
 
 
 @pytest.mark.parametrize("op", OF_A_MIGRATION)
@@ -45,12 +39,6 @@ def test_a_new_one_gets_no_id_that_is_taken(here: Here, monkeypatch: pytest.Monk
     drawn = iter((ID, ID, "00000004"))
     monkeypatch.setattr("migrator.base.names.new_migration_id", lambda: next(drawn))
     assert here.journal.unused_id() == "00000004"
-
-
-def dumped(migration: Migration) -> Migration:
-    for event in (Event.SENT, Event.FREEZE, Event.OFFER, Event.TAKEN):
-        migration.move(event)
-    return migration
 
 
 def test_a_peer_is_known_by_its_fingerprint(here: Here) -> None:

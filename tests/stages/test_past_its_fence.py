@@ -20,8 +20,8 @@ from migrator.record.journal import Migration
 from migrator.record.states import State
 from stages.steps import left_running, put_away, restore_here, settling
 from tests import btrfs_roots
-from tests.stages.test_left_by_a_restore import Container, acts, container, fence, layout_of
-from tests.stages.test_settling import ID, mark, restoring
+from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.stages.restoring import ID, mark, restoring
 
 __all__ = ["acts", "container", "restoring"]
 PID = 4711

@@ -24,18 +24,10 @@ from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
 from stages.steps import ask_source, end_copy
-from tests.stages.test_autostart import AGAIN, Boot, boot  # noqa: F401 -- a fixture
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
-from tests.stages.test_standing import (
-    OTHER_BOOT,
-    Known,
-    There,
-    config,
-    handed_over,
-    known,  # noqa: F401 -- a fixture
-    offers_again,
-)
+from tests.stages.booting import AGAIN, Boot, boot  # noqa: F401 -- a fixture
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
+from tests.stages.standing import OTHER_BOOT, Known, There, config, handed_over, known, offers_again  # noqa: F401 -- a fixture
 
 
 def rebooted(journal: Journal, cgroup: Path, init: subprocess.Popen[bytes], *, fence: bool) -> Migration:

@@ -27,8 +27,8 @@ from migrator.record.states import State
 from stages import abort
 from stages.steps import arguments, freeze_and_offer, give_back, offer, prologue
 from stages.steps.options import EndOptions, NamedContainer
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tests.stages.test_started_again import TOO_LATE, There
+from tests.stages.downtimes import TOO_LATE, There
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from migrator.record import transactions
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Owner, State
 from stages.steps import offer, thaw_again
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
-from tests.stages.test_offer import TAKEN_BACK, There, acts, connection, fence  # noqa: F401 -- a fixture
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.offers import TAKEN_BACK, There, acts, connection, fence  # noqa: F401 -- a fixture
 
 REFUSAL = DumpRefused(name="web", reason="it is incomplete")
 

@@ -34,26 +34,10 @@ from stages.steps import abandon, ask_source, finish_here, force, restore_here, 
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
-from tests.stages.test_settling import ID, mark, restoring
+from tests.stages.removals import asked, no_lxc, there  # noqa: F401 -- a fixture
+from tests.stages.restoring import ID, mark, restoring
 
 __all__ = ["restoring"]
-
-
-@pytest.fixture(autouse=True)
-def no_lxc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing here is a subvolume, or a process of LXC's or CRIU's; LXC itself is not to be asked."""
-
-    def asked() -> None:
-        raise AssertionError("LXC was asked")
-
-    monkeypatch.setattr(lxc, "_lxc", asked)
-    monkeypatch.setattr(lxc, "CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(lxc, "END_LIMIT", 0.05)
-    monkeypatch.setattr(lxc, "STOP_LIMIT", 0.05)
-    monkeypatch.setattr(btrfs, "is_subvolume", lambda _: False)
-    monkeypatch.setattr(criu_dump, "processes", lambda _: [])
-    monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
-    monkeypatch.setattr(restore, "clear", lambda _: None)
 
 
 @contextlib.contextmanager
@@ -63,10 +47,6 @@ def process() -> Iterator[subprocess.Popen[bytes]]:
             yield made
         finally:
             made.kill()
-
-
-def there(migration: Migration) -> Layout:
-    return Layout(migration.lxcpath, migration.name, migration.id)
 
 
 @pytest.mark.parametrize("typed", [True, False])
@@ -165,10 +145,6 @@ def test_it_is_removed_while_the_increment_is_received(restoring: Migration, mon
     assert str(restoring.state) == "owned"
     abandon._abandon(restoring, [])
     assert str(restoring.state) == "abandoned"
-
-
-def asked(migration: Migration) -> Any:
-    return SimpleNamespace(migration=lambda _: migration, find=lambda _: migration, end_behind=lambda: None)
 
 
 def test_one_that_ran_and_was_removed_is_given_back_only_by_force(restoring: Migration) -> None:

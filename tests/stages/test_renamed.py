@@ -29,7 +29,7 @@ from stages.steps import abandon, ask_source, finish_here, left_running, renamed
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.stages.asks import abandons
-from tests.stages.test_disk_away import ID, There, host, make
+from tests.stages.away_disk import ID, There, host, make
 
 __all__ = ["host", "make"]
 

@@ -18,30 +18,22 @@ from migrator.host import btrfs, cgroup_limits, lxc
 from migrator.record.journal import Journal
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
-from migrator.transfer import segments, spool
-from migrator.transfer.segments import Segment
+from migrator.transfer import spool
 from stages.steps import restore_here
-from tests.migrator.criu.test_cgroup_image import image, prop
+from tests.migrator.cgroup_images import image, prop
+from tests.migrator.transfer.spools import store
 
 ID = "0badc0de"
 CONTROLLERS = prop("cgroup.subtree_control", "memory pids\n")
-
-
-def arrives(path: Path, data: bytes) -> None:
-    """A file with its index, as `spool.receive` leaves it."""
-    path.write_bytes(data)
-    segment = Segment(len(data), segments.digest_of(data))
-    path.with_name(path.name + segments.INDEX_SUFFIX).write_bytes(
-        segments.line(segment) + segments.last_line(segments.whole([segment])))
 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
     found = Layout(tmp_path, "web", ID).image_folders()[1]
     found.mkdir(parents=True)
-    arrives(found / cgroup_image.IMAGE, image(CONTROLLERS))
-    arrives(found / "core-1.img", b"core")
-    arrives(found / cgroup_limits.CONTROLLERS, b"memory pids\t.\n")
+    store(found / cgroup_image.IMAGE, image(CONTROLLERS))
+    store(found / "core-1.img", b"core")
+    store(found / cgroup_limits.CONTROLLERS, b"memory pids\t.\n")
     return found
 
 
@@ -102,7 +94,7 @@ def test_damage_is_still_found(stage: restore_here.Restore, images: Path) -> Non
 
 
 def test_an_image_that_makes_no_sense(stage: restore_here.Restore, images: Path) -> None:
-    arrives(images / cgroup_image.IMAGE, image(CONTROLLERS)[:11])
+    store(images / cgroup_image.IMAGE, image(CONTROLLERS)[:11])
     with pytest.raises(RestoreFailed, match="damaged"):
         restored(stage, images)
     spool.verify(images / cgroup_image.IMAGE)

@@ -23,20 +23,9 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from stages.steps import force, give_back, thaw_again
-from tests.stages.snapshots import (  # noqa: F401 -- fixtures
-    CUT,
-    SENT,
-    disk,
-    earlier,
-    fence,
-    layout_of,
-    recorded,
-    refuses,
-    snapshot,
-    thaws,
-)
-from tests.stages.test_answers import UUID, pool, there  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.answering import UUID
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.snapshots import CUT, SENT, disk, earlier, fence, layout_of, recorded, refuses, snapshot, thaws  # noqa: F401 -- fixtures
 
 
 def test_the_word_is_on_record_before_it_thaws(journal: Journal, thaws: list[str]) -> None:
@@ -166,7 +155,6 @@ def test_a_force_that_cannot_be_recorded_does_not_happen(journal: Journal, thaws
     with pytest.raises(JournalBroken):
         give_back.roll_back(migration, None)
     assert thaws == []
-
 
 
 @pytest.mark.parametrize(("uuid", "told", "left"), [(SENT, True, False), ("", True, True), (SENT, False, True)])

@@ -23,17 +23,9 @@ from migrator.record.migration_paths import locked
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Role, State
 from stages.steps import abandon
-from tests.stages.snapshots import (  # noqa: F401 -- fixtures
-    SENT,
-    There,
-    disk,
-    earlier,
-    recorded,
-    snapshot,
-    tell,
-)
-from tests.stages.test_answers import UUID, Destination, pool, there  # noqa: F401 -- fixtures
-from tests.stages.test_heal import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.answering import UUID, Destination, pool, there  # noqa: F401 -- fixtures
+from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
+from tests.stages.snapshots import SENT, There, disk, earlier, recorded, snapshot, tell  # noqa: F401 -- a fixture
 
 
 def test_it_says_which_and_what_it_has(journal: Journal) -> None:

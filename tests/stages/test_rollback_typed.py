@@ -25,37 +25,12 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
-from stages import resume, rollback
-from stages.steps import force, give_back, prologue, put_away, resume_source
-from stages.steps.options import EndOptions, NamedContainer
-from tests.stages.snapshots import (  # noqa: F401 -- fixtures
-    CUT,
-    SENT,
-    There,
-    disk,
-    recorded,
-    refuses,
-    snapshot,
-    thaws,
-)
-from tests.stages.test_answers import UUID, pool, there  # noqa: F401 -- fixtures
-from tests.stages.test_given_back import press
-from tests.stages.test_heal import dumping, journal, offered, owned  # noqa: F401 -- a fixture
-
-
-@pytest.fixture
-def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, thaws: list[str],
-          tmp_path: Path) -> Callable[..., Result]:
-    """`migrator rollback web` on this host; nobody can be reached."""
-    monkeypatch.setattr(prologue, "DEFAULT_PATH", journal.path)
-    monkeypatch.setattr(give_back, "connected", refuses(CUT))
-    monkeypatch.setattr(prologue, "locked", lambda name, **fields: locked(name, tmp_path / "run" / "lock", **fields))
-    monkeypatch.setattr("os.geteuid", lambda: 0)
-
-    def run(**more: Any) -> Result:
-        return rollback.run(EndOptions(NamedContainer("web", str(tmp_path)), **more))
-
-    return run
+from stages import resume
+from stages.steps import force, give_back, put_away, resume_source
+from tests.stages.answering import UUID, pool, there  # noqa: F401 -- fixtures
+from tests.stages.journals import dumping, journal, offered, owned  # noqa: F401 -- a fixture
+from tests.stages.key_presses import press
+from tests.stages.snapshots import CUT, SENT, There, disk, recorded, refuses, snapshot, thaws, typed  # noqa: F401 -- fixtures
 
 
 def connected_to(there: There, seen: list[str]) -> Any:

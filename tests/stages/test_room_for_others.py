@@ -24,7 +24,7 @@ from migrator.transfer.sender import SourceFile, send_files
 from stages import serve
 from stages.steps import import_round, room
 from tests.migrator.wire import connected
-from tests.stages.test_allowed import ID, UUID, Here, here
+from tests.stages.callers import ID, UUID, Here, here
 
 __all__ = ["here"]
 

@@ -28,7 +28,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages.steps import freeze_and_offer, give_back, offer, thaw_again
 from tests.migrator.wire import by_op
-from tests.stages.test_heal import dumping, journal  # noqa: F401 -- a fixture
+from tests.stages.journals import dumping, journal  # noqa: F401 -- a fixture
 
 CUT = ConnectionLost(destination="hostb", reason="cut")
 

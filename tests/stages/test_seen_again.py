@@ -22,11 +22,11 @@ from migrator.transfer.rpc import Connection
 from stages.steps import stop
 from stages.steps.dump import Dump
 from stages.steps.options import StandstillOptions
-from tests.migrator.criu.test_mount_plan import HEAD, entry
-from tests.stages.test_dump import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_offer import There
-from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
+from tests.migrator.mount_images import HEAD, entry
+from tests.stages.dumps import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
+from tests.stages.offers import There
 
 
 @pytest.fixture

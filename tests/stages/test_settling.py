@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What becomes of a container whose restore was never recorded: nothing that may have run is taken away."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,64 +23,14 @@ from migrator.errors.containers import AlreadyRuns, ContainerNotFound
 from migrator.errors.ownership import WordOver
 from migrator.errors.this_host import JournalBroken
 from migrator.host import btrfs, empty_cgroups, lxc
-from migrator.record import lxc_disk
-from migrator.record.journal import Journal, Migration
+from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
-from migrator.record.states import Event, Role, State
+from migrator.record.states import State
 from migrator.transfer import messages
 from stages import cleanup
 from stages.steps import abandon, restore_over, settling
 from stages.steps.cleaner import Cleaner
-from tests import btrfs_roots
-
-ID = "0badc0de"
-
-
-@pytest.fixture
-def restoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migration]:
-    """A restore was under way when its program ended. Any process may live in a subvolume."""
-    btrfs_roots.are(monkeypatch, lambda _: True)
-    with Journal(tmp_path / "journal.db") as journal:
-        migration = journal.create(id=ID, role=Role.DESTINATION, name="web", lxcpath=tmp_path, peer="hosta",
-                                   event=Event.RECEIVE)
-        for event in (Event.RECEIVED, Event.IMPORT, Event.IMPORTED, Event.RECEIVE_DUMP, Event.DUMP_RECEIVED, Event.OWN,
-                      Event.RESTORE):
-            migration.move(event)
-        Layout(tmp_path, "web", ID).spool.mkdir(parents=True)
-        yield migration
-
-
-@pytest.fixture
-def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is done to the container, which is not up; its root file system is there until it is given back."""
-    done: list[str] = []
-
-    def act(word: str, answer: object = None) -> Any:
-        def note(*_: object, **__: object) -> object:
-            done.append(word)
-            return answer
-        return note
-
-    monkeypatch.setattr(origins, "whose", lambda *_: Whose.OURS)
-    monkeypatch.setattr(lxc_disk, "is_removed", lambda *_: False)
-    monkeypatch.setattr(settling, "_has_come_up", lambda *_: False)
-    monkeypatch.setattr(Layout, "is_own_rootfs", lambda *_: "deleted" not in done)
-    monkeypatch.setattr(settling, "end", act("ended", True))
-    monkeypatch.setattr(settling, "give_back_rootfs", act("deleted"))
-    monkeypatch.setattr(container_config, "unfence", act("unfenced"))
-    monkeypatch.setattr(no_memory, "start", act("started"))
-    monkeypatch.setattr(no_memory, "unfenced", lambda *_: contextlib.nullcontext(Path("/run/config")))
-    monkeypatch.setattr(no_memory, "log_of", lambda *_, **__: Path("/dev/null"))
-    monkeypatch.setattr(lxc, "Container", lambda *_: object())
-    return done
-
-
-def mark(migration: Migration, boot: str = "") -> Path:
-    path = ran_mark.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
-    ran_mark.record(str(path))
-    if boot:
-        path.write_text(boot)
-    return path
+from tests.stages.restoring import ID, acts, mark, restoring  # noqa: F401 -- fixtures
 
 
 def test_what_has_run_keeps_its_disk_and_its_fence(restoring: Migration, acts: list[str]) -> None:

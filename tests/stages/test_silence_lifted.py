@@ -28,9 +28,9 @@ from migrator.transfer.messages import AskSourceState
 from stages import create_dump, finish, migrate, resume
 from stages.steps import ask_source, prologue, resume_source
 from stages.steps.options import EndOptions, MoveRequest, NamedContainer
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, init  # noqa: F401 -- fixtures
-from tests.stages.test_standing import Known, handed_over, known  # noqa: F401 -- a fixture
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
+from tests.stages.standing import Known, handed_over, known  # noqa: F401 -- a fixture
 
 VETH = {"inside": "eth0", "outside": "veth7", "bridge": "br0"}
 AWAY = HostUnreachable(destination="root@hostb", reason="no answer")

@@ -24,7 +24,7 @@ from migrator.copies import after_crash, no_memory, origins, remains
 from migrator.criu import criu_dump
 from migrator.errors import InternalError
 from migrator.errors.containers import ContainerNotFound, ContainerNotRunning, DiskAway
-from migrator.errors.memory import DowntimeExceeded, StartFailed
+from migrator.errors.memory import StartFailed
 from migrator.errors.outcomes import SourceStartedAgain, SourceStillStopped
 from migrator.errors.this_host import CommandFailed, JournalBroken
 from migrator.host import lxc, network
@@ -33,13 +33,12 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages.steps import give_back, offer, thaw_again
-from tests.migrator.wire import by_op
+from tests.stages.answering import UUID
+from tests.stages.downtimes import TOO_LATE, There
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
 from tests.stages.snapshots import SENT, disk, snapshot  # noqa: F401 -- a fixture
-from tests.stages.test_answers import UUID
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
 
 ID, ROOTFS = "0badc0de", "33333333-2222-3333-4444-555555555555"
-TOO_LATE = DowntimeExceeded(name="web", seconds="120")
 
 
 class Stopped:
@@ -51,14 +50,6 @@ class Stopped:
         self.name, self.lxcpath = name, lxcpath
         self.folder = lxcpath / name
         self.config_file, self.rootfs = self.folder / "config", self.folder / "rootfs"
-
-
-class There:
-    peer_host = "hostb"
-
-    @by_op
-    def call_within(self, *_: object, **__: object) -> dict[str, Any]:
-        return {}
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from migrator.copies import after_crash, origins
 from migrator.errors.data import SnapshotFailed
 from migrator.record.journal import Journal
 from migrator.record.states import Event
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
-from tests.stages.test_remains import cgroup, frozen, init  # noqa: F401 -- fixtures
-from tests.stages.test_standing import OTHER_BOOT, Known, handed_over, known  # noqa: F401 -- a fixture
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
+from tests.stages.monitorless import cgroup, frozen, init  # noqa: F401 -- fixtures
+from tests.stages.standing import OTHER_BOOT, Known, handed_over, known  # noqa: F401 -- a fixture
 
 
 @pytest.mark.parametrize("taken", [False, True])

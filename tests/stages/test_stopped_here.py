@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """It has run here and is stopped, as after a reboot: nobody is told to start it before the source was asked."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +21,6 @@ from migrator.errors.connection import ConnectionLost
 from migrator.errors.containers import AlreadyRuns, ContainerNotFound, OutOfOrder
 from migrator.errors.ownership import ForceRefused, SourceNeeded, TwoCopies
 from migrator.host import lxc
-from migrator.record import lxc_disk
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State
 from stages import restore_dump, resume
@@ -39,33 +40,14 @@ from stages.steps import (
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
 from tests import btrfs_roots
-from tests.stages.test_second_start import PIDS, SLEEP, START, lives
-from tests.stages.test_settling import ID, acts, restoring
+from tests.stages.other_starts import PIDS, SLEEP, START, lives
+from tests.stages.restored_and_stopped import here, lxc_says  # noqa: F401 -- a fixture
+from tests.stages.restoring import ID, acts, restoring
 
 __all__ = ["acts", "restoring"]
 ASKING = Asking()
 RESUME = "migrator resume web"
 LOST = ConnectionLost(destination="hosta", reason="cut")
-
-
-@pytest.fixture
-def here(restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> Migration:
-    """It was restored, and lost its fence as whatever is; then the host lost its power. Nobody has a boot in common."""
-    lxc_says(monkeypatch, "STOPPED")
-    monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
-    monkeypatch.setattr(lxc, "container_processes", lambda _: [])
-    monkeypatch.setattr(lxc_disk, "is_removed", lambda _: False)
-    monkeypatch.setattr(origins, "whose", lambda _: Whose.FOREIGN)
-    folder = restoring.lxcpath / "web"
-    folder.mkdir()
-    (folder / "config").write_text("lxc.uts.name = web\n")
-    restoring.note("rounds", rounds=[])
-    restoring.move(Event.RESTORED)
-    return restoring
-
-
-def lxc_says(patch: pytest.MonkeyPatch, state: str) -> None:
-    patch.setattr(lxc, "Container", lambda *_, **__: SimpleNamespace(state=state, rootfs="/nowhere", name="web"))
 
 
 def the_source(patch: pytest.MonkeyPatch, says: State | ConnectionLost | None) -> None:

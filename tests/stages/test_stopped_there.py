@@ -44,7 +44,7 @@ from stages.steps import (
 from stages.steps.ask_source import Asking
 from stages.steps.options import NamedContainer
 from tests.stages.asks import abandons
-from tests.stages.test_settling import ID, acts, mark, restoring
+from tests.stages.restoring import ID, acts, mark, restoring
 
 __all__ = ["acts", "restoring"]
 OTHER_BOOT = "an earlier one"

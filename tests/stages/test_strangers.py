@@ -25,8 +25,8 @@ from migrator.record.migration_paths import Layout, locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.answering import Service
 from stages.steps import abandon, import_round
+from tests.stages.answering import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 from tests.stages.asks import abandons
-from tests.stages.test_answers import ID, Destination, arrives, at_the_dump, pool, there  # noqa: F401 -- fixtures
 
 CONFIG = "lxc.uts.name = web\nlxc.rootfs.path = btrfs:/pool/web/rootfs\n"
 # Events after which each of these has come to the place where the container is put.

@@ -19,7 +19,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages.steps import ask_source, resume_destination, settling
 from stages.steps.ask_source import Asking
-from tests.stages.test_heal import journal  # noqa: F401 -- a fixture
+from tests.stages.journals import journal  # noqa: F401 -- a fixture
 
 LOST = ConnectionLost(destination="hosta", reason="cut")
 

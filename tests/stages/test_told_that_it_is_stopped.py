@@ -18,9 +18,9 @@ from migrator.transfer.rpc import Connection
 from stages.steps import drive, end_copy, finish_here, settling
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
-from tests.stages.test_heal import journal, offered
-from tests.stages.test_settling import ID, acts, restoring
-from tests.stages.test_stopped_here import here, lxc_says
+from tests.stages.journals import journal, offered
+from tests.stages.restored_and_stopped import here, lxc_says
+from tests.stages.restoring import ID, acts, restoring
 
 __all__ = ["acts", "here", "journal", "restoring"]  # fixtures
 START = "It is stopped; start it with: lxc-start -n web -P"

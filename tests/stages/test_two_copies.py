@@ -14,8 +14,9 @@ from migrator.host import lxc
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from stages.steps import renamed, two_copies
-from tests.stages.test_second_start import SLEEP, START, lives
-from tests.stages.test_stopped_here import acts, here, restoring
+from tests.stages.other_starts import SLEEP, START, lives
+from tests.stages.restored_and_stopped import here
+from tests.stages.restoring import acts, restoring
 
 __all__ = ["acts", "here", "restoring"]
 

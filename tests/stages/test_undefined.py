@@ -20,7 +20,7 @@ from migrator.record.states import Event, Role
 from stages import cleanup
 from stages.steps import drive
 from stages.steps.cleaner import Cleaner
-from tests.stages.test_pruned import FIRST, ID, ROOT, SECOND, Host, host  # noqa: F401 -- a fixture
+from tests.stages.kept_snapshots import FIRST, ID, ROOT, SECOND, Host, host  # noqa: F401 -- a fixture
 
 RAN = "another web, in an earlier stay"
 

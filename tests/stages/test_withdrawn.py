@@ -22,60 +22,27 @@ from migrator.errors.memory import DumpRefused
 from migrator.host import btrfs, cgroup_limits, device_filter, lxc, network
 from migrator.record import grant
 from migrator.record.grant import Grant
-from migrator.record.journal import Migration
-from migrator.record.states import Event, Role, State
+from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import Restored
 from stages import serve
 from stages.steps import consented, import_round, restore_here, settling
-from stages.steps.handover import INCREMENT
-from tests.migrator.criu.test_prepare_restore import RULES, TAKEN_BACK
-from tests.stages.test_allowed import HOOK, HOSTA, HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
-from tests.stages.test_restored_again import arrives
-from tunnel.identity import private_files
+from tests.migrator.device_rules import RULES, TAKEN_BACK
+from tests.stages.callers import HOSTC, ID, Here, here, peer  # noqa: F401 -- a fixture
+from tests.stages.consents import (  # noqa: F401 -- fixtures
+    CALLERS,
+    WITH,
+    WITHOUT,
+    _no_disk,
+    arriving,
+    begun,
+    defined,
+    dumped,
+    imported,
+    key,
+    peers,
+)
 from tunnel.identity.peers import Peers
-
-WITH, WITHOUT = ("receive", "hooks"), ("receive",)
-
-
-@pytest.fixture
-def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Peers:
-    monkeypatch.setattr(private_files, "STATE", tmp_path / "state")
-    found = Peers(private_files.STATE / "peers")
-    found.pin("hosta", HOSTA)
-    found.allow("hosta", WITH)
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _no_disk(monkeypatch: pytest.MonkeyPatch, peers: Peers) -> None:
-    monkeypatch.setattr(import_round, "receive", lambda *_: SimpleNamespace(uuid="made"))
-    for name in ("sync", "delete"):
-        monkeypatch.setattr(btrfs, name, lambda _: None)
-
-
-def key(*words: str) -> Grant:
-    return grant.of_only(",".join(words))
-
-
-def arriving(here: Here) -> Migration:
-    migration = here.journal.by_id(ID, Role.DESTINATION)
-    assert migration
-    return migration
-
-
-def begun(here: Here, granted: Grant) -> Migration:
-    """With a hook, as is allowed; its first round has arrived."""
-    here.begun(granted, config=HOOK)
-    arriving(here).move(Event.RECEIVED, rounds=[{"uuid": "x"}])
-    return arriving(here)
-
-
-def defined(here: Here) -> bool:
-    return "hook.start-host" in (here.layout.container / "config").read_text()
-
-
-CALLERS = pytest.mark.parametrize("caller", [key, lambda *words: peer("hosta", *words)], ids=["a key", "a peer"])
 
 
 @CALLERS
@@ -133,19 +100,6 @@ def test_a_store_that_cannot_be_read_says_nothing(here: Here, peers: Peers) -> N
 
 
 # --- what is defined here already ---
-
-
-def imported(here: Here, granted: Grant) -> Migration:
-    import_round.import_round(begun(here, granted), here.layout)
-    assert defined(here)
-    return arriving(here)
-
-
-def dumped(here: Here) -> None:
-    """All of dump 1 is here."""
-    arrives(here.layout.spool / INCREMENT, b"increment")
-    here.layout.image_folders()[1].mkdir()
-    arrives(here.layout.image_folders()[1] / "core-1.img", b"core")
 
 
 @CALLERS

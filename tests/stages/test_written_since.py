@@ -23,18 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import cleanup
 from stages.steps import arguments, end_copy, finish_here
-from tests.stages.test_earlier_stays import (  # noqa: F401 -- fixtures
-    ARRIVED,
-    ID,
-    LATER,
-    LEFT,
-    begun,
-    clean,
-    journal,
-    put_aside,
-    stands,
-    state,
-)
+from tests.stages.earlier_stays import ARRIVED, ID, LATER, LEFT, begun, clean, journal, put_aside, stands, state  # noqa: F401 -- fixtures
 
 pytestmark = pytest.mark.usefixtures("state")
 

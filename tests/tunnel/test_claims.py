@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from migrator.base.process_id import Process
-from tests.tunnel.interface.test_device import ALL, DEAD, SESSION, FakeBackend, Keys, Links, Path_, links, removed  # noqa: F401
+from tests.tunnel.interfaces import ALL, DEAD, SESSION, FakeBackend, Keys, Links, Path_, links, removed  # noqa: F401 -- fixtures
 from tunnel.identity import private_files
 from tunnel.interface import device, leftovers
 from tunnel.interface.leftovers import Record

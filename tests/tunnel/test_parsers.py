@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from migrator.base.strict_json import Malformed, encode
 from tests.effort import tries
-from tests.tunnel.candidates.test_candidate import json_values
+from tests.tunnel.json_values import json_values
 from tunnel import gso
 from tunnel.candidates import hops, reflection
 from tunnel.punching import raw

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-VAGRANT = Path(__file__).parents[2] / "vagrant"
+from harness.rig import VAGRANT
+
 sys.path.insert(0, str(VAGRANT))
 
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.vagrant.conftest import VAGRANT
+from harness.rig import VAGRANT
 
 
 def rig(*arguments: str, instance: str = "nobody") -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from tests.vagrant.conftest import VAGRANT
+from harness.rig import VAGRANT
 
 INTERRUPTED = """
 import os, signal, sys

@@ -13,7 +13,7 @@ from riglib import guests
 from riglib.errors import RigError
 from riglib.guests import Guest, check, network_lines
 
-from tests.vagrant.conftest import VAGRANT
+from harness.rig import VAGRANT
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a b", "a\nb", "-a", ".a", "ü", "a" * 65])

@@ -10,7 +10,7 @@ import pytest
 from riglib import nat, network
 from riglib.errors import RigError
 
-from tests.vagrant.conftest import VAGRANT
+from harness.rig import VAGRANT
 
 PAIRS = list(itertools.product(nat.KINDS, repeat=2))
 

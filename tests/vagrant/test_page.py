@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from riglib import nat, network, page, rootfs
 
-from tests.vagrant.conftest import VAGRANT
+from harness.rig import VAGRANT
 
 TEXT = """# Title
 

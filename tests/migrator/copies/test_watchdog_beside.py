@@ -20,7 +20,7 @@ from migrator.host import lxc, network
 from migrator.host.network import Port
 from migrator.record import container_lock, migration_paths
 from migrator.record.journal import Migration
-from tests.migrator.copies.test_watchdog import LIMIT, cgroup, check, frozen, locks, migration, task, watched  # noqa: F401
+from tests.migrator.copies.watched import LIMIT, cgroup, check, frozen, migration, task, watched  # noqa: F401 -- fixtures
 
 SECOND = 7
 

@@ -12,7 +12,7 @@ import pytest
 from migrator.base import log
 from migrator.record import image_folders
 from migrator.record.migration_paths import Layout
-from tests.migrator.record.test_migration_paths import here
+from tests.migrator.layouts import here
 
 __all__ = ["here"]
 

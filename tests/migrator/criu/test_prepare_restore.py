@@ -17,14 +17,11 @@ from migrator.errors.memory import RestoreFailed
 from migrator.host import lxc
 from migrator.record import image_folders
 from migrator.record.migration_paths import Layout
-from tests.migrator.criu.test_ghosts import made, regular, remap
-from tests.migrator.criu.test_mount_plan import HEAD, entry
+from tests.migrator.criu.ghost_images import made, regular, remap
+from tests.migrator.device_rules import RULES, TAKEN_BACK
+from tests.migrator.mount_images import HEAD, entry
 
 ID = "0badc0de"
-# As LXC's common.conf and userns.conf leave it: the latter takes back what the former says.
-TAKEN_BACK = ("lxc.cgroup2.devices.deny = a\nlxc.cgroup2.devices.allow = c 1:3 rwm\n"
-              "lxc.cgroup2.devices.deny =\nlxc.cgroup2.devices.allow =\n")
-RULES = "lxc.cgroup2.devices.deny = a\nlxc.cgroup2.devices.allow = c 1:3 rwm\n"
 
 
 @pytest.fixture

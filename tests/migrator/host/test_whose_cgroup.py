@@ -23,7 +23,7 @@ from migrator.host import network
 from migrator.host.network import Port
 from migrator.record import container_lock, migration_paths
 from migrator.record.journal import Migration
-from tests.migrator.copies.test_watchdog import LIMIT, Unreadable, cgroup, frozen, locks, migration, task, watched
+from tests.migrator.copies.watched import LIMIT, Unreadable, cgroup, frozen, locks, migration, task, watched
 
 __all__ = ["cgroup", "migration"]
 

@@ -17,7 +17,7 @@ from migrator.transfer.frames import DIGEST_SIZE, HELD_MAX, SEGMENT_MAX, Frame, 
 from migrator.transfer.messages import Held, Transfer
 from migrator.transfer.rpc import Connection
 from migrator.transfer.sender import SourceFile, send_files
-from tests.migrator.transfer.test_spool import store
+from tests.migrator.transfer.spools import store
 from tests.migrator.wire import connected, listed
 
 

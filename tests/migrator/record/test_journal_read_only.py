@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.migrator.record.test_journal_full import BEGIN, ENDED, KILLED
+from tests.migrator.record.journal_commands import BEGIN, ENDED, KILLED
 
 # From `again` on it can be written.
 MOUNTED = """

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where a migration's things lie, and the lock that keeps commands off each other's containers."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
 import contextlib
@@ -23,14 +25,7 @@ from migrator.record import container_lock, image_folders
 from migrator.record.container_lock import Holder
 from migrator.record.migration_paths import Layout, locked
 from migrator.transfer import spool
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run" / "migrator")
-    for name in ("run", "pool"):
-        (tmp_path / name).mkdir()
-    return Layout(tmp_path / "pool", "web", "0badc0de")
+from tests.migrator.layouts import here  # noqa: F401 -- a fixture
 
 
 def test_every_name_carries_the_id() -> None:

@@ -11,7 +11,7 @@ from migrator.record.states import ENDED, Event, Role, State
 from tests.migrator import model
 from tests.migrator.explorer import WAYS, Explored, ends, explore, finished, page, runs_again
 from tests.migrator.model import ARRIVING, TAKEN
-from tests.migrator.record.test_states import OF_ROLE
+from tests.migrator.record.role_states import OF_ROLE
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from migrator.record.decisions import NEXT, Verdict, decide, next_stage
 from migrator.record.states import ENDED, TABLES, Event, IllegalMove, Role, State, after
+from tests.migrator.record.role_states import OF_ROLE
 
 STAGES = ("prepare-data", "import-data", "create-dump", "restore-dump", "finish", "rollback")
 HOST = {stage: Role.DESTINATION if stage in ("import-data", "restore-dump") else Role.SOURCE for stage in STAGES}
-OF_ROLE = {role: {*table.values(), *(old for old, _ in table if old)} for role, table in TABLES.items()}
 maybe_state = st.none() | st.sampled_from(State)
 
 

@@ -20,7 +20,7 @@ from migrator.record import grant
 from migrator.remote import agent_service
 from migrator.remote.agent_service import CONNECTIONS_EACH, CONNECTIONS_MAX, PACE, Places
 from tests.tunnel.clock import eventually, pass_time, standing
-from tests.tunnel.session.test_inner_service import FakeTunnel, free_port
+from tests.tunnel.fake_tunnel import FakeTunnel, free_port
 from tunnel.identity.own_identity import Identity, PublicIdentity
 from tunnel.identity.peers import Peers
 from tunnel.session import inner_service

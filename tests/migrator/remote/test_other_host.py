@@ -2,7 +2,6 @@
 """How a connection ends takes the place of nothing that has come of what was asked over it."""
 
 
-
 from __future__ import annotations
 
 import contextlib
@@ -16,7 +15,7 @@ from migrator.errors.containers import OutOfOrder
 from migrator.record import container_lock
 from migrator.remote import other_host
 from migrator.remote.destination import ConnectOptions
-from tests.stages.test_given_back import handlers, press  # noqa: F401 -- a fixture
+from tests.stages.key_presses import handlers, press  # noqa: F401 -- a fixture
 from tunnel.tunnel_errors import LeftoversRemain
 
 ERROR = OutOfOrder(stage="finish", missing="it is not there", next="migrator status web")

@@ -12,7 +12,7 @@ from migrator.errors.connection import ConnectionLost
 from migrator.errors.data import SegmentDamaged
 from migrator.transfer import spool
 from migrator.transfer.frames import SEGMENT_MAX
-from tests.migrator.transfer.test_spool import cut, store
+from tests.migrator.transfer.spools import cut, store
 
 
 @pytest.fixture

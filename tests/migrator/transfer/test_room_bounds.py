@@ -17,8 +17,7 @@ from migrator.record.detail import ROOT_CALLER
 from migrator.transfer import received_snapshot, room_bounds, spool
 from migrator.transfer.frames import Kind
 from migrator.transfer.room_bounds import MARGIN, SLACK, Bounds
-from tests.migrator.transfer.test_spool import FIRST, end_body
-from tests.migrator.transfer.test_spool_receive import WHOLE, sent
+from tests.migrator.transfer.spools import FIRST, WHOLE, end_body, sent
 from tests.migrator.wire import connected, listed
 
 GIB = 1 << 30

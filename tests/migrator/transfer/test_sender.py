@@ -34,7 +34,8 @@ from migrator.transfer.rpc import Connection, Takeover
 from migrator.transfer.sender import SourceFile, TransferResult, send_files
 from migrator.transfer.stream import FileStream
 from tests.effort import tries
-from tests.migrator.wire import TIMEOUT, CutStream, call, connected, ends_orderly, listed
+from tests.migrator.transfer.spools import arrived, handlers
+from tests.migrator.wire import TIMEOUT, CutStream, call, connected, ends_orderly
 
 SMALL = 64 * 1024  # what a segment is cut to in tests that want many of them
 
@@ -45,22 +46,8 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "SEGMENT_MAX", SMALL)
 
 
-def handlers(directory: Path, *, durable: bool = False) -> dict[str, Any]:
-    return {
-        "transfer": lambda fields: spool.receive(directory, listed(fields["files"]), durable=durable),
-        "echo": lambda fields: fields,
-    }
-
-
 def file(name: str, data: bytes, *, sized: bool = True) -> SourceFile:
     return SourceFile(name, io.BytesIO(data), len(data) if sized else None)
-
-
-def arrived(path: Path) -> bytes:
-    assert spool.is_complete(path)
-    data = b"".join(map(bytes, spool.verified(path)))
-    assert data == path.read_bytes()
-    return data
 
 
 def mixed(size: int) -> bytes:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -27,22 +26,10 @@ from migrator.transfer.messages import FILES_MAX
 from migrator.transfer.rpc import Connection
 from migrator.transfer.segments import End, Index, Segment
 from tests.effort import tries
+from tests.migrator.transfer.spools import FIRST, cut, end_body, segment_body, store
 from tests.migrator.wire import call, connected, ends_orderly, listed
 
 MIB = 1 << 20
-
-
-def store(path: Path, data: bytes, *, complete: bool = True) -> list[Segment]:
-    """A stream as the receiver leaves it."""
-    found = [Segment(len(piece), segments.digest_of(piece)) for piece in cut(data)]
-    path.write_bytes(data)
-    lines = b"".join(map(segments.line, found)) + (segments.last_line(segments.whole(found)) if complete else b"")
-    path.with_name(path.name + ".index").write_bytes(lines)
-    return found
-
-
-def cut(data: bytes) -> list[bytes]:
-    return [data[at : at + SEGMENT_MAX] for at in range(0, len(data), SEGMENT_MAX)]
 
 
 def test_the_digest_of_a_stream_is_over_those_of_its_segments_alone() -> None:
@@ -290,17 +277,6 @@ def test_links_in_the_spool_are_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_bytes() == b"precious"
 
 
-def segment_body(data: bytes, *, length: int | None = None, payload: bytes | None = None) -> bytes:
-    head = struct.pack("!I32s", len(data) if length is None else length, segments.digest_of(data))
-    return head + (data if payload is None else payload)
-
-
-def end_body(*pieces: bytes) -> bytes:
-    end = segments.whole([Segment(len(piece), segments.digest_of(piece)) for piece in pieces])
-    return struct.pack("!Q32s", *end)
-
-
-FIRST = (Kind.FILE, b'{"file":0,"keep":0}', 0)
 BOMB = zstandard.ZstdCompressor().compress(bytes(64 * MIB))
 UNKNOWN_SIZE = zstandard.ZstdCompressor(write_content_size=False).compress(b"data")
 

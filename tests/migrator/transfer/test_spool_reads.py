@@ -16,7 +16,7 @@ from migrator.errors.data import SegmentDamaged
 from migrator.errors.this_host import Busy
 from migrator.transfer import spool
 from migrator.transfer.frames import SEGMENT_MAX
-from tests.migrator.transfer.test_spool import cut, store
+from tests.migrator.transfer.spools import cut, store
 
 Read = Callable[[int, list[Any], int], int]
 

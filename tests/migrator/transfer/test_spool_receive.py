@@ -16,9 +16,8 @@ from migrator.errors.this_host import Busy
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.frames import SEGMENT_MAX, Kind
 from migrator.transfer.messages import FILES_MAX
-from migrator.transfer.rpc import Connection
 from migrator.transfer.segments import INDEX_SUFFIX
-from tests.migrator.transfer.test_spool import FIRST, end_body, segment_body
+from tests.migrator.transfer.spools import WHOLE, sent
 from tests.migrator.wire import connected, listed
 
 
@@ -30,21 +29,6 @@ def descriptors() -> set[str]:
         except FileNotFoundError:
             continue  # the one of this very listing
     return found
-
-
-def sent(connection: Connection, *frames: tuple[Kind, bytes, int], end: Kind = Kind.END) -> dict[str, Any]:
-    """A transfer of disk-1 by hand; the answer to it."""
-    request = connection.request("transfer", {"files": [{"name": "disk-1"}]})
-    connection.answer(request)
-    for kind, body, flags in frames:
-        connection.send(kind, body, flags=flags)
-    connection.send(end)
-    while (frame := connection.receive()).kind in (Kind.HELD, Kind.ACK, Kind.STOP):
-        pass
-    return connection.answer_in(frame, request)
-
-
-WHOLE = (FIRST, (Kind.SEGMENT, segment_body(b"data"), 0), (Kind.FILE_END, end_body(b"data"), 0))
 
 
 @pytest.mark.parametrize("more", [{}, {"durable": True}, {"durable": False}], ids=["unsaid", "durable", "not"])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from migrator.base.strict_json import Malformed
 from tests.effort import tries
+from tests.tunnel.json_values import json_values
 from tunnel.candidates import candidate
 from tunnel.candidates.candidate import CANDIDATES_MAX, RAW_MAX, Candidate, sane
 from tunnel.candidates.nat import Observation
@@ -72,11 +73,6 @@ def test_malformed(each: Any) -> None:
         sane([each])
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=50),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=10), inner, max_size=5),
-    max_leaves=20,
-)
 addresses = st.ip_addresses().map(str) | st.text("0123456789abcdef:.%", max_size=46)
 
 

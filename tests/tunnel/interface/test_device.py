@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A session's addresses, firewall and MTU as data; making the interface and removing it, with steps that fail."""
 
+# ruff: noqa: F811 -- fixtures
+
 from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import dataclasses
 import ipaddress
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,14 +20,11 @@ from hypothesis import strategies as st
 
 from migrator.base.process_id import Process, ProgramFailed
 from tests.tunnel.clock import eventually, simulated
+from tests.tunnel.interfaces import ALL, DEAD, SESSION, FakeBackend, Keys, Links, Path_, links, removed  # noqa: F401 -- fixtures
 from tunnel.interface import addresses, device, firewall, leftovers, mtu
 from tunnel.interface.leftovers import Record
 from tunnel.tunnel_errors import InterfaceFailed, LeftoversRemain, WireGuardFailed
 from tunnel.wireguard import kernel, userspace
-from tunnel.wireguard.common import Endpoint, Stats
-
-SESSION = bytes(range(16))
-DEAD = Process(2, 0)  # no process of ours, and none that was started at boot
 
 sessions = st.binary(min_size=16, max_size=16)
 
@@ -136,21 +132,6 @@ def test_mtu_of_the_way_to_this_host() -> None:
 # --- Records and leftovers ---
 
 
-@pytest.fixture
-def removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What has been removed of this host, which stays as it is."""
-    found: list[str] = []
-    monkeypatch.setattr(leftovers, "RUN", tmp_path / "run" / "tunnel")
-    monkeypatch.setattr(firewall, "remove", lambda name: found.append(f"table {name}"))
-    monkeypatch.setattr(userspace.Userspace, "remove", lambda _, name: found.append(f"server {name}"))
-    monkeypatch.setattr(Process, "end", lambda _: None)
-    monkeypatch.setattr(kernel.Kernel, "remove", lambda _, name: found.append(f"interface {name}"))
-    return found  # type: ignore[return-value]
-
-
-ALL = ["server mig-00010203", "interface mig-00010203", "table mig-00010203"]
-
-
 def test_a_record_is_written_for_its_owner_alone(removed: list[str]) -> None:
     record = Record(SESSION, "userspace", Process.current(), Process(17, 4))
     record.write()
@@ -227,92 +208,6 @@ def test_no_wireguard_go_is_looked_for_where_the_kernel_served(removed: list[str
 
 
 # --- Making one ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Keys:
-    session: bytes = SESSION
-    private_key: bytes = b"\xab" * 32
-    peer_public: bytes = bytes(32)
-    preshared: bytes = b"\xcd" * 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Path_:
-    endpoint: Endpoint = ("127.0.0.1", 40001)
-    local_port: int = 40002
-
-
-class FakeBackend:
-    """A back end that writes down what it is told; `fail` is raised by `create`, `hold` is waited for there."""
-
-    kind: ClassVar[str] = "userspace"
-
-    def __init__(self, fail: Exception | None = None, hold: threading.Event | None = None) -> None:
-        self.told: list[str] = []
-        self.endpoint: Endpoint | None = None
-        self.last_handshake = 0.0
-        self._fail = fail
-        self._hold = hold
-
-    def why_not(self) -> str:
-        return ""
-
-    def create(self, name: str, private_key: bytes, listen_port: int, *,
-               started: Callable[[int], None] = lambda _: None) -> None:
-        (record,) = leftovers.records()
-        assert record.is_owned()  # it is on file before anything is made
-        started(os.getpid())
-        (record,) = leftovers.records()
-        assert record.server == Process.current()
-        if self._hold:
-            self.told.append("create begins")
-            self._hold.wait()
-        if self._fail:
-            raise self._fail
-        self.told.append(f"create {name} {listen_port}")
-
-    def set_peer(self, name: str, public_key: bytes, preshared: bytes, endpoint: Endpoint | None, allowed_ip: str,
-                 keepalive: int) -> None:
-        self.told.append(f"peer {endpoint} {allowed_ip} {keepalive}")
-
-    def set_endpoint(self, name: str, public_key: bytes, endpoint: Endpoint) -> None:
-        self.told.append(f"endpoint {endpoint}")
-        self.endpoint = endpoint
-
-    def set_keepalive(self, name: str, public_key: bytes, seconds: int) -> None:
-        self.told.append(f"keepalive {seconds}")
-
-    def stats(self, name: str) -> Stats:
-        return Stats(self.last_handshake, 0, 0, self.endpoint)
-
-    def remove(self, name: str) -> None:
-        self.told.append(f"remove {name}")
-
-
-class Links:
-    """What is asked of the kernel."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-
-    def __getattr__(self, kind: str) -> Callable[..., None]:
-        return lambda command, **settings: self.asked.append((f"{kind} {command}", settings))
-
-
-@pytest.fixture
-def links(monkeypatch: pytest.MonkeyPatch, removed: list[str]) -> Links:
-    """A host in which everything can be made and nothing is."""
-    found = Links()
-
-    @contextlib.contextmanager
-    def netlink(_name: str) -> Iterator[tuple[Links, int]]:
-        yield found, 7
-
-    monkeypatch.setattr(device, "_netlink", netlink)
-    monkeypatch.setattr(device, "_check_ports", lambda _: None)
-    monkeypatch.setattr(firewall, "add", lambda rules: found.asked.append(("firewall", {"rules": rules})))
-    return found
 
 
 async def turns() -> None:

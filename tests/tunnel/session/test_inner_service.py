@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -19,37 +18,11 @@ from hypothesis import strategies as st
 
 from tests.effort import tries
 from tests.tunnel.clock import as_time_goes_by, eventually, pass_time, standing
+from tests.tunnel.fake_tunnel import FakeTunnel, free_port
 from tunnel.session import inner_service
 from tunnel.session.inner_service import Purpose
 from tunnel.session.setup import quiet
 from tunnel.tunnel_errors import TunnelBroken
-
-SECRET = b"s" * 32
-
-
-@dataclasses.dataclass
-class Peer:
-    name: str = "attic"
-
-
-@dataclasses.dataclass
-class FakeTunnel:
-    """What the service needs of a tunnel; both ends are this host."""
-
-    port: int
-    secret: bytes = SECRET
-    local_address: str = "::1"
-    remote_address: str = "::1"
-    peer: Peer = dataclasses.field(default_factory=Peer)
-
-
-def free_port() -> int:
-    """A free port that no connection gets by chance until it is listened on: below net.ipv4.ip_local_port_range."""
-    while True:
-        port = random.randrange(10_000, 32_768)
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock, contextlib.suppress(OSError):
-            sock.bind(("::1", port))
-            return port
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a migration's things lie, below a folder of the test's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from migrator.record import image_folders
+from migrator.record.migration_paths import Layout
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    monkeypatch.setattr(image_folders, "RUNTIME", tmp_path / "run" / "migrator")
+    for name in ("run", "pool"):
+        (tmp_path / name).mkdir()
+    return Layout(tmp_path / "pool", "web", "0badc0de")
