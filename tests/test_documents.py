@@ -21,7 +21,7 @@ from migrator import cli, manual
 from migrator.record.decisions import next_stage
 from migrator.record.states import TABLES, Event, Role, State, owner
 from stages.steps import arguments
-from tests.migrator import model
+from tests.migrator import destination_answers, programs
 
 TREE = Path(__file__).parents[1]
 DOCS = TREE / "docs"
@@ -99,7 +99,7 @@ def recorded(function: Callable[..., object], seen: set[object] | None = None) -
 def around(request: str) -> tuple[set[str], set[str]]:
     """What the model's programs record last before a request, and next after it, before they ask anything else."""
     before, after = set(), set()
-    for steps in model.PROGRAMS.values():
+    for steps in programs.PROGRAMS.values():
         for place in (number for number, word in enumerate(steps) if word == f"call:{request}"):
             earlier = [word for word in steps[:place] if ":" not in word]
             before |= set(earlier[-1:])
@@ -110,7 +110,7 @@ def around(request: str) -> tuple[set[str], set[str]]:
                     after.add(word)
                     break
     if request == "own":
-        after.add(model.PROGRAMS["refused"][0])
+        after.add(programs.PROGRAMS["refused"][0])
     return {"attempt" if word == "number" else word for word in before}, after
 
 
@@ -131,7 +131,7 @@ def test_every_message_is_explained() -> None:
             assert (set(before.split(", ")) - {""}, set(after.split(", ")) - {""}) == around(modelled), request
     assert explained == set(handlers)
     names = {"disk": "receive", "increment": "images"}
-    assert set(model.HANDLERS) <= {names.get(request, request) for request in explained}
+    assert set(destination_answers.HANDLERS) <= {names.get(request, request) for request in explained}
 
 
 def test_the_limits_are_those_of_the_code() -> None:

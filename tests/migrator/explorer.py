@@ -15,8 +15,16 @@ from migrator.copies.origins import Whose
 from migrator.copies.resume_rules import on_destination, on_source
 from migrator.record.decisions import Verdict, decide, next_stage
 from migrator.record.states import ENDED, Role, State
-from tests.migrator import model
-from tests.migrator.model import OK
+from tests.migrator import (
+    destination_answers,
+    destination_commands,
+    model,
+    programs,
+    reply,
+    source_programs,
+    source_word,
+)
+from tests.migrator.reply import OK
 from tests.migrator.world import FROZEN, RUNS, STOPPED, Message, World, check, check_move
 
 
@@ -111,7 +119,7 @@ def by_advice(world: World) -> World:
 
 def runs_again(world: World) -> bool:
     """On the source, where the token is offered or away, and no word is given any more."""
-    return world.source in (State.OFFERED, State.DUMPED) and not model.stands_still(world)
+    return world.source in (State.OFFERED, State.DUMPED) and not source_word.stands_still(world)
 
 
 def by_resume(world: World) -> World:
@@ -124,18 +132,18 @@ def by_resume(world: World) -> World:
     if runs_again(world):
         return typed(world, "rollback")
     stage = on_source(world.source or State.PREPARING, world.destination, images=world.restorable)
-    over = next(model.begin_over(world), None) if stage in ("import-data", "restore-dump") else None
+    over = next(source_programs.begin_over(world), None) if stage in ("import-data", "restore-dump") else None
     return finished(over) if over else typed(world, stage)
 
 
 def by_resume_there(world: World) -> World:
     """`migrator resume` on the destination, which then has the source do the same."""
     if world.destination is State.RESTORING:
-        world = model.settled(world)
+        world = destination_answers.settled(world)
     if world.stands_fenced or world.has_left:
         world = there_typed(world, "resume")
     if world.destination:
-        act = on_destination(world.destination, model.told(world), images=world.restorable)
+        act = on_destination(world.destination, source_word.told(world), images=world.restorable)
         if act:
             world = there_typed(world, act)
     return world if world.source in ENDED else by_resume(world)
@@ -151,11 +159,11 @@ def typed(world: World, stage: str) -> World:
     """A command on the source that succeeds."""
     if world.here == STOPPED and not world.fenced_here and world.source in (State.PREPARING, State.PREPARED):
         world = world._replace(here=RUNS)  # which the command asks for, as after any reboot
-    dumps, model.DUMPS = model.DUMPS, world.attempt + 1
+    dumps, programs.DUMPS = programs.DUMPS, world.attempt + 1
     try:
-        started = next(model.begin(world, stage), None)
+        started = next(source_programs.begin(world, stage), None)
     finally:
-        model.DUMPS = dumps
+        programs.DUMPS = dumps
     if started is None:
         raise Broken(f"{stage} refuses in {world}")
     return finished(started)
@@ -166,26 +174,26 @@ def finished(world: World) -> World:
     while world.program:
         if world.waiting:
             if world.gone:
-                world = next(model.broken(world, silence=True))
+                world = next(source_programs.broken(world, silence=True))
                 continue  # a force has waited before
-            there, answer = last_answer(world, model.awaited(world))
-            world = next(model.answered(there, answer))
+            there, answer = last_answer(world, source_word.awaited(world))
+            world = next(source_programs.answered(there, answer))
         else:
-            world = next(model.go_on(world))
+            world = next(source_programs.go_on(world))
     return world._replace(flying=frozenset())
 
 
 def there_typed(world: World, command: str) -> World:
-    return last_of(model.typed_there(world, command))[0]
+    return last_of(destination_commands.typed_there(world, command))[0]
 
 
 def last_answer(world: World, message: Message) -> tuple[World, str]:
-    return last_of(model.answers(world, message))
+    return last_of(destination_answers.answers(world, message))
 
 
 def last_of(answers: Iterable[tuple[World, str]]) -> tuple[World, str]:
     """How the destination answers when nothing comes between; OK where that is possible."""
-    found = [pair for pair in answers if pair[1] != model.LOST]
+    found = [pair for pair in answers if pair[1] != reply.LOST]
     return next((pair for pair in found if pair[1] == OK), found[-1])
 
 
@@ -322,14 +330,15 @@ removed, ...) and expects two copies, or the loss of a stranger's container, of 
 def page(found: Explored) -> str:
     rows = "\n".join(f"| {label} | {count} |" for label, count in sorted(found.transitions.items()))
     pairs = len({(world.source, world.destination) for world in found.depth})
-    return PAGE.format(dumps=model.DUMPS, worlds=len(found.depth), pairs=pairs, depth=max(found.depth.values()),
+    return PAGE.format(dumps=programs.DUMPS, worlds=len(found.depth), pairs=pairs, depth=max(found.depth.values()),
                        transitions=found.transitions.total(), idle=len(found.idle), rows=rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dumps", type=int, default=model.ALL_DUMPS, help="attempts at a dump (default: %(default)s)")
-    model.DUMPS = parser.parse_args().dumps
+    parser.add_argument("--dumps", type=int, default=programs.ALL_DUMPS,
+                        help="attempts at a dump (default: %(default)s)")
+    programs.DUMPS = parser.parse_args().dumps
     print(page(explore()), end="")
 
 

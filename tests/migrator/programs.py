@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from migrator.record.states import State
+from tests.effort import tries
 from tests.migrator.world import RAN_THERE, Message, World
 
 S = State
+# Attempts at a dump: an older one's messages can harm a newer one. The page is made with ALL_DUMPS.
+ALL_DUMPS = 3
+DUMPS = tries(2, ALL_DUMPS)
 
 # What the programs on the source do. A word alone is the record of that event; `call:` asks the destination and waits
 # for the answer; `act:` does something to the container.
@@ -63,3 +67,9 @@ def inert(world: World, message: Message) -> bool:
             old = message.attempt < world.attempt_there
             return state in PAST or old or (message.attempt == world.attempt_there and state not in ARRIVING)
     return state in PAST
+
+
+def kept(world: World) -> World:
+    """Without the messages that can have no effect any more, whatever happens."""
+    dead = [message for message in world.flying if inert(world, message)]
+    return world._replace(flying=world.flying.difference(dead)) if dead else world

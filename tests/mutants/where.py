@@ -81,7 +81,8 @@ TESTS = (
     *(f"tests/migrator/remote/test_{name}.py" for name in (
         "known_hosts",)),
     *(f"tests/migrator/transfer/test_{name}.py" for name in (
-        "follower", "live_import", "room_bounds", "sender", "spool", "spool_reads", "spool_receive")),
+        "follower", "live_import", "resumed_transfer", "room_bounds", "sender", "spool", "spool_reads", "spool_receive",
+        "transfer_given_up")),
     *(f"tests/stages/{path.name}" for path in sorted((Path(__file__).parents[1] / "stages").glob("test_*.py"))
       if path.name not in ("test_journal_filled.py", "test_peer.py")),  # which take seconds
     "tests/tunnel/identity/test_seal.py",

@@ -340,5 +340,3 @@ def test_a_configuration_on_a_disk_that_is_not_mounted_yet(journal: Journal, mon
     monkeypatch.setattr(restore_here, "carry_out", lambda *_, **__: pytest.fail("it runs"))
     with pytest.raises(MigratorError, match=r"web/config cannot be read: No such file"):
         resume_destination.go_on(QUICKLY, migration)
-
-

@@ -24,7 +24,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages.steps import settling
 from tests.effort import tries
-from tests.migrator import around, model
+from tests.migrator import around, destination_answers, reply
 from tests.migrator.world import RAN_THERE, Message, World
 from tests.stages.answering import ID, Destination, arrives
 
@@ -86,12 +86,14 @@ def modelled(world: World, request: str, attempt: int) -> list[tuple[World, str]
     if request in ("restored", "killed", "stopped"):
         if state is not State.OWNED or world.away or not world.place.may_go:
             return [(world, "")]
-        begun = model.moved(world, Event.RESTORE)
+        begun = destination_answers.moved(world, Event.RESTORE)
         if request == "stopped":
-            return [(model.moved(begun._replace(had_stopped=True), Event.RESTORED), "")]
-        return [(model.moved(begun, Event.RESTORED)._replace(images=0) if request == "restored" else begun, "")]
-    found = list(model.answers(world, Message(request, attempt)))
-    return [(each, said) for each, said in found if said != model.LOST]
+            return [(destination_answers.moved(begun._replace(had_stopped=True), Event.RESTORED), "")]
+        if request == "restored":
+            begun = destination_answers.moved(begun, Event.RESTORED)._replace(images=0)
+        return [(begun, "")]
+    found = list(destination_answers.answers(world, Message(request, attempt)))
+    return [(each, said) for each, said in found if said != reply.LOST]
 
 
 def real(there: Destination, request: str, attempt: int) -> str:
@@ -126,13 +128,13 @@ def real(there: Destination, request: str, attempt: int) -> str:
     try:
         if request == "finish" and not away and there.state in (State.RESTORED, State.FINISHED):
             there.take(Event.FINISHED)
-            return model.OK
+            return reply.OK
         there.ask(request, attempt=attempt)
     except (DumpRefused, AlreadyRuns):
-        return model.REFUSED
+        return reply.REFUSED
     except Exception:  # whatever it is, the source does not take it for the last word
-        return model.TROUBLE
-    return model.OK
+        return reply.TROUBLE
+    return reply.OK
 
 
 def away_from(there: Destination) -> Path:
@@ -168,8 +170,8 @@ def known(there: Destination) -> tuple[object, ...]:
 
 def test_the_comparison_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that takes the token without looking at the number is told apart."""
-    honest = model.HANDLERS["own"]
-    monkeypatch.setitem(model.HANDLERS, "own", lambda world, _: honest(world, world.attempt_there))
+    honest = destination_answers.HANDLERS["own"]
+    monkeypatch.setitem(destination_answers.HANDLERS, "own", lambda world, _: honest(world, world.attempt_there))
     inner = test_model_and_handlers_agree.hypothesis.inner_test  # type: ignore[attr-defined]
     with pytest.raises(AssertionError, match="the model has"):
         inner([("dump-begin", 1), ("dump-begin", 2), ("arrives", 1), ("own", 1)])

@@ -151,5 +151,3 @@ def test_the_watchdog_thaws(journal: Journal, done: list[str], monkeypatch: pyte
     monkeypatch.setattr("migrator.copies.second_start.refuse", lambda *_, **__: None)
     monkeypatch.setattr(Journal, "close", lambda _: None)
     assert watch.run() and done == ["thawed"]
-
-

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -11,7 +11,15 @@ from migrator.copies.origins import Whose
 from migrator.copies.resume_rules import LETS_RUN, MAY_RESTORE
 from migrator.record import states
 from migrator.record.states import Event, State
-from tests.migrator import around, model
+from tests.migrator import (
+    around,
+    destination_answers,
+    destination_commands,
+    programs,
+    reply,
+    source_programs,
+    source_word,
+)
 from tests.migrator.explorer import Broken, explore
 from tests.migrator.world import RAN_THERE, RUNS, STOPPED, World
 
@@ -26,185 +34,185 @@ def mutant(expected: str) -> Callable[[Callable[[pytest.MonkeyPatch], None]], No
     return add
 
 
-def programs(patch: pytest.MonkeyPatch, name: str, *steps: str) -> None:
-    patch.setitem(model.PROGRAMS, name, steps)
+def does(patch: pytest.MonkeyPatch, name: str, *steps: str) -> None:
+    patch.setitem(programs.PROGRAMS, name, steps)
 
 
 @mutant("two copies run|two owners|one runs")
 def the_source_thaws_while_its_offer_is_open(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(states.SOURCE, (State.OFFERED, Event.THAW), State.PREPARED)
-    programs(patch, "offer again", "act:unfence", "act:thaw", "thaw")
+    does(patch, "offer again", "act:unfence", "act:thaw", "thaw")
 
 
 @mutant("without the token|does not have the token")
 def the_offer_goes_out_before_the_fence_stands(patch: pytest.MonkeyPatch) -> None:
-    programs(patch, "create-dump", "number", "call:dump-begin", "freeze", "act:freeze", "call:images", "offer",
+    does(patch, "create-dump", "number", "call:dump-begin", "freeze", "act:freeze", "call:images", "offer",
              "call:own", "act:fence", "taken")
 
 
 @mutant("two copies run|one runs|without the token|does not have the token")
 def what_is_stopped_to_move_is_fenced_only_afterwards(patch: pytest.MonkeyPatch) -> None:
     """Somebody starts it in between: where nothing is frozen, the fence alone keeps it from running."""
-    programs(patch, "create-dump --no-memory", "number", "call:dump-begin", "freeze", "act:stop", "call:images",
+    does(patch, "create-dump --no-memory", "number", "call:dump-begin", "freeze", "act:stop", "call:images",
              "act:fence", "offer", "call:own", "taken")
 
 
 @mutant("two owners|two copies run|one runs")
 def a_refusal_is_not_recorded(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "refusal", lambda world, _: world)
+    patch.setattr(destination_answers, "refusal", lambda world, _: world)
     # Not all has arrived at the first look, and has at the second.
-    honest = model.HANDLERS["own"]
+    honest = destination_answers.HANDLERS["own"]
 
-    def own(world: World, attempt: int) -> model.Answers:
+    def own(world: World, attempt: int) -> reply.Answers:
         if world.destination is State.RECEIVING_DUMP:
-            yield world, model.REFUSED
+            yield world, reply.REFUSED
         yield from honest(world, attempt)
 
-    patch.setitem(model.HANDLERS, "own", own)
+    patch.setitem(destination_answers.HANDLERS, "own", own)
 
 
 @mutant("two owners|two copies run|one runs")
 def an_offer_does_not_say_for_which_dump(patch: pytest.MonkeyPatch) -> None:
-    honest = model.HANDLERS["own"]
-    patch.setattr(model, "NUMBERED", model.NUMBERED - {"own"})
-    patch.setitem(model.HANDLERS, "own", lambda world, _: honest(world, world.attempt_there))
-    inert = model.inert
-    patch.setattr(model, "inert", lambda world, message: message.request != "own" and inert(world, message))
-    patch.setattr(model, "DUMPS", 2)
+    honest = destination_answers.HANDLERS["own"]
+    patch.setattr(source_word, "NUMBERED", programs.NUMBERED - {"own"})
+    patch.setitem(destination_answers.HANDLERS, "own", lambda world, _: honest(world, world.attempt_there))
+    inert = programs.inert
+    patch.setattr(programs, "inert", lambda world, message: message.request != "own" and inert(world, message))
+    patch.setattr(programs, "DUMPS", 2)
 
 
 @mutant("two owners|two copies run|one runs")
 def a_rollback_does_not_wait_for_the_destination(patch: pytest.MonkeyPatch) -> None:
-    programs(patch, "rollback", *model.PROGRAMS["rollback alone"])
+    does(patch, "rollback", *programs.PROGRAMS["rollback alone"])
 
 
 @mutant("two owners|one runs")
 def a_rollback_is_recorded_before_the_answer(patch: pytest.MonkeyPatch) -> None:
-    programs(patch, "rollback", "roll-back", "call:abandon", "act:unfence", "act:thaw", "rolled-back")
+    does(patch, "rollback", "roll-back", "call:abandon", "act:unfence", "act:thaw", "rolled-back")
 
 
 @mutant("two owners|two copies run|one runs")
 def a_locked_container_counts_as_a_refusal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "TROUBLE", model.REFUSED)
+    patch.setattr(reply, "TROUBLE", reply.REFUSED)
 
 
 @mutant("without the token|two copies run|one runs")
 def what_runs_there_is_abandoned(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "RAN_THERE", set())
+    patch.setattr(destination_answers, "RAN_THERE", set())
     patch.setitem(states.DESTINATION, (State.RESTORED, Event.ABANDON), State.ABANDONING)
 
 
 @mutant("two copies run|one runs|without the token")
 def the_destination_comes_back_and_asks_nobody(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "must_ask", lambda *_: False)
+    patch.setattr(destination_commands, "must_ask", lambda *_: False)
 
 
 @mutant("two copies run|one runs|without the token")
 def the_destination_asks_only_where_it_has_recorded_the_token(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "MAY_RESTORE", {State.OWNED})
+    patch.setattr(destination_commands, "MAY_RESTORE", {State.OWNED})
 
 
 @mutant("two copies run|one runs|without the token")
 def what_ran_before_a_reboot_goes_on_unasked(patch: pytest.MonkeyPatch) -> None:
     """As where an abandon, or a request to restore, arrives late, and finds it killed in the middle of that."""
-    honest = model.settled
+    honest = destination_answers.settled
 
     def settled(world: World) -> World:
         after_ = honest(world)
-        return model.gone_on(after_) if after_.stands_fenced else after_
+        return destination_answers.gone_on(after_) if after_.stands_fenced else after_
 
-    patch.setattr(model, "settled", settled)
+    patch.setattr(destination_answers, "settled", settled)
 
 
 @mutant("two copies run|one runs|without the token")
 def what_runs_without_its_monitor_counts_as_never_run(patch: pytest.MonkeyPatch) -> None:
     """LXC calls it stopped."""
-    honest = model.settled
+    honest = destination_answers.settled
 
     def settled(world: World) -> World:
         if world.there == RUNS and not world.monitor:
-            return model.moved(world, Event.RESTORE_FAILED)
+            return destination_answers.moved(world, Event.RESTORE_FAILED)
         return honest(world)
 
-    patch.setattr(model, "settled", settled)
+    patch.setattr(destination_answers, "settled", settled)
 
 
 @mutant("what runs there is ended")
 def what_runs_without_its_monitor_is_ended(patch: pytest.MonkeyPatch) -> None:
-    honest = model.settled
+    honest = destination_answers.settled
 
     def settled(world: World) -> World:
         return honest(world if world.monitor else world._replace(there=STOPPED))
 
-    patch.setattr(model, "settled", settled)
+    patch.setattr(destination_answers, "settled", settled)
 
 
 @mutant("without the token")
 def a_fence_that_was_taken_away_is_not_made_anew(patch: pytest.MonkeyPatch) -> None:
-    honest = model.restore_moves
+    honest = destination_commands.restore_moves
 
-    def restore_moves(world: World) -> model.Moves:
+    def restore_moves(world: World) -> Iterator[tuple[str, World]]:
         for label, changed in honest(world):
             yield label, changed if changed.destination is State.RESTORED else changed._replace(
                 fenced_there=world.fenced_there)
 
-    patch.setattr(model, "restore_moves", restore_moves)
+    patch.setattr(destination_commands, "restore_moves", restore_moves)
 
 
 @mutant("two copies run|one runs|without the token")
 def whether_the_word_still_holds_is_not_looked_at_last(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "in_time", lambda _: True)
+    patch.setattr(destination_commands, "in_time", lambda _: True)
 
 
 @mutant("two copies run|one runs|two owners|without the token")
 def a_forced_rollback_does_not_wait_until_its_word_is_over(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "is_over", lambda _: True)
+    patch.setattr(source_programs, "is_over", lambda _: True)
 
 
 @mutant("two copies run|one runs|does not have the token")
 def whether_it_still_stands_still_is_not_looked_at_before_a_word(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "stands_still", lambda _: True)
+    patch.setattr(source_word, "stands_still", lambda _: True)
 
 
 @mutant("two copies run|one runs|does not have the token")
 def a_fence_that_was_taken_away_is_not_put_back_before_a_word(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "given", lambda world: world._replace(word=True))
+    patch.setattr(source_word, "given", lambda world: world._replace(word=True))
 
 
 @mutant("two copies run|one runs")
 def who_has_lost_its_journal_gives_the_token_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "UNKNOWN", model.OK)
+    patch.setattr(reply, "UNKNOWN", reply.OK)
 
 
 @mutant("two copies run|one runs|without the token")
 def a_source_that_is_still_rolling_back_is_not_believed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "TAKEN_BACK", {State.ROLLED_BACK})
-    patch.setattr(model, "LETS_RUN", LETS_RUN | {State.ROLLING_BACK})
+    patch.setattr(destination_commands, "TAKEN_BACK", {State.ROLLED_BACK})
+    patch.setattr(destination_commands, "LETS_RUN", LETS_RUN | {State.ROLLING_BACK})
 
 
 @mutant("two copies run|one runs|without the token")
 def who_asks_in_the_middle_of_a_forced_rollback_hears_the_state_before_it(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "told", lambda world: world.source)
+    patch.setattr(source_word, "told", lambda world: world.source)
 
 
 @mutant("two copies run|one runs|two owners|without the token")
 def an_interrupt_or_any_error_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "is_lost", lambda _: True)
+    patch.setattr(source_programs, "is_lost", lambda _: True)
 
 
 @mutant("two owners|two copies run|one runs")
 def whoever_answers_gives_the_token_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "gives_back", lambda *_, **__: True)
+    patch.setattr(source_programs, "gives_back", lambda *_, **__: True)
 
 
 @mutant("two owners|two copies run|one runs")
 def whoever_has_heard_of_it_gives_the_token_back(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "gives_back", lambda ticket, *, known, answered, offered: known or not offered)
+    patch.setattr(source_programs, "gives_back", lambda ticket, *, known, answered, offered: known or not offered)
 
 
 @mutant("two copies run|one runs|two owners|without the token")
 def a_late_request_lets_it_run_though_nobody_waits_for_it(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "has_leave", lambda *_: True)
+    patch.setattr(source_word, "has_leave", lambda *_: True)
 
 
 @mutant("somebody else's container was removed|taken for the one")
@@ -219,8 +227,8 @@ def what_is_there_is_overwritten(patch: pytest.MonkeyPatch) -> None:
 
 @mutant("the last copy is ended")
 def what_has_run_is_not_looked_at_before_the_end_of_the_copy(patch: pytest.MonkeyPatch) -> None:
-    patch.setitem(model.HANDLERS, "running",
-                  lambda world, _: iter([(world, model.OK if world.destination in RAN_THERE else model.TROUBLE)]))
+    patch.setitem(destination_answers.HANDLERS, "running",
+                  lambda world, _: iter([(world, reply.OK if world.destination in RAN_THERE else reply.TROUBLE)]))
 
 
 @mutant("the last copy is ended|taken for the one|one runs")
@@ -254,7 +262,7 @@ def what_has_given_way_is_not_back_on_a_disk_that_is_not_there(patch: pytest.Mon
 @mutant("may never have run on the destination")
 def what_has_lost_its_fence_where_it_stopped_is_finished_alone(patch: pytest.MonkeyPatch) -> None:
     """By `finish --force` on the destination; then the source hears that it has run there."""
-    patch.setattr(model, "may_finish_alone", lambda world: world.destination is State.RESTORED and not (
+    patch.setattr(destination_commands, "may_finish_alone", lambda world: world.destination is State.RESTORED and not (
         world.stands_fenced or world.has_left))
 
 
@@ -265,16 +273,16 @@ def what_has_stopped_in_the_boot_in_which_it_was_let_run_has_run(patch: pytest.M
 
 @mutant("two copies run|one runs|without the token")
 def who_forces_on_the_destination_does_not_ask_the_source(patch: pytest.MonkeyPatch) -> None:
-    def forced_there(world: World) -> model.Answers:
+    def forced_there(world: World) -> reply.Answers:
         if world.stands_stopped or world.destination in MAY_RESTORE:
-            yield from model.let_run_by_force(world)
+            yield from destination_commands.let_run_by_force(world)
 
-    patch.setattr(model, "forced_there", forced_there)
+    patch.setattr(destination_commands, "forced_there", forced_there)
 
 
 @mutant("what may have run is removed|what may have run is overwritten")
 def what_a_power_cut_has_brought_back_is_not_put_aside_again(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "put_aside", lambda world: world)
+    patch.setattr(destination_answers, "put_aside", lambda world: world)
 
 
 EACH_TIME = {"the_source_thaws_while_its_offer_is_open", "the_destination_comes_back_and_asks_nobody",
@@ -285,7 +293,7 @@ EACH_TIME = {"the_source_thaws_while_its_offer_is_open", "the_destination_comes_
     name if name in EACH_TIME else pytest.param(name, marks=pytest.mark.nightly) for name in MUTANTS])
 def test_the_search_finds_a_broken_rule(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     change, expected = MUTANTS[name]
-    monkeypatch.setattr(model, "DUMPS", 1)  # unless it needs more
+    monkeypatch.setattr(programs, "DUMPS", 1)  # unless it needs more
     change(monkeypatch)
     with pytest.raises(Broken, match=expected):
         explore(deep=True)
