@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`rig up`: from whatever is there to a rig that runs as asked."""
+"""`rig up`: from whatever is there to a rig that runs as requested."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ from riglib.nat import Nat
 from riglib.run import say
 
 SHAPING = ("boot.sh", "by_readme.py", "hosts.py", "nat.py", "network.py")
-"""What of riglib a running rig is made by: when it changes, the rig has to be made anew."""
+"""The parts of riglib that shape a running rig: when one changes, the rig has to be made anew."""
 
 
 RIG, README = "rig", "readme"
-"""Kinds of hosts: as provision.sh sets them up for tests, or as README.md tells its reader to."""
+"""Kinds of hosts: set up by provision.sh for tests, or the way README.md tells its reader to."""
 
 
 def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None, kind: str = RIG) -> None:
@@ -41,7 +41,7 @@ def usable(current: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def all_hosts(options: dict[str, Any]) -> list[str]:
-    """Return every host that these options need, hidden ones too."""
+    """Return every host that these options need, including hidden ones."""
     second = [f"nat{side}2" for side in "ab" if options[f"nat_{side}"].startswith("double")]
     return [*hosts.HOSTS, "switch", *second]
 
@@ -71,9 +71,10 @@ def build(wanted: dict[str, Any], plan: network.Plan) -> dict[str, Any]:
 
 
 def update(current: dict[str, Any]) -> None:
-    """Install what changed in the working tree since the last time, and save the state.
+    """Install what has changed in the working tree since the last time, and save the state.
 
-    It says `updating` meanwhile: when we are killed, the installers run on, and the next `up` would work against them.
+    The state says `updating` meanwhile: if this process is killed, the installers keep running, and the next `up` would
+    collide with them.
     """
     options = current.get("options", {})
     steps = [("helpers", [*install.helper_files(), "vagrant/provision.sh"], install.install_helpers)]
@@ -97,7 +98,7 @@ def update(current: dict[str, Any]) -> None:
         state.save(current)
         raise
     if options.get("hosts") != README and "setup.py" in install.package_files():
-        # IPv4 alone: the routers translate nothing else.
+        # IPv4 only: the routers translate nothing else.
         addresses = [address for address in current["addresses"]["rendezvous"] if ":" not in address]
         second = [network.RENDEZVOUS_SECOND] if addresses[0] == network.WAN["rendezvous"] else []
         rendezvous.serve([*addresses, *second], restart="migrator" in changed)

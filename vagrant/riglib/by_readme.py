@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hosts by the README: Debian as it comes, then what README.md has one type to install migrator, and no more.
+"""Hosts by the README: plain Debian, then what README.md tells its reader to type to install migrator, and no more.
 
-`rig up --hosts readme` leaves hosta, hostb and rendezvous as a reader has them after those lines; they also answer to
-the names that the page calls them. What comes after that, there and in docs/guide.md, tests/rig/test_readme.py types.
+`rig up --hosts readme` leaves hosta, hostb and rendezvous in the state that a reader has after those lines; they also
+answer to the names that the page gives them. What comes after that, there and in docs/guide.md, is typed by
+tests/rig/test_readme.py.
 """
 
 import concurrent.futures
@@ -40,11 +41,11 @@ git add --all
 git -c user.name=rig -c user.email=rig@localhost commit -q -m tree
 git clone -q --bare . {REPOSITORY}
 """
-"""Takes an earlier installation away, and makes a repository of the working tree, which comes as a tar archive."""
+"""Removes an earlier installation, and makes a repository of the working tree, which arrives as a tar archive."""
 
 
 def boot(addresses: dict[str, list[str]], *, lan: bool) -> None:
-    """Do what Debian's init does: bring eth0 up where the rig has left that to it, start LXC's own bridge."""
+    """Do what Debian's init does: bring up eth0 if the rig has left that to it, and start LXC's own bridge."""
     for host in LXC_HOSTS:
         if lan:
             text = INTERFACES.format(address=addresses[host][0])
@@ -60,7 +61,7 @@ def package_files() -> list[str]:
 
 
 def install_migrator(*, lan: bool) -> None:
-    """Type the README's lines on every host that runs migrator: where the hosts see each other nobody needs to meet."""
+    """Type the README's lines on every host that runs migrator; on a shared LAN no host needs a rendezvous."""
     packed = install.archive(package_files(), "tree")
     lines = "\n".join(["set -e", *page.installation(page.read())]).replace("REPOSITORY", REPOSITORY)
 

@@ -27,7 +27,7 @@ cat >"$to.rig-new"
 chmod "$2" "$to.rig-new"
 mv "$to.rig-new" "$to"
 """
-"""Puts standard input in a file of a host, which is never seen half."""
+"""Writes standard input to a file on a host, which is never visible half-written."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add what is about the rig and its hosts."""
+    """Add the commands for the rig and its hosts."""
     up = commands.add_parser("up", help="start the rig, or bring a running one up to date")
     up.add_argument("--vm", action="store_true", help="two virtual machines instead of namespaces (not built yet)")
     types = f"{', '.join(nat.KINDS)}; or TYPE,{nat.NO_INPUT_DROP}"
@@ -56,7 +56,7 @@ def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     up.add_argument("--hosts", choices=("rig", "readme"), default="rig", help=about)
     up.add_argument("--mbit", type=int, metavar="N", help="limit hosta's and hostb's links to N Mbit/s each way")
 
-    # Parsed by enter.main_exec; here for the help alone.
+    # Parsed by enter.main_exec; here only for the help.
     commands.add_parser("exec", help="run a command in a host", usage="rig exec HOST -- COMMAND...").add_argument(
         "host", metavar="HOST", help=f"one of {', '.join(HOSTS)}"
     )
@@ -72,7 +72,7 @@ def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def add_guest_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add what is about the containers to move."""
+    """Add the commands for the containers to move."""
     guest = commands.add_parser("guest", help="make and start a container to move")
     guest.add_argument("host", metavar="HOST", help="hosta or hostb")
     guest.add_argument("name", metavar="NAME")
@@ -125,7 +125,7 @@ def up(options: argparse.Namespace) -> int:
 
 
 def copy(options: argparse.Namespace) -> int:
-    """Copy a file into a host, with its permissions."""
+    """Copy a file to a host, with its permissions."""
     host, colon, path = options.target.partition(":")
     if not colon or not path:
         raise RigError(f"'{options.target}' is not HOST:PATH", hint="rig copy FILE hosta:/tmp/FILE")
@@ -138,7 +138,7 @@ def copy(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    """Tell what runs."""
+    """Show what is running."""
     loaded = state.load()
     addresses = loaded.get("addresses", {})
     running = {host: state.alive(host) for host in HOSTS}
@@ -176,7 +176,7 @@ def make_guest(options: argparse.Namespace) -> int:
 
 
 def probe_guest(options: argparse.Namespace) -> int:
-    """Print what a guest says of itself."""
+    """Print what a guest reports about itself."""
     arguments = [options.name, "--lxcpath", options.lxcpath, *(["--quick"] if options.quick else [])]
     told = probe(options.host, arguments)
     print(told, end="")
@@ -184,7 +184,7 @@ def probe_guest(options: argparse.Namespace) -> int:
 
 
 def down(_options: argparse.Namespace) -> int:
-    """End the rig."""
+    """Take the rig down."""
     with state.lock(Path(paths.LOCK), remove=True):
         state.clean(HOSTS)
     return 0

@@ -2,8 +2,8 @@
 # ruff: noqa: PTH123
 """Runs a command inside a host.
 
-Tests take this way hundreds of times, so it imports next to nothing: pathlib, or signal with its enums, would cost as
-much as all of the rest together.
+Tests do this hundreds of times, so it imports next to nothing: pathlib, or signal with its enums, would cost as much as
+everything else together.
 """
 
 import _signal  # type: ignore[import-not-found]
@@ -42,13 +42,13 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def check(result: int) -> None:
-    """Raise the error of a C library call that answered -1."""
+    """Raise the error of a C library call that returned -1."""
     if result == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def main_exec(arguments: list[str]) -> int:
-    """Run `rig exec HOST -- COMMAND...`; its exit status is the command's, 128+N when signal N ended it."""
+    """Run `rig exec HOST -- COMMAND...`; its exit status is the command's, or 128+N if signal N ended it."""
     host, *command = arguments
     if command[:1] == ["--"]:
         del command[0]
@@ -97,7 +97,7 @@ def run_child(command: list[str], environment: dict[str, str]) -> None:
     try:
         libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
         _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
-        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # one that waits already is the command's, no KeyboardInterrupt
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # a pending one is the command's, not a KeyboardInterrupt
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, FORWARDED)
         os.chdir("/root")
         # os.execvpe would import a module here, from the host's file system.

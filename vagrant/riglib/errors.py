@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What can go wrong in the rig, and the exit status that each cause has."""
+"""What can go wrong in the rig, and the exit status of each cause."""
 
 
 class RigError(Exception):
-    """The rig failed; the message is one line, the hint says how to cure it."""
+    """The rig failed; the message is one line, the hint says how to fix it."""
 
     status = 3
 
@@ -13,13 +13,13 @@ class RigError(Exception):
 
 
 class NotRunning(RigError):
-    """The rig, or the host that was named, does not run."""
+    """The rig, or the named host, is not running."""
 
     status = 4
 
 
 class NotBuilt(RigError):
-    """A part of the interface whose turn has not come yet."""
+    """A part of the interface that has not been built yet."""
 
     status = 5
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cached root file systems of guests with an init of their own: archives, built when the first guest asks for one.
+"""The cached root file systems of guests with an init of their own: archives, built when a guest first needs one.
 
-Nobody who makes no such guest pays for them. Like the roots of `rootfs` each is named after a hash of what it is made
-from, and renamed when complete.
+Nobody pays for them without making such a guest. Like the roots of `rootfs`, each is named after a hash of what it is
+made from, and renamed when complete.
 """
 
 import time
@@ -16,7 +16,7 @@ from riglib.state import lock
 
 SCRIPTS = Path(paths.VAGRANT, "roots")
 LLVM = ("/usr/lib/*/libLLVM*", "/usr/lib/*/libz3*")
-"""PostgreSQL's compiler of queries, a third of the whole; it is switched off."""
+"""PostgreSQL's query compiler, a third of the whole; it is switched off."""
 COUNTER = Path(paths.VAGRANT, "guests/counter.sh")
 
 
@@ -27,7 +27,7 @@ class GuestRoot:
     suite: str
     packages: tuple[str, ...]
     script: str
-    """In SCRIPTS: runs in it when its packages are installed."""
+    """In SCRIPTS: runs in it once its packages are installed."""
 
 
 ROOTS = {
@@ -52,7 +52,7 @@ def archive(name: str) -> Path:
 
 
 def ensure(name: str) -> Path:
-    """Return the archive of a root file system, built if it is not there yet."""
+    """Return the archive of a root file system, built if it does not exist yet."""
     wanted = archive(name)
     if wanted.exists():
         return wanted
@@ -63,7 +63,7 @@ def ensure(name: str) -> Path:
 
 
 def build(name: str, wanted: Path, cache_lock: int) -> None:
-    """Make one, and remove what was made of an earlier version."""
+    """Make one, and remove those made from an earlier version."""
     started = time.monotonic()
     made = ROOTS[name]
     say(f"building {wanted} (once; Debian {made.suite})")

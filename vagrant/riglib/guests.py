@@ -36,7 +36,7 @@ logfile /var/log/redis/redis.log
 
 @dataclass(frozen=True)
 class Guest:
-    """A container that is to be made."""
+    """A container to be made."""
 
     host: str
     name: str
@@ -57,7 +57,7 @@ class Guest:
         return inside(self.host, command, text=text, file=file, timeout=timeout)
 
     def put(self, path: str, text: str) -> None:
-        """Write a file of the guest's folder."""
+        """Write a file in the guest's folder."""
         self.run("tee", f"{POOL}/{self.name}/{path}", text=text)
 
 
@@ -81,28 +81,28 @@ def userns(guest: Guest) -> list[str]:
 
 
 def talk(guest: Guest) -> list[str]:
-    """Busybox with a counter, pages that it can verify, and a service that answers at port 7."""
+    """Busybox with a counter, pages that it can verify, and a service that answers on port 7."""
     tick(guest)
     guest.run("cp", f"{HELPERS}/guests/talk.sh", f"{guest.root}/")
     return ["lxc.init.cmd = /bin/sh /talk.sh"]
 
 
 def memory(guest: Guest) -> list[str]:
-    """Debian with a process that holds pages it can verify."""
+    """Debian with a process that holds pages that it can verify."""
     guest.run("cp", "-a", f"{DEBIAN}/.", f"{guest.root}/")
     guest.run("cp", f"{HELPERS}/guests/memory.py", f"{guest.root}/")
     return [f"lxc.init.cmd = /usr/bin/python3 /memory.py {guest.size} {guest.dirty:g}"]
 
 
 def redis(guest: Guest) -> list[str]:
-    """Debian with a Redis server that is the container's init."""
+    """Debian with a Redis server as the container's init."""
     guest.run("cp", "-a", f"{DEBIAN}/.", f"{guest.root}/")
     guest.put("rootfs/etc/redis/rig.conf", REDIS_CONFIG)
     return ["lxc.init.cmd = /usr/bin/redis-server /etc/redis/rig.conf"]
 
 
 def systemd(guest: Guest) -> list[str]:
-    """Debian with systemd as a Debian host has it, and LXC's own configuration: terminals, seccomp, mounts."""
+    """Debian with systemd as on a Debian host, and LXC's own configuration: terminals, seccomp, mounts."""
     guest.run("tar", "-x", "--numeric-owner", "-C", guest.root, file=guest_roots.ensure("systemd"))
     guest.put("rootfs/etc/hostname", f"{guest.name}\n")
     keys = "".join(inside(host, ["cat", "/root/.ssh/id_ed25519.pub"]) for host in (*LXC_HOSTS, "client"))
@@ -114,7 +114,7 @@ def systemd(guest: Guest) -> list[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """How one kind is made, and what it has when nothing else is asked for."""
+    """How one kind is made, and its defaults."""
 
     fill: Callable[[Guest], list[str]]
     address: str = ""
@@ -124,7 +124,7 @@ class Kind:
     shipped: bool = False
     """Whether terminals, mounts and signals are left to the configuration that LXC ships."""
     memory: int = 256
-    """MiB that it needs besides what it is to hold."""
+    """MiB that it needs in addition to what it is to hold."""
     cgroups: int = 64
 
 
@@ -150,7 +150,7 @@ def make(guest: Guest) -> None:
     try:
         define(guest)
     except RigError:
-        # Without a configuration it is no container to LXC, and lxc-destroy would not know it.
+        # Without a configuration it is not a container to LXC, and lxc-destroy would not know it.
         guest.run("sh", "-c", 'btrfs -q subvolume delete "$0/rootfs"; rm -rf "$0"', folder)
         raise
     guest.run("lxc-start", "-n", guest.name, "-o", f"/var/log/lxc/{guest.name}.log", "-l", "INFO")
@@ -186,7 +186,7 @@ for folder, names, files in os.walk(sys.argv[1]):
 def unprivileged(guest: Guest) -> list[str]:
     """Give all files to the mapped ids; return the configuration of the user namespace."""
     guest.run("python3", "-c", SHIFT, guest.root, str(IDMAP_BASE))
-    # The mapped root has to come through here to its own root file system.
+    # The mapped root has to pass through here to reach its own root file system.
     guest.run("chmod", "755", f"{POOL}/{guest.name}")
     return [f"lxc.idmap = u 0 {IDMAP_BASE} 65536", f"lxc.idmap = g 0 {IDMAP_BASE} 65536"]
 
@@ -229,14 +229,14 @@ def common_lines(guest: Guest) -> list[str]:
 
 
 def limit_line(guest: Guest) -> str:
-    """Return a cgroup limit that this machine has: where v1 hierarchies hold all controllers, the core's own one."""
+    """Return a cgroup limit that this machine has: the cgroup core's own if v1 hierarchies hold all controllers."""
     if "memory" in guest.run("cat", "/sys/fs/cgroup/cgroup.controllers").split():
         return f"lxc.cgroup2.memory.max = {KINDS[guest.kind].memory + 2 * guest.size}M"
     return f"lxc.cgroup2.cgroup.max.descendants = {KINDS[guest.kind].cgroups}"
 
 
 def network_lines(guest: Guest) -> list[str]:
-    """Return the configuration of the guest's network: a fixed address and MAC on lxcbr0, or loopback alone."""
+    """Return the configuration of the guest's network: a fixed address and MAC on lxcbr0, or loopback only."""
     if not guest.address:
         return ["lxc.net.0.type = empty"]
     mac = hashlib.sha256(guest.name.encode()).hexdigest()
@@ -257,5 +257,5 @@ def network_lines(guest: Guest) -> list[str]:
 
 
 def probe(host: str, arguments: Sequence[str]) -> str:
-    """Return what a guest says of itself, as JSON."""
+    """Return what a guest reports about itself, as JSON."""
     return inside(host, ["python3", f"{HELPERS}/guests/probe.py", *arguments], timeout=200, check=False)

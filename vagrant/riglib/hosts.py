@@ -14,7 +14,7 @@ from riglib.state import write
 LXC_HOSTS = ("hosta", "hostb")
 PLAIN = ("client", "rendezvous", "nata", "natb")
 HIDDEN = ("nata2", "natb2", "switch")
-"""Not for users: the second routers of a double NAT, and the network between all."""
+"""Not for users: the second routers of a double NAT, and the network between all hosts."""
 HOSTS = LXC_HOSTS + PLAIN
 POOL_SIZE = "8G"
 
@@ -37,10 +37,10 @@ def start(host: str, root: str, guest_root: str, *, disk: str = "") -> None:
 
 
 def become(cgroup: Path, command: list[str], directory: Path, host: str) -> None:
-    """In a child: enter cgroup and namespaces, leave the host's init behind, write down who it is. Never returns.
+    """In a child: enter cgroup and namespaces, start the host's init and record its pid. Never returns.
 
-    Until its end the child holds the rig's lock, which it inherited: nobody cleans up between our fork and our entry in
-    the cgroup.
+    Until it ends the child holds the rig's lock, which it inherited: nobody cleans up between our fork and our entry
+    into the cgroup.
     """
     try:
         (cgroup / "cgroup.procs").write_text("0", encoding="ascii")
@@ -74,7 +74,7 @@ def wait_booted(host: str, *, timeout: float = 100) -> None:
 
 
 def introduce(addresses: dict[str, list[str]], aliases: dict[str, str]) -> None:
-    """Let the LXC hosts' root into each other, with host keys that are known, and give every host all names."""
+    """Let root on the LXC hosts log in to each other, with known host keys, and give every host all names."""
     called = {host: [host, aliases[host]] if host in aliases else [host] for host in HOSTS}
     names = "127.0.0.1 localhost\n::1 localhost\n"
     names += "".join(f"{address} {' '.join(called[host])}\n" for host in addresses for address in addresses[host])

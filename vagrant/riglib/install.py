@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Puts migrator, from the working tree, and the guests' helpers into the hosts."""
+"""Installs migrator, from the working tree, and the guests' helpers on the hosts."""
 
 import concurrent.futures
 import hashlib
@@ -16,7 +16,7 @@ TOP_FILES = ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.m
 NOT_PACKAGES = ("tests", "vagrant", "bench", "build", "harness")
 MIGRATOR_HOSTS = (*LXC_HOSTS, rendezvous.HOST)
 HELPERS = "/opt/rig"
-"""Where the hosts find what is in vagrant/guests."""
+"""Where the hosts find the contents of vagrant/guests."""
 
 
 def package_files() -> list[str]:
@@ -43,7 +43,7 @@ def digest(files: list[str]) -> str:
 
 
 def archive(files: list[str], name: str) -> Path:
-    """Pack these files in a tar archive under the rig's own folder; return its path."""
+    """Pack these files into a tar archive in the rig's own folder; return its path."""
     made = Path(paths.LIB, f"{name}.tar")
     with tarfile.open(made, "w") as tar:
         for file in files:
@@ -61,7 +61,7 @@ def install_helpers() -> None:
 
 
 def install_migrator() -> None:
-    """Build migrator in the hosts that run it, and install it there."""
+    """Build migrator on the hosts that run it, and install it there."""
     files = package_files()
     if "setup.py" not in files and "pyproject.toml" not in files:
         say("warning: the working tree has no setup.py yet; migrator is not installed")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What CRIU may leave behind in the machine's cgroup v1 hierarchies, and its removal.
 
-The rig keeps out of them. But no namespace hides them, and a CRIU that manages all cgroups makes `lxc.payload.NAME`
+The rig does not use them. But no namespace hides them, and a CRIU that manages all cgroups makes `lxc.payload.NAME`
 there; its freezer even keeps the rig's processes from being ended.
 """
 
@@ -35,7 +35,7 @@ def folders(pid: int, mounted: dict[str, Path]) -> Iterator[Path]:
 
 
 def thaw(pids: list[int]) -> None:
-    """Thaw processes that sit in a v1 freezer: until then not even SIGKILL ends them."""
+    """Thaw processes in a v1 freezer: until then not even SIGKILL ends them."""
     mounted = {name: folder for name, folder in hierarchies().items() if name == "freezer"}
     for pid in pids if mounted else []:
         with contextlib.suppress(OSError):
@@ -52,7 +52,7 @@ def leftovers(pid: int) -> list[Path]:
 
 
 def sweep(tops: list[Path]) -> None:
-    """Remove payload cgroups that nobody is in. One with processes cannot be removed, whoever made it."""
+    """Remove empty payload cgroups. One with processes cannot be removed, whoever made it."""
     for top in tops:
         for payload in top.glob("lxc.payload.*"):
             for folder in [*sorted(payload.rglob("*/"), reverse=True), payload]:

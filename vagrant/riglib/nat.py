@@ -10,7 +10,7 @@
 | double             | port-restricted, twice in a row                                                |
 | blocked            | no UDP at all; TCP as with port-restricted                                     |
 
-A real router usually drops what it does not expect. One that does not (`TYPE,no-input-drop`) lets a peer's first packet
+A real router usually drops unexpected packets. One that does not (`TYPE,no-input-drop`) lets a peer's first packet
 create a conntrack entry of its own, which moves the outbound mapping to another port: tunnels have to cope with both.
 """
 
@@ -59,21 +59,21 @@ def router_rules(nat: Nat) -> str:
 
 
 def chain(name: str, hook: str, rule: str) -> str:
-    """Return a chain of one rule."""
+    """Return a chain with one rule."""
     return f"chain {name} {{ type {hook}; {rule}; }}"
 
 
 def masquerade(kind: str) -> str:
     """Return the chain that gives outgoing packets the router's address.
 
-    Plain masquerade keeps the port where that is free.
+    Plain masquerade keeps the port if that is free.
     """
     how = "masquerade fully-random" if kind == "symmetric" else "masquerade"
     return chain("out", "nat hook postrouting priority srcnat", f'oifname "wan0" {how}')
 
 
 def cone(kind: str) -> list[str]:
-    """Return what makes a masquerading router a cone: it learns which inside address uses a port, lets others in."""
+    """Return what makes a masquerading router a cone: it learns which inside address uses a port; lets others in."""
     if kind not in ("full-cone", "address-restricted"):
         return []
     learn = "update @mapped { udp sport : ip saddr }"
@@ -85,8 +85,8 @@ def cone(kind: str) -> list[str]:
         allowed = "ip saddr . udp dport @spoken "
     return [
         *sets,
-        # Before masquerade changes it, the source address is the inside one. A type nat chain sees the first packet of
-        # a flow only; a filter chain sees them all, and each one keeps the mapping alive.
+        # Before masquerade changes it, the source address is the inside one. A chain of type nat sees only the first
+        # packet of a flow; a filter chain sees them all, and each one keeps the mapping alive.
         chain("learn", "filter hook postrouting priority srcnat - 10", f'oifname "wan0" meta l4proto udp {learn}'),
         chain("in", "nat hook prerouting priority dstnat", f'iifname "wan0" {allowed}dnat to udp dport map @mapped'),
     ]

@@ -20,7 +20,7 @@ from riglib.run import inside, run
 
 LAN_NETWORK = "10.0.3"
 README_NETWORK = "192.0.2"
-"""The segment of hosts by the README: Debian's lxc-net takes 10.0.3.0/24 for itself."""
+"""The segment for hosts by the README: Debian's lxc-net takes 10.0.3.0/24 for itself."""
 LAN = {"hosta": 2, "hostb": 3, "client": 4, "rendezvous": 5}
 WAN = {
     "nata": "198.51.100.2",
@@ -30,7 +30,7 @@ WAN = {
     "client": "198.51.100.4",
     "rendezvous": "198.51.100.5",
 }
-"""Outside addresses; hosta's and hostb's are used where that host is not behind a NAT while the other is."""
+"""Outside addresses; hosta's and hostb's are used if that host is not behind a NAT while the other is."""
 RENDEZVOUS_SECOND = "203.0.113.5"
 WAN_NETWORKS = ("198.51.100.0/24", "203.0.113.0/24")
 BRIDGE = "forward_delay 0 stp_state 0 mcast_snooping 0"
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan(nat_a: Nat = NONE, nat_b: Nat = NONE, *, by_readme: bool = False) -> Plan:
-    """Return the network for these NAT types; hosts by the README get their links and no bridges."""
+    """Return the network for these NAT types; hosts by the README get their links but no bridges."""
     made = Plan([], {}, {}, {})
     made.add("switch", f"link add sw type bridge {BRIDGE}", "link set sw up")
     if nat_a.kind == nat_b.kind == "none":
@@ -83,7 +83,7 @@ def plug(made: Plan, host: str) -> None:
 
 
 def plan_lan(made: Plan, net: str, *, bridges: bool) -> None:
-    """One L2 segment for all. Without bridges the LXC hosts get no addresses: by_readme.py has them."""
+    """One L2 segment for all. Without bridges the LXC hosts get no addresses: by_readme.py sets them."""
     for host, number in LAN.items():
         plug(made, host)
         made.addresses[host] = [f"{net}.{number}", f"fd00:3::{number}"] if bridges else [f"{net}.{number}"]
@@ -156,8 +156,8 @@ def outside_lines(address: str, interface: str) -> list[str]:
 
 def build(made: Plan, pids: dict[str, int]) -> None:
     """Make the network inside the running hosts."""
-    # A link is born with each end in its namespace: `ip` has to know the other's process id, so it runs in the
-    # machine's PID namespace.
+    # A link is created with each end in its namespace: `ip` has to know the other's pid, so it runs in the machine's
+    # pid namespace.
     links: dict[str, list[str]] = {}
     for one, other in made.links:
         line = f"link add {one.interface} type veth peer name {other.interface} netns {pids[other.host]}"
@@ -177,7 +177,7 @@ def ip(host: str, pids: dict[str, int], lines: list[str]) -> None:
 
 
 def shape(made: Plan, pids: dict[str, int], mbit: int) -> None:
-    """Limit both directions of hosta's and hostb's links with token buckets: netem is not in every kernel."""
+    """Limit both directions of hosta's and hostb's links with token buckets: not every kernel has netem."""
     for one, other in made.links:
         if other.host in LXC_HOSTS:
             for port in (one, other):

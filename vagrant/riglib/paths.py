@@ -2,7 +2,8 @@
 # ruff: noqa: PTH120, PTH123
 """Where one rig instance keeps its things.
 
-Several run side by side: the environment variable MIGRATOR_RIG names the instance. Strings, not pathlib: see enter.py.
+Several can run side by side: the environment variable MIGRATOR_RIG names the instance. Strings, not pathlib: see
+enter.py.
 """
 
 import os
@@ -19,7 +20,7 @@ if not (INSTANCE.isascii() and INSTANCE.replace("-", "").isalnum() and len(INSTA
     raise SystemExit("rig: MIGRATOR_RIG may hold letters, digits and dashes only, 32 at most")
 
 RUN = f"/run/{NAME}"
-"""Small files: the state, the process id of each host."""
+"""Small files: the state, the pid of each host."""
 LIB = f"/var/lib/{NAME}"
 """Large files: the upper layers and the pools."""
 LOCK = f"/run/lock/{NAME}.lock"
@@ -41,7 +42,7 @@ def cgroup(host: str = "") -> str:
 
 
 def host_pid(host: str) -> int:
-    """Return the process id of a host's init, proved to be that one and no later user of the same number."""
+    """Return the pid of a host's init, verified to be that process and not a later one with the same number."""
     try:
         with open(f"{RUN}/{host}.pid", encoding="ascii") as file:
             pid, start = file.read().split()
@@ -53,7 +54,7 @@ def host_pid(host: str) -> int:
 
 
 def start_time(pid: int) -> str:
-    """Return when a process started: with its id it names the process for good. A zombie counts as gone."""
+    """Return when a process started: together with its pid this identifies it for good. A zombie counts as gone."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
         fields = file.read().rpartition(")")[2].split()
     if fields[0] in "ZX":

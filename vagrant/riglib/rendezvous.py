@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The rendezvous that the two hosts can pair and meet through: `migrator rendezvous` in the host of that name."""
+"""The rendezvous through which the two hosts can pair and meet: `migrator rendezvous` on the host of that name."""
 
 import json
 
@@ -33,11 +33,11 @@ until [ -s /run/rendezvous.json ]; do
 done
 cat /run/rendezvous.json
 """
-"""Starts the service unless it runs, or anew if the first argument is `yes`; prints what it says of itself."""
+"""Starts the service unless it runs, or restarts it if the first argument is `yes`; prints what it reports."""
 
 
 def serve(addresses: list[str], *, restart: bool) -> None:
-    """Have the service run at these addresses of its host, and let hosta and hostb know where it is."""
+    """Run the service at these addresses of its host, and tell hosta and hostb where it is."""
     told = inside(HOST, ["sh", "-c", SERVE, "sh", "yes" if restart else "no", *addresses])
     config = f"[rendezvous]\nservers = {json.loads(told)['url']}\n"
     for host in LXC_HOSTS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cached root file systems: of all rig hosts, of hosts by the README, of guests that need more than busybox.
+"""The cached root file systems: for all rig hosts, for hosts by the README, for guests that need more than busybox.
 
 Each is a directory under /var/cache/migrator-rig whose name ends in a hash of what it is made from. It is built under
 another name and renamed when complete, so that a killed build is never taken for a root file system.
@@ -20,13 +20,13 @@ from riglib.run import run, say
 from riglib.state import load, lock
 
 SUITE = "forky"
-"""Debian testing: kernels from 6.16 need CRIU 4.2 as soon as a task holds an INET socket."""
+"""Debian testing: kernels from 6.16 on need CRIU 4.2 as soon as a task holds an INET socket."""
 
 STABLE = "trixie"
-"""Debian 13, which the page speaks of: it has to have every package that is named there."""
+"""Debian 13, which the page is written for: it has to have every package that is named there."""
 
 REQUIREMENTS = ("paramiko", "cryptography", "pyroute2", "blake3", "zstandard", "pybtrfs")
-"""Taken only where setup.cfg does not (yet) list the run-time dependencies."""
+"""Used only if setup.cfg does not (yet) list the run-time dependencies."""
 
 PROVISION = Path(paths.VAGRANT, "provision.sh")
 INITTAB = Path(paths.VAGRANT, "riglib/inittab")
@@ -34,11 +34,11 @@ CACHE = Path(paths.CACHE)
 GUEST_PACKAGES = ("redis-server", "python3")
 
 DEBIAN_HAS = ("ifupdown", "systemd")
-"""What is on every installed Debian but not in mmdebstrap's `minbase`, and is needed here. Nothing else is added to
-what the page names, recommended packages neither: or it would pass although something is missing in it."""
+"""What every installed Debian has but mmdebstrap's `minbase` lacks, and is needed here. Nothing else is added to what
+the page names, not even recommended packages: otherwise it would pass although something is missing from it."""
 
 MANUAL = "manual"
-"""The extra of setup.cfg that the page installs along."""
+"""The extra of setup.cfg that the page installs as well."""
 
 WHEELS = "/opt/rig/wheels"
 """What pip finds on hosts by the README, which have no network: migrator's dependencies, and what it is built with."""
@@ -53,7 +53,7 @@ FOR_ALL_HOSTS = (
 
 
 def requirements(*extras: str) -> list[str]:
-    """Return migrator's run-time dependencies, as setup.cfg lists them, and those of its extras that are named."""
+    """Return migrator's run-time dependencies, as setup.cfg lists them, and those of the named extras."""
     config = configparser.ConfigParser()
     config.read(Path(paths.TREE, "setup.cfg"), encoding="utf-8")
     listed = config.get("options", "install_requires", fallback="").split("\n")
@@ -87,13 +87,13 @@ def readme_root() -> Path:
 
 
 def readme_packages() -> list[str]:
-    """Return the Debian packages that the page has its reader install."""
+    """Return the Debian packages that the page tells its reader to install."""
     lines = page.packages(page.read())
     return sorted({word for line in lines for word in line.split()[2:] if not word.startswith("-")})
 
 
 def ensure(state_lock: int, *, by_readme: bool = False) -> list[Path]:
-    """Build what is not cached yet; return the roots of hosts and guests, and that of hosts by the README if asked for.
+    """Build what is not cached yet; return the roots of hosts and guests, and of hosts by the README if requested.
 
     The builders inherit the rig's lock: no later `up` meets one that outlived us.
     """
@@ -132,11 +132,11 @@ def build(root: Path, options: list[str], locks: tuple[int, int]) -> None:
 def mmdebstrap(*arguments: str, locks: tuple[int, ...]) -> None:
     """Run mmdebstrap in namespaces of its own.
 
-    One that outlived us would hold the locks: it is killed with us, and its namespaces with it.
+    If it outlived us it would hold the locks: it is killed with us, and its namespaces with it.
     """
     namespaces = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"]
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"]
-    # The testing suite's Release file is not refreshed in time on every mirror.
+    # Not every mirror refreshes the testing suite's Release file in time.
     command.append('--aptopt=Acquire::Check-Valid-Until "false"')
     whole = [*namespaces, "--mount-proc", *command, *arguments]
     run(whole, timeout=1200, environment={"PIP_FIND_LINKS": ""}, pass_fds=locks)
@@ -158,10 +158,10 @@ def guest_hooks() -> list[str]:
 
 
 def readme_hooks(host: Path) -> list[str]:
-    """Return what makes a host by the README out of Debian, up to where its lines need no network any more.
+    """Return what makes a host by the README out of Debian, up to the point where its lines need no network any more.
 
-    Those are typed at each start: see by_readme.py. Its init is taken from the other hosts' root: busybox is a package
-    that the README may have to name.
+    Those lines are typed at each start: see by_readme.py. Its init is taken from the other hosts' root: busybox is a
+    package that the README may have to name.
     """
     download = f"/root/pip/bin/pip download -q -d {WHEELS} setuptools wheel {shlex.join(requirements(MANUAL))}"
     steps = [
@@ -169,7 +169,7 @@ def readme_hooks(host: Path) -> list[str]:
         pip_certificates(),
         f'chroot "$1" env SSL_CERT_FILE=/tmp/ca.crt sh -c "python3 -m venv /root/pip && {download} && rm -r /root/pip"',
         f'printf "[global]\\nno-index = true\\nfind-links = {WHEELS}\\n" >"$1/etc/pip.conf"',
-        # Nobody is there to answer.
+        # Nobody is there to answer questions.
         'echo \'APT::Get::Assume-Yes "true";\' >"$1/etc/apt/apt.conf.d/rig"',
     ]
     included = f"--include={','.join([*DEBIAN_HAS, *readme_packages()])}"

@@ -13,7 +13,7 @@ from riglib import paths
 from riglib.errors import CommandFailed
 
 KEPT = ("PATH", "HOME", "TERM", "TMPDIR", "MIGRATOR_RIG")
-"""What a program sees of our environment."""
+"""The part of our environment that programs see."""
 
 
 def run(
@@ -68,11 +68,11 @@ def inside(
     file: Path | None = None,
     check: bool = True,
 ) -> str:
-    """Run a program inside a host, by the same way that `rig exec` takes."""
+    """Run a program inside a host, the same way that `rig exec` does."""
     rig = [sys.executable, "-S", f"{paths.VAGRANT}/rig", "exec", host, "--"]
     return run([*rig, *command], timeout=timeout, text=text, file=file, check=check)
 
 
 def say(message: str) -> None:
-    """Tell on standard error what is being done."""
+    """Report on standard error what is being done."""
     print(f"rig: {message}", file=sys.stderr, flush=True)

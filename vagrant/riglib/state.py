@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the rig knows of itself on disk, its lock, and how every trace of it is removed.
+"""What the rig records about itself on disk, its lock, and how every trace of it is removed.
 
-Whatever `up` makes hangs on one of three things whose names are known before anything is made: the rig's cgroup (all
-processes, and with them all namespaces, mounts, interfaces and loop devices), RUN and LIB. So `clean` finds all that a
-killed `up` left.
+Whatever `up` makes is attached to one of three things whose names are known before anything is made: the rig's cgroup
+(all processes, and with them all namespaces, mounts, interfaces and loop devices), RUN and LIB. So `clean` finds
+everything that a killed `up` has left.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from riglib.run import run
 
 @contextlib.contextmanager
 def lock(file: Path, *, timeout: float = 300, remove: bool = False) -> Iterator[int]:
-    """Hold a lock file; yield its descriptor: a child that inherits it holds the lock until its own end, too."""
+    """Hold a lock file; yield its descriptor: a child that inherits it also holds the lock until the child ends."""
     deadline = time.monotonic() + timeout
     file.parent.mkdir(parents=True, exist_ok=True)
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it before us may have removed the file; then nobody else would see our lock.
+            # The previous holder may have removed the file; then nobody else would see our lock.
             if os.fstat(descriptor).st_ino == file.stat().st_ino:
                 break
         except FileNotFoundError:
@@ -50,7 +50,7 @@ def lock(file: Path, *, timeout: float = 300, remove: bool = False) -> Iterator[
 
 
 def load(directory: str = "") -> dict[str, Any]:
-    """Return a rig's state, ours if no other is named; empty when there is no such rig."""
+    """Return a rig's state, ours if no other is named; empty if there is no such rig."""
     try:
         loaded: dict[str, Any] = json.loads(Path(directory or paths.RUN, "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ def load(directory: str = "") -> dict[str, Any]:
 
 
 def save(state: dict[str, Any]) -> None:
-    """Write the rig's state: whole, or not at all."""
+    """Write the rig's state: completely, or not at all."""
     write(Path(paths.RUN, "state.json"), json.dumps(state, indent=1))
 
 
@@ -93,7 +93,7 @@ def clean(hosts: tuple[str, ...]) -> None:
 
 
 def kill_cgroup(top: Path, *, timeout: float = 100) -> None:
-    """End every process in the rig's own cgroup, frozen ones too, and remove the cgroup."""
+    """End every process in the rig's own cgroup, including frozen ones, and remove the cgroup."""
     if not top.is_dir():
         return
     deadline = time.monotonic() + timeout
@@ -108,7 +108,7 @@ def kill_cgroup(top: Path, *, timeout: float = 100) -> None:
 
 
 def processes(top: Path) -> list[int]:
-    """Return the ids of all processes in a cgroup and below it."""
+    """Return the pids of all processes in a cgroup and below it."""
     found = []
     for file in top.rglob("cgroup.procs"):
         with contextlib.suppress(OSError):
@@ -117,7 +117,7 @@ def processes(top: Path) -> list[int]:
 
 
 def remove_cgroup(top: Path) -> bool:
-    """Remove a cgroup and all below it; false when a process still is in the way."""
+    """Remove a cgroup and everything below it; false if a process is still in the way."""
     try:
         for directory, _, _ in os.walk(top, topdown=False):
             Path(directory).rmdir()
@@ -137,12 +137,12 @@ def loops() -> list[str]:
 
 
 def free_loops(*, timeout: float = 100) -> None:
-    """Wait until the kernel has freed the rig's loop devices: autoclear, they go with their host's mount namespace."""
+    """Wait until the kernel has freed the rig's loop devices: autoclear ends them with their host's mount namespace."""
     deadline = time.monotonic() + timeout
     while left := loops():
         if time.monotonic() > deadline:
             raise RigError(f"still in use: {', '.join(left)}", hint="losetup -a; grep loop /proc/*/mounts")
         time.sleep(0.02)
-        # One that a killed mount(8) set up but never mounted is nobody's: detach it.
+        # A device that a killed mount(8) set up but never mounted belongs to nobody: detach it.
         for device in left:
             run(["losetup", "--detach", device], check=False)
