@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What moving a container's memory costs CRIU alone: a dump and a restore by hand, on one host, images on tmpfs.
 
-    by_hand.py NAME LXCPATH IMAGES ROUNDS [--show]      (in a host; Python is that of migrator's installation)
+    by_hand.py NAME LXCPATH IMAGES ROUNDS [--show]      (on a host; Python is that of migrator's installation)
 
 The dump is the very command line that migrator gives CRIU. The restore is `lxc-checkpoint -r`, which calls `criu
-restore` and is what migrator calls: a container that plain CRIU restores is none that LXC knows, and so nobody would
-want it. What is timed are these two programs and nothing else; the container is frozen before, as migrator does it
-(CRIU's own freeze looks ten times a second whether it is done), and ended in between. It runs on in the end.
+restore` and is what migrator calls: LXC would not know a container restored by plain CRIU, so nobody would want one.
+Only these two programs are timed; the container is frozen before, as migrator does it (CRIU's own freeze checks ten
+times a second whether it is done), and ended in between. At the end it keeps running.
 
-Prints its times, with --show the two commands too, and in the last line {"dump_ms": [...], "restore_ms": [...]}, an
-entry a round.
+Prints its times, with --show the two commands too, and in the last line {"dump_ms": [...], "restore_ms": [...]}, with
+one entry per round.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether compressing what is sent shortens the time frozen: a container is moved to and fro, with and without.
+"""Whether compressing what is sent shortens the time frozen: a container is moved back and forth, with and without.
 
     python -m bench.compression [--rounds N] [--mbit N] [--mebibytes N] [--json]
 
-`zstd` is as migrator does it: a segment is compressed when it would have to wait for the network anyway. `never` sends
-all as it is. Both take turns in the same run on the same two hosts, between which a link of --mbit lies (default: as
-fast as this machine). Judge the ratio of their medians, not the figures.
+`zstd` is migrator's own way: a segment is compressed if it would have to wait for the network anyway. `never` sends
+everything as it is. Both take turns in the same run on the same two hosts, with a link of --mbit between them (default:
+as fast as this machine). Judge the ratio of their medians, not the figures.
 
-On a busy machine with two cores `never` was 0.85 to 0.95 of `zstd` without a limit, where zstd takes the processor from
-CRIU, and 2.1 times `zstd` with --mbit 400. Leaving zstd out where the network showed more than 150 MB/s saved a tenth
-of the processor's time, but no time frozen that could be told from the noise of 70 moves each: so it was not kept.
+On a busy machine with two cores, `never` was 0.85 to 0.95 of `zstd` without a limit, because zstd takes the processor
+away from CRIU, and 2.1 times `zstd` with --mbit 400. Omitting zstd when the network carried more than 150 MB/s saved a
+tenth of the processor time, but no time frozen that could be told from the noise of 70 moves each: so it was not kept.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ sys.exit(status)
 
 
 def hop(source: str, destination: str, way: str) -> dict[str, Any]:
-    """One move: what `migrator migrate --json` prints of it, and the processor's seconds that it used on the source."""
+    """One move: what `migrator migrate --json` prints about it, and the processor seconds it used on the source."""
     program = PROGRAM.format(WAYS[way])
     text = on(source, "/opt/migrator/venv/bin/python", "-c", program, "migrate", NAME, "-d", f"root@{destination}",
               "--json", "-q", show=False)
@@ -52,7 +52,7 @@ def measure(rounds: int, mebibytes: int) -> dict[str, list[dict[str, Any]]]:
     hop(*hosts, "zstd")  # the whole disk
     for number in range(rounds * len(WAYS)):
         hosts = (hosts[1], hosts[0])
-        way = [*WAYS][(number + number // len(WAYS)) % len(WAYS)]  # so that each way takes both directions
+        way = [*WAYS][(number + number // len(WAYS)) % len(WAYS)]  # so that each way is used in both directions
         found[way].append(hop(*hosts, way))
         print(f"{way}: frozen for {found[way][-1]['frozen_seconds'] * 1000:.0f} ms", file=sys.stderr)
     return found

@@ -2,10 +2,11 @@
 """`make demo`: a running container leaves one host and carries on on another, its client still connected.
 
 Two hosts are made on this machine (vagrant/rig). One runs a Redis server in a container; an outside client increments
-a counter in it through one TCP connection, which is never opened again. The container is moved stage by stage, by the
-commands that one would type, and back by the one command that does all of that. Then the same between two hosts that
-are both behind NAT (bench/demo_nat.py). At last the figures, beside what CRIU alone needed in the same minute
-(bench/floor.py): a table, and build/demo.json (bench/figures.py says what is in it). Then the hosts are gone.
+a counter in it through one TCP connection, which is never reopened. The container is moved stage by stage, with the
+commands that one would type, and back with the one command that does all of that. Then the same is done between two
+hosts that are both behind NAT (bench/demo_nat.py). Finally the figures are shown, beside what CRIU alone needed in the
+same minute (bench/floor.py): a table, and build/demo.json (bench/figures.py describes its contents). Then the hosts are
+removed.
 
 Exit status: 0 nothing was lost, wrong or left behind, 1 something was, 2 a command failed, 130 it was interrupted. How
 long things take is shown and never judged.
@@ -50,7 +51,7 @@ from migrator.base.figures import size
 REPORT = TREE / "build" / "demo.json"
 
 ADDRESS = "10.0.3.100"
-# The command, the host that it is typed on, what follows the container's name, and what it does.
+# The command, the host on which it is typed, what follows the container's name, and what it does.
 STAGES: tuple[tuple[str, str, list[str], str], ...] = (
     ("check", "hosta", ["-d", "root@hostb"], "Compare both hosts and the container: will it work?"),
     ("prepare-data", "hosta", ["-d", "root@hostb"], "Copy the disk over. The container runs on meanwhile."),
@@ -60,19 +61,19 @@ STAGES: tuple[tuple[str, str, list[str], str], ...] = (
     ("restore-dump", "hostb", [], "On the other host, bring it to life again. From now on it runs there."),
     ("finish", "hosta", [], "Let go of the copy that was left behind as a safeguard."),
 )
-ANSWERS = 200  # that the client shall have had before the first move, and after the last
+ANSWERS = 200  # that the client must have received before the first move, and after the last
 PATIENCE = 300.0  # seconds that it waits for one answer before it gives its connection up as broken
 
 
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # so that the hosts go then too
+        signal.signal(number, signal.default_int_handler)  # so that the hosts are removed in that case too
     if os.geteuid() != 0:
         complain("The demo needs root: it makes namespaces, loop devices and containers.")
         return 2
     try:
         with alone():
-            REPORT.unlink(missing_ok=True)  # of an earlier run: nobody shall take it for this one's
+            REPORT.unlink(missing_ok=True)  # from an earlier run: nobody should take it for this one's
             return conclude(watched())
     except (DemoFailed, subprocess.SubprocessError, OSError) as error:
         complain(f"demo: {error}")
@@ -83,12 +84,12 @@ def main() -> int:
     finally:
         try:
             sys.stdout.flush()
-        except OSError:  # `make demo | head`: else Python would try again, and complain
+        except OSError:  # `make demo | head`: otherwise Python would try again, and complain
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def watched() -> Figures:
-    """All of it, in words; returns the figures."""
+    """The whole demo, with its narration; returns the figures."""
     say("""A program that is running is going to move from one computer to another, with all that it has in memory,
         while somebody is using it. Two small computers are made for that on this machine, and removed at the end. Each
         line that begins with the name of one of them and # is a command typed there; below it is what it answered.""")
@@ -119,7 +120,7 @@ def conclude(found: Figures) -> int:
 
 
 def complain(text: str) -> None:
-    with contextlib.suppress(OSError):  # of a terminal that has been closed
+    with contextlib.suppress(OSError):  # the terminal may have been closed
         print(text, file=sys.stderr, flush=True)
 
 
@@ -208,7 +209,7 @@ class CountingClient:
         self.seen: dict[str, Any] = {}
 
     def wait_for_answers(self, host: str) -> None:
-        """Until the server, which is on `host` now, has answered it ANSWERS times more; or its connection broke."""
+        """Until the server, which is on `host` now, has answered it ANSWERS more times, or its connection broke."""
         begun = probe(host, "--quick").get("count", 0)
         more = begun + ANSWERS
         if not wait_for(lambda: self.process.poll() is not None or probe(host, "--quick").get("count", 0) >= more):
@@ -217,7 +218,7 @@ class CountingClient:
 
 @contextlib.contextmanager
 def counting_client() -> Iterator[CountingClient]:
-    """A client that asks without pause while the block runs."""
+    """A client that sends requests without pause while the block runs."""
     command = ["python3", "/opt/rig/guests/redis_client.py", ADDRESS, "--gaps", waits.WORTH_A_NOTE,
                "--seconds", f"{2 * COMMAND_LIMIT:g}", "--patience", f"{PATIENCE:g}"]
     typed("client", *command, behind=" &")

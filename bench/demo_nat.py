@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The second half of `make demo`: the same move between two hosts that are both behind NAT.
 
-They are paired once, by a code that one host shows and the other is given. Then the container moves through a tunnel
-that goes through both NATs. Its addresses stay behind with the network that they belong to, so nobody's connection is
-watched here: what is checked is the server's memory and disk, inside.
+They are paired once, with a code that one host shows and the other is given. Then the container moves through a tunnel
+that passes through both NATs. Its addresses stay behind with the network that they belong to, so no client's connection
+is watched here: what is checked is the server's memory and disk, from the inside.
 """
 
 from __future__ import annotations
@@ -84,11 +84,11 @@ def pair() -> None:
 
 
 def shown_code(said: Path, inviting: subprocess.Popen[bytes]) -> str:
-    """The code of `peer invite --json`, once it has printed it."""
+    """The code that `peer invite --json` shows, once it has printed it."""
     codes: list[str] = []
 
     def looked() -> bool:
-        ended = inviting.poll() is not None  # before the look: what it printed last is there then
+        ended = inviting.poll() is not None  # checked first: whatever it printed last is there then
         for line in said.read_text().splitlines():
             with contextlib.suppress(ValueError):
                 codes.extend(str(data["code"]) for data in [json.loads(line)] if "code" in data)
@@ -110,7 +110,7 @@ def agent() -> Iterator[None]:
             process = subprocess.Popen([RIG, "exec", "hostb", "--", "migrator", "agent"], env=ENVIRONMENT,
                                        stdin=subprocess.DEVNULL, stderr=out)
         try:
-            # It says where it waits.
+            # It reports where it waits.
             wait_for(lambda: said.stat().st_size or process.poll() is not None, limit=LIMIT)
             print(said.read_text(), end="", flush=True)
             if process.poll() is not None or not said.stat().st_size:

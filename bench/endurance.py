@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container moves to and fro under load, again and again: is anything lost, does anything grow?
+"""A container moves back and forth under load, over and over: is anything lost, does anything grow?
 
     python -m bench.endurance [--trips N] [--guest KIND] [--output FILE]
 
 Two hosts of the rig (`MIGRATOR_RIG`, default `endurance`). A trip is from hosta to hostb and back, each way one
-`migrator migrate`. The guest is a Redis server that an outside client asks without pause, through one connection for
-the whole run. After each trip everything that a host could collect is counted (bench/traces.py). Prints Markdown tables
-and puts them into FILE (default docs/reliability.md); all figures go to build/endurance.json.
+`migrator migrate`. The guest is a Redis server that an outside client queries without pause, through one connection for
+the whole run. After each trip everything that could pile up on a host is counted (bench/traces.py). Prints Markdown
+tables and puts them into FILE (default docs/reliability.md); all figures go to build/endurance.json.
 
 Exit status: 0 nothing was lost and nothing grew, 1 something was or did, 2 something failed.
 """
@@ -35,10 +35,10 @@ from harness.rig import LXC_HOSTS, Rig, Running, wait_for
 TREE = Path(__file__).resolve().parent.parent
 NAME, ADDRESS = "shop", "10.0.3.100"
 GUESTS = ("redis", "tick", "memory")
-FIRST = 10  # hops at either end of the run that are held against each other, if there are so many
-SLOWER, SLACK_MS = 1.25, 100.0  # a median that is beyond this factor and this much is a trend
-RUNS_AGAIN = 3  # exit status: failed after the freeze, and the container runs on where it was
-OF_THE_GUEST = ("its ", "the container's ")  # what is counted before the first move already
+FIRST = 10  # hops at either end of the run that are compared with each other, if there are so many
+SLOWER, SLACK_MS = 1.25, 100.0  # a median that exceeds the other by this factor and this much is a trend
+RUNS_AGAIN = 3  # exit status: failed after the freeze, and the container keeps running where it was
+OF_THE_GUEST = ("its ", "the container's ")  # what is counted already before the first move
 SETTLE_SECONDS = 60.0  # for processes that are about to end
 
 
@@ -59,11 +59,11 @@ class Hop:
 
 @dataclasses.dataclass
 class Run:
-    """All that was seen."""
+    """Everything that was observed."""
 
     guest: str
     hops: list[Hop] = dataclasses.field(default_factory=list)
-    counts: list[dict[str, dict[str, int]]] = dataclasses.field(default_factory=list)  # a trip each: by host
+    counts: list[dict[str, dict[str, int]]] = dataclasses.field(default_factory=list)  # one per trip: by host
     client: dict[str, Any] = dataclasses.field(default_factory=dict)
     probe: dict[str, Any] = dataclasses.field(default_factory=dict)
     started_anew: bool = False
@@ -102,7 +102,7 @@ def main(arguments: list[str]) -> int:
 
 
 def go(rig: Rig, run: Run, trips: int) -> Iterator[Hop]:
-    """Move the guest, which is on hosta, there and back `trips` times; hands out each hop once it is done."""
+    """Move the guest, which is on hosta, there and back `trips` times; yields each hop once it is done."""
     start = rig.probe("hosta", NAME)["start"]
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(counting_client(rig)) if run.guest == "redis" else None
@@ -138,7 +138,7 @@ def counting_client(rig: Rig) -> Iterator[Running]:
 
 
 def move(rig: Rig, source: str, destination: str, number: int) -> Hop:
-    """One hop. An attempt that fails and leaves the container running is noted, and made again."""
+    """One hop. An attempt that fails and leaves the container running is noted, and repeated."""
     failures: list[str] = []
     while True:
         outcome = rig.migrator(source, "migrate", NAME, "-d", f"root@{destination}", "--json")
@@ -153,7 +153,7 @@ def move(rig: Rig, source: str, destination: str, number: int) -> Hop:
 
 
 def keep_logs(rig: Rig, number: int) -> None:
-    """CRIU's logs of a failed attempt survive the rig."""
+    """Save CRIU's logs of a failed attempt, so that they survive the rig."""
     folder = TREE / "build" / "endurance-logs"
     folder.mkdir(parents=True, exist_ok=True)
     for host in LXC_HOSTS:
@@ -162,7 +162,7 @@ def keep_logs(rig: Rig, number: int) -> None:
 
 
 def counted(rig: Rig, earlier: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    """What there is on both hosts now; what has only not ended yet gets a moment."""
+    """What there is on both hosts now; what is only about to end gets a moment."""
     end = time.monotonic() + SETTLE_SECONDS
     while True:
         found = {host: json.loads(rig.exec(host, "python3", "-", NAME, input=Path(traces.__file__).read_text()).stdout)
@@ -176,7 +176,7 @@ def counted(rig: Rig, earlier: list[dict[str, dict[str, int]]]) -> dict[str, dic
 
 
 def wrong(run: Run) -> list[str]:
-    """What is not as it should be, in words."""
+    """Everything that is not as it should be, in words."""
     found = []
     if run.client and (run.client["lost"] or run.client["wrong"] or run.client["problem"]):
         found.append(f"the client lost {run.client['lost']} answers, {run.client['wrong']} were wrong; "

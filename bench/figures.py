@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the demo has seen: build/demo.json, the sentences about what went wrong, and the table.
+"""The demo's results: build/demo.json, the sentences about what went wrong, and the table.
 
-build/demo.json is an object. Times are in ms where the key says so, else in seconds; sizes are in bytes.
+build/demo.json is an object. Times are in ms if the key says so, otherwise in seconds; sizes are in bytes.
 
 | key | |
 | --- | --- |
@@ -99,7 +99,7 @@ class Figures(ThereAndBack):
 
 
 def move(source: Mapping[str, Any], destination: Mapping[str, Any], seconds: float, rounds: Rounds) -> Move:
-    """A move as the journals of both its hosts have it (`migrator status --json`); the hosts share one clock."""
+    """A move according to the journals of both its hosts (`migrator status --json`); the hosts share one clock."""
     frozen = round((destination["restored_at"] - source["frozen_at"]) * 1000, 1)
     least = floor_ms(rounds)
     sent = source["bytes"]
@@ -115,14 +115,14 @@ def watched_move(seen: Mapping[str, Any], source: Mapping[str, Any], destination
 
 
 def client_of(seen: Mapping[str, Any], after: Mapping[str, Any]) -> Client:
-    """What the client has seen; an answer that it had, and that the server does not know of, is lost too."""
+    """What the client has seen; an answer that it received, but that the server does not know about, is lost too."""
     forgotten = max(0, seen["requests"] - after["count"]) if "count" in after else 0
     return {"requests": seen["requests"], "lost": seen["lost"] + forgotten, "wrong": seen["wrong"],
             "longest_gap_ms": seen["longest_gap_ms"], "problem": seen["problem"]}
 
 
 def server_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Server:
-    """The server after all moves, against what it said `before` them; both are answers of vagrant/guests/probe.py."""
+    """The server after all moves, compared with `before` them; both are answers of vagrant/guests/probe.py."""
     problem = after.get("problem")
     if not after["running"]:
         problem = f"its container is {after['state']}"
@@ -134,7 +134,7 @@ def server_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Server:
 
 
 def wrong(figures: Figures) -> list[str]:
-    """What was lost, wrong or left behind, a sentence each. How long something took is never wrong."""
+    """What was lost, wrong or left behind, one sentence each. How long something took is never wrong."""
     client = figures["client"]
     found = []
     if client["problem"]:
@@ -176,7 +176,7 @@ NONE = "-"
 
 
 def table(figures: Figures) -> str:
-    """A row a move, then the times of the stages, then what the words mean."""
+    """One row per move, then the times of the stages, then what the words mean."""
     client, nat = figures["client"], figures["nat"]
     lost = number(client["lost"])
     bad = number(client["wrong"] + figures["server"]["values_wrong"])
@@ -218,7 +218,7 @@ def legend(figures: Figures) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell: the first one to the left, figures to the right."""
+    """Columns as wide as their widest cell: the first one left-aligned, figures right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(width) if column else cell.ljust(width)
                                for column, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()

@@ -2,8 +2,9 @@
 """The floor under every figure of the demo: what CRIU alone needs for an equal container, then and there.
 
 Nothing that moves a container's memory with CRIU, all of it while the container is frozen, can be quicker than CRIU's
-own dump and restore. These are run by hand (bench/by_hand.py), on one host, images on tmpfs, no network, for a second
-container that is made just as the one that moves: that one, and its client's connection, are left alone.
+own dump and restore. These are run by hand (bench/by_hand.py), on one host, with images on tmpfs and without a network,
+for a second container that is made exactly like the one that moves: that one, and its client's connection, are left
+alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PYTHON = "/opt/migrator/venv/bin/python"
 
 
 class Rounds(TypedDict):
-    """An entry for each round, in ms: CRIU's dump, and the restore by LXC and CRIU."""
+    """One entry for each round, in ms: CRIU's dump, and the restore by LXC and CRIU."""
 
     dump_ms: list[float]
     restore_ms: list[float]
@@ -51,7 +52,7 @@ def together(measured: Sequence[Rounds]) -> Rounds:
 
 
 def floor_ms(rounds: Rounds) -> float | None:
-    """The median round: its dump and its restore; None where nothing was measured."""
+    """The median round: its dump and its restore; None if nothing was measured."""
     sums = [dump + restore for dump, restore in zip(rounds["dump_ms"], rounds["restore_ms"], strict=True)]
     return round(statistics.median(sums), 1) if sums else None
 

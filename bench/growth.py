@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What may grow on a host while a container moves to and fro, and how far. bench/traces.py counts it."""
+"""What may grow on a host while a container moves back and forth, and how much. bench/traces.py counts it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Counts = dict[str, dict[str, int]]  # by host
 
 MIB = 1 << 20
 
-# How far a figure may be above what it was after the first trip; 0 for all others.
+# How far a figure may be above its value after the first trip; 0 for all others.
 SLACK = {
     "bytes of the disk": 16 * MIB,  # btrfs frees what was deleted some time later
     "its memory in bytes": 8 * MIB,  # what a server under load allocates for itself
@@ -19,7 +19,7 @@ SLACK = {
     "cgroups that do not end": 10,  # the kernel takes its time
 }
 
-# What grows up to a bound: the journal keeps so many ended migrations of a container (migrator/record/journal.py).
+# What grows up to a bound: the journal keeps this many ended migrations of a container (migrator/record/journal.py).
 BOUND = {
     "addresses that bridges have learnt": 100,  # each is forgotten after 5 minutes
     "migrations in the journal": KEPT + 1,
@@ -29,7 +29,7 @@ BOUND = {
 
 
 def limit(what: str, first: int) -> int:
-    """How much of it there may be after a later trip, where there were `first` after the first."""
+    """How much of it there may be after a later trip, if there were `first` after the first."""
     return BOUND.get(what, first + SLACK.get(what, 0))
 
 

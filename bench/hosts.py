@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The demo's hosts: the two-host rig under the demo's own name, and commands in it shown as one would see them.
+"""The demo's hosts: the two-host rig under the demo's own name, and commands on it shown as one would see them.
 
-`MIGRATOR_RIG` names another instance of the rig than `demo`, for who wants to run two demos beside each other. Whatever
-runs under that name is ended first.
+`MIGRATOR_RIG` selects an instance of the rig other than `demo`, for running two demos side by side. Whatever runs under
+that name is ended first.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ POOL = "/pool"
 # Seconds. None of these is a judgement: they end a demo that hangs, on whatever machine.
 COMMAND_LIMIT = 900.0
 UP_LIMIT = 3600.0  # the first one builds the root file systems
-LEAVING_LIMIT = 120.0  # for what serves the other host to learn that it is over
+LEAVING_LIMIT = 120.0  # for the process that serves the other host to notice that it is over
 
-# What migrator must not have left on a host once `migrator cleanup NAME` has been there: programs, snapshots, what has
-# arrived, memory images, mounts. Its journal and its logs stay.
+# What migrator must not have left on a host after `migrator cleanup NAME`: programs, snapshots, received data, memory
+# images, mounts. Its journal and its logs stay.
 LEFT = r"""
 for folder in /proc/[0-9]*; do
     words=$(tr '\0' ' ' 2>/dev/null <"$folder/cmdline") || continue
@@ -57,9 +57,9 @@ class DemoFailed(Exception):
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Only one demo of this name at a time: it would begin by removing the other's hosts. Raises DemoFailed.
+    """Only one demo of this name at a time: a second one would begin by removing the first one's hosts.
 
-    An abstract socket (unix(7)) is no file: it goes with its process, however that ends.
+    Raises DemoFailed. An abstract socket (unix(7)) is not a file: it goes with its process, however that ends.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as taken:
         try:
@@ -74,19 +74,19 @@ def alone() -> Iterator[None]:
 def two_hosts(*options: str) -> Iterator[None]:
     """Both hosts, and the client's, while the block runs; `options` are those of `vagrant/rig up`."""
     try:
-        rig("down")  # what a killed demo has left
+        rig("down")  # whatever a killed demo has left
         rig("up", *options, limit=UP_LIMIT)
         yield
     finally:
         with undisturbed():
-            with contextlib.suppress(OSError):  # of a terminal that has been closed
+            with contextlib.suppress(OSError):  # the terminal may have been closed
                 print("\nrig: the hosts are removed", file=sys.stderr, flush=True)
             rig("down", apart=True)
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Clearing up takes a second or two, and is finished however often Ctrl-C is pressed."""
+    """Cleaning up takes a second or two, and is completed however often Ctrl-C is pressed."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
@@ -97,7 +97,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def rig(*arguments: str, limit: float = COMMAND_LIMIT, apart: bool = False) -> None:
-    """Run `vagrant/rig`, which says itself what it does; `apart` from the terminal, whose Ctrl-C it does not get."""
+    """Run `vagrant/rig`, which reports what it does; `apart` from the terminal, so that it gets no Ctrl-C from it."""
     done = subprocess.run([RIG, *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, timeout=limit, check=False,
                           start_new_session=apart)
     if done.returncode:
@@ -105,13 +105,13 @@ def rig(*arguments: str, limit: float = COMMAND_LIMIT, apart: bool = False) -> N
 
 
 def on(host: str, *command: str, show: bool = True, fine: Container[int] = (0,)) -> str:
-    """Run a command in a host, shown as one would see it there; returns what it printed.
+    """Run a command on a host, shown as one would see it there; returns what it printed.
 
-    Raises DemoFailed when its exit status is none of those that are `fine`.
+    Raises DemoFailed if its exit status is not one of those that are `fine`.
     """
     if show:
         typed(host, *command)
-    # A file: a daemon of LXC's that keeps a pipe open would make us wait for ever.
+    # A file: an LXC daemon that keeps a pipe open would make us wait forever.
     with tempfile.TemporaryFile() as out:
         status = subprocess.run([RIG, "exec", host, "--", *command], env=ENVIRONMENT, stdin=subprocess.DEVNULL,
                                 stdout=out, timeout=COMMAND_LIMIT, check=False).returncode
@@ -125,13 +125,13 @@ def on(host: str, *command: str, show: bool = True, fine: Container[int] = (0,))
 
 
 def migration(host: str) -> dict[str, Any]:
-    """The container's newest migration as that host's journal has it."""
+    """The container's newest migration according to that host's journal."""
     found: dict[str, Any] = json.loads(on(host, "migrator", "status", NAME, "--json", show=False))["migrations"][-1]
     return found
 
 
 def probe(host: str, *options: str) -> dict[str, Any]:
-    """What the container's server says of itself: see vagrant/guests/probe.py."""
+    """What the container's server reports about itself: see vagrant/guests/probe.py."""
     text = on(host, "python3", "/opt/rig/guests/probe.py", NAME, *options, show=False, fine=(0, 1))
     try:
         found: dict[str, Any] = json.loads(text)
@@ -156,7 +156,7 @@ def left(*hosts: str) -> list[str]:
 
 
 def wait_for(condition: Callable[[], object], *, limit: float = COMMAND_LIMIT) -> bool:
-    """Ask until it is so; false when it is not so after `limit` seconds."""
+    """Poll until it is so; false if it is not so after `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():
         if time.monotonic() > end:
@@ -170,12 +170,12 @@ def title(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A paragraph for who watches."""
+    """A paragraph for people who watch."""
     print(f"{textwrap.fill(' '.join(text.split()), 100)}\n", flush=True)
 
 
 def typed(host: str, *command: str, behind: str = "") -> None:
-    """A command as one would type it in that host."""
+    """A command as one would type it on that host."""
     print(bold(f"{host}# {shlex.join(command)}{behind}"), flush=True)
 
 

@@ -7,7 +7,7 @@ Two hosts of the rig (`MIGRATOR_RIG`, default `natmatrix`), a router between the
 agent` waits on one host, `migrator tunnel ping` and `bench` run on the other. Prints Markdown tables and puts them into
 FILE (default docs/nat_matrix.md) between its two marks; all figures go to build/nat_matrix.json.
 
-It judges nothing, but tells which pairs did not end as they should, or not as soon.
+It judges nothing, but reports which pairs did not end as they should, or not as soon.
 
 Exit status: 0 measured, 2 something failed.
 """
@@ -34,7 +34,7 @@ from harness.rig import Rig
 TREE = Path(__file__).resolve().parent.parent
 TYPES = ("none", "full-cone", "address-restricted", "port-restricted", "port-restricted,no-input-drop", "symmetric",
          "symmetric,no-input-drop", "double", "blocked")  # fmt: skip
-SEARCHES = 10  # repetitions where a port has to be guessed
+SEARCHES = 10  # repetitions if a port has to be guessed
 CONE_LIMIT = 500.0  # ms
 SEARCH_LIMIT = 3000.0  # ms, in nine of ten
 SHORT = {"none": "none", "full-cone": "full cone", "address-restricted": "address-restr.",
@@ -45,7 +45,7 @@ SHORT = {"none": "none", "full-cone": "full cone", "address-restricted": "addres
 
 @dataclasses.dataclass
 class Cell:
-    """What came of one pair; `runs` as `migrator tunnel --json` told it."""
+    """The result for one pair; `runs` as reported by `migrator tunnel --json`."""
 
     initiator: str
     responder: str
@@ -71,7 +71,7 @@ class Cell:
         return searches(self.initiator, self.responder)
 
     def remark(self) -> str:
-        """What is not as it should be; empty if nothing is."""
+        """What is not as it should be; empty if nothing is wrong."""
         wanted = expected(self.initiator, self.responder)
         good = [run for run in self.runs if run.get("path") == wanted]
         if self.searched:
@@ -128,7 +128,7 @@ def main(arguments: list[str]) -> int:
 
 
 def measure(rig: Rig, types: list[str], repetitions: int) -> Iterator[Cell]:
-    """All pairs; those without a NAT on a side need a rig made so, all others share one."""
+    """All pairs; those without a NAT on a side need a rig of their own, all others share one."""
     for a_none, b_none in itertools.product((False, True), repeat=2):
         firsts = [kind for kind in types if (kind == "none") == a_none]
         seconds = [kind for kind in types if (kind == "none") == b_none]

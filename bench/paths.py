@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How soon two hosts behind NAT have a direct path, how good it is, and how soon it is healed when a router gets
-another address, beside what is promised of that.
+another address, compared with what is promised.
 
     python -m bench.paths [--rounds N]
 
 Two hosts of the rig (`MIGRATOR_RIG`, default `paths`) behind port-restricted NATs (bench.nat_matrix has all types).
-Prints a Markdown table; all figures go to build/paths.json. It judges nothing: what a busy machine takes tells of the
-machine. Run it on one that does nothing else.
+Prints a Markdown table; all figures go to build/paths.json. It judges nothing: the times of a busy machine say
+something about the machine. Run it on one that does nothing else.
 
 Exit status: 0 measured, 2 something failed.
 """
@@ -28,7 +28,7 @@ from harness.rig import Rig, wait_for
 TREE = Path(__file__).resolve().parent.parent
 
 Figures = dict[str, list[float]]
-# What is measured: its unit, what it is, and what is promised of it on an idle machine.
+# What is measured: its unit, what it is, and what is promised for it on an idle machine.
 ROWS = {
     "connect": ("ms", "from the first probe to a direct path", "500"),
     "setup": ("ms", "all of a tunnel: rendezvous, path, WireGuard, the first echo", ""),
@@ -96,7 +96,7 @@ def rebound(nats: Nats, side: str) -> tuple[float, float]:
 
 
 def table(figures: Figures) -> str:
-    """Rows: what was measured; columns: its least, its median, its most, what is promised."""
+    """Rows: what was measured; columns: minimum, median, maximum, what is promised."""
     lines = [f"Linux {platform.release()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}", "",
              "| | | least | median | most | promised |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     for key, (unit, what, promised) in ROWS.items():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How fast the parts are that users wait for, beside what is promised of them. `make bench`.
+"""How fast the parts are that users wait for, compared with what is promised. `make bench`.
 
     python -m bench.speeds [--moves N]
 
 Two hosts of the rig (`MIGRATOR_RIG`, default `bench`). Prints a Markdown table; all figures go to build/speeds.json.
-It judges nothing: what a busy machine takes tells of the machine. Run it on one that does nothing else.
+It judges nothing: the times of a busy machine say something about the machine. Run it on one that does nothing else.
 
 Exit status: 0 measured, 2 something failed.
 """
@@ -47,7 +47,7 @@ for _ in range(30):
 """
 
 Figures = dict[str, list[float]]
-# What is measured, in ms: what it is, and what is promised of its best value on an idle machine.
+# What is measured, in ms: what it is, and what is promised for its best value on an idle machine.
 ROWS = {
     "start": ("`migrator --version`: two commands start between freeze and thaw", 150),
     "facts": ("what is asked of a container once more right before the freeze", 150),
@@ -134,7 +134,7 @@ def by_hand(rig: Rig, source: str, destination: str) -> None:
 
 
 def table(figures: Figures) -> str:
-    """Rows: what was measured; columns: its best, its median, its worst, what is promised."""
+    """Rows: what was measured; columns: best, median, worst, what is promised."""
     lines = [f"Linux {platform.release()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}", "",
              "| ms | best | median | worst | promised |", "| --- | ---: | ---: | ---: | ---: |"]
     for key, (what, promised) in ROWS.items():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a container and its migrations occupy on a host, counted. Runs on the host itself, from its standard input:
+"""Counts what a container and its migrations occupy on a host. Runs on the host itself, from its standard input:
 
     python3 - NAME <bench/traces.py
 
-Prints one JSON object, from what is counted to how much of it there is. Figures of the container itself are there only
-where it runs. bench/endurance.py compares them.
+Prints one JSON object that maps what is counted to its amount. Figures about the container itself are included only if
+it runs there. bench/endurance.py compares them.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def of_the_host() -> dict[str, int]:
-    """What is the host's: counts, and bytes where the name says so."""
+    """What belongs to the host: counts, and bytes if the name says so."""
     cgroups = [path for path in CGROUP.rglob("*") if path.is_dir()]
     pool = os.statvfs(POOL)
     dying = dict(line.split() for line in (CGROUP / "cgroup.stat").read_text().splitlines())
@@ -94,7 +94,7 @@ def said(*argv: str) -> list[str]:
 
 
 def files(folders: Iterable[Path]) -> int:
-    """Count what lies below these folders, themselves not counted."""
+    """Count what lies below these folders, not counting the folders themselves."""
     return sum(sum(1 for _ in folder.rglob("*")) for folder in folders if folder.is_dir())
 
 
@@ -117,12 +117,12 @@ def rows(table: str) -> int:
 
 
 def everybody() -> list[int]:
-    """Return the ids of all processes of this host."""
+    """Return the pids of all processes on this host."""
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
 def is_ours(pid: int) -> bool:
-    """Whether a process is this one or one that it descends from; what came in with it is not the host's."""
+    """Whether a process is this one or one of its ancestors; what came in with it does not belong to the host."""
     here = os.getpid()
     while here > 1:
         if here == pid:
@@ -146,7 +146,7 @@ def cmdline(pid: int) -> str:
 
 
 def payload(name: str) -> list[int]:
-    """Return the ids of the container's processes; more than one payload cgroup can be there, as after a failure."""
+    """Return the pids of the container's processes; there can be more than one payload cgroup, as after a failure."""
     found = CGROUP.glob(f"lxc.payload.{name}*/**/cgroup.procs")
     return [int(pid) for path in found for pid in path.read_text().split()]
 

@@ -3,8 +3,8 @@
 
     python -m bench.transfer [--mib N] [--kind KIND] [--json]
 
-All on this machine's loopback interface, to and from /dev/shm, so that neither network nor disk limits it. Both ways
-run in turn in the same run, and the best of each counts: judge the ratio, not the figures.
+Everything is on this machine's loopback interface, to and from /dev/shm, so that neither network nor disk limits it.
+Both ways take turns in the same run, and the best time of each counts: judge the ratio, not the figures.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SHM = Path("/dev/shm")  # noqa: S108
 
 
 def random_data(size: int) -> bytes:
-    """What cannot be compressed: encrypted or compressed data in memory."""
+    """Data that cannot be compressed: encrypted or compressed data in memory."""
     return os.urandom(min(size, 64 << 20)) * -(-size // (64 << 20))
 
 
@@ -114,8 +114,8 @@ def send_by_program(server: Sshd, source: Path, folder: Path, cipher: str) -> di
 def connecting(server: Sshd) -> dict[str, float]:
     """Milliseconds to connect, log in and start a program, the median of five; the first one imports paramiko too.
 
-    And of these for starting the program and for closing the connection alone, which must not wait for a timer: delayed
-    acknowledgements would cost 40 ms, paramiko's own look at its socket up to 100.
+    Also, as parts of these, the time to start the program and the time to close the connection, which must not wait for
+    a timer: delayed acknowledgements would cost 40 ms, paramiko's own check of its socket up to 100.
     """
     times, starting, closing = [], [], []
     for _ in range(6):
@@ -136,7 +136,7 @@ def connecting(server: Sshd) -> dict[str, float]:
 
 
 def verifying(folder: Path, rounds: int) -> float:
-    """MB a second at which what has arrived is compared with its digests, as a restore does before it begins."""
+    """MB per second at which received data is checked against its digests, as a restore does before it begins."""
     seconds = []
     for _ in range(rounds):
         begun = time.monotonic()

@@ -5,10 +5,10 @@
 
 Two hosts of the rig (`MIGRATOR_RIG`, default `bench`) have one tunnel. In each round iperf3 sends as many bytes over
 one TCP connection as the transfer does, before it and after it; all use the session's only open port. Everything runs
-on this one machine, so judge the ratio within a round, not the figures: the median of them is the result. Data goes
-from a file in memory to FOLDER (default /dev/shm; /pool is btrfs on a disk).
+on this one machine, so judge the ratio within a round, not the figures: the median of the ratios is the result. Data
+goes from a file in memory to FOLDER (default /dev/shm; /pool is btrfs on a disk).
 
-It judges nothing, but tells the ratio that is wanted. Exit status: 0 measured, 2 something failed.
+It judges nothing, but prints the ratio that is wanted. Exit status: 0 measured, 2 something failed.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ GOAL = 0.9
 CHUNK = 64 << 20
 
 
-# --- In the hosts ---
+# --- On the hosts ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
-    """Keys that both sides can make up; this tunnel protects nothing."""
+    """Keys that both sides can derive; this tunnel protects nothing."""
 
     role: str
     session: bytes
@@ -77,7 +77,7 @@ def other(role: str) -> str:
 
 
 async def hold(role: str, session: str) -> None:
-    """Have the tunnel until stdin ends; tells its addresses once it is up."""
+    """Keep the tunnel until stdin ends; prints its addresses once it is up."""
     from tunnel.health import path_health
     from tunnel.health.echo import Echo
     from tunnel.interface import device, leftovers
@@ -137,12 +137,12 @@ def send(address: str, port: int) -> None:
 
 
 def tuned(connected: socket.socket) -> None:
-    """As a session's connection is."""
+    """Options as for a session's connection."""
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def make(mib: int, kind: str) -> None:
-    """Write the source file: noise, or pages as a database has them."""
+    """Write the source file: random data, or pages like those of a database."""
     page = b"".join(b"key:%09d\x00\x00\x10\x7f\x00\x00value-%d" % (i, i * 7919) for i in range(64))[:2048]
     block = os.urandom(CHUNK) if kind == "random" else b"".join(
         page + bytes(1024) + os.urandom(1024) for _ in range(CHUNK >> 12)
@@ -165,7 +165,7 @@ def inside(host: str, *argv: str, **settings: Any) -> str:
 
 @contextlib.contextmanager
 def started(host: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
-    """A command that runs in a host; it is waited for, and has been told by the end of its stdin to stop."""
+    """A command that runs on a host; it is told to stop by the end of its stdin, and is waited for."""
     argv = (RIG, "exec", host, "--", *argv)
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -190,7 +190,7 @@ def tunnel_up() -> Iterator[dict[str, Any]]:
 
 
 def by_iperf(where: dict[str, Any], total: int) -> float:
-    """Mbit/s of one TCP connection, of what arrived."""
+    """Mbit/s of one TCP connection, counting what arrived."""
     ends = [where["remote"], "-p", str(where["port"])]
     with started("hostb", "iperf3", "-s", "-1", "-B", ends[0], *ends[1:]):
         wait_for_listener("hostb", where["port"])
@@ -233,7 +233,7 @@ def measure(mib: int, rounds: int, kind: str, folder: str) -> dict[str, Any]:
                 iperf = by_iperf(where, mib << 20)
                 ours = by_transfer(where, mib << 20, folder)
                 again = by_iperf(where, mib << 20)
-                # What else runs on this machine changes while we measure: before and after, not just before.
+                # What else runs on this machine changes while we measure: so measure before and after, not just before.
                 found.append({"iperf3": (iperf + again) / 2, **ours, "ratio": ours["mbit_s"] * 2 / (iperf + again)})
         inside("hosta", "rm", "-f", SOURCE)
     finally:

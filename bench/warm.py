@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that was never used is slow at its first use: it is used once before anything is measured.
+"""Memory that was never used is slow at its first use: so it is used once before anything is measured.
 
-The kernel clears a page before a program gets it; in a virtual machine the host has to find it first, which took ten
-times as long (240 MiB/s against 4 GiB/s, on a virtual machine just started). What is freed last the kernel hands out
-first (mm/page_alloc.c), so what was filled and freed here is what containers and images get next.
+The kernel clears a page before a program gets it; in a virtual machine the hypervisor has to find it first, which took
+ten times as long (240 MiB/s against 4 GiB/s, on a virtual machine that had just started). The kernel hands out first
+what was freed last (mm/page_alloc.c), so containers and images get next what was filled and freed here.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import sys
 import time
 from pathlib import Path
 
-# Two containers, the images of one on both hosts, its disk in the page cache of two file systems and of the files they
-# lie in: what the demo takes in all, with something to spare.
+# Two containers, the images of one on both hosts, its disk in the page cache of two file systems and of the files that
+# these are in: everything that the demo takes, with something to spare.
 WANTED = 2 << 30
 PAGE = mmap.PAGESIZE
 
 
 def amount(available: int) -> int:
-    """How many bytes to touch where programs can still have `available`: never more than half of it."""
+    """How many bytes to touch if programs can still have `available`: never more than half of that."""
     return min(WANTED, available // 2) // PAGE * PAGE
 
 
 def available() -> int:
-    """Bytes that programs can still have without swapping (MemAvailable in proc_meminfo(5)); 0 where nobody knows."""
+    """Bytes that programs can still have without swapping (MemAvailable in proc_meminfo(5)); 0 if that is not known."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -36,10 +36,10 @@ def available() -> int:
 
 
 def touch(count: int) -> float | None:
-    """Have `count` bytes of memory used once, and freed; returns the seconds, or None where that could not be had.
+    """Have `count` bytes of memory used once, and freed; returns the seconds, or None if there was not enough.
 
-    A process of its own does it, which is the first to be ended where memory runs out, as in a container with a limit
-    of its own. It takes memory and no file: whoever kills it gets it back.
+    A separate process does it, which is the first to be ended if memory runs out, as in a container with a limit of its
+    own. It takes memory and no file: whoever kills it gets it back.
     """
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "bench.warm", str(count)], cwd=Path(__file__).resolve().parents[1],
