@@ -54,10 +54,10 @@ ADDRESS = "10.0.3.100"
 # The command, the host on which it is typed, what follows the container's name, and what it does.
 STAGES: tuple[tuple[str, str, list[str], str], ...] = (
     ("check", "hosta", ["-d", "root@hostb"], "Compare both hosts and the container: will it work?"),
-    ("prepare-data", "hosta", ["-d", "root@hostb"], "Copy the disk over. The container runs on meanwhile."),
+    ("prepare-data", "hosta", ["-d", "root@hostb"], "Copy the disk. The container keeps running meanwhile."),
     ("import-data", "hostb", [], "On the other host, put the disk in place. The container still runs where it was."),
     ("create-dump", "hosta", ["-d", "root@hostb"],
-     "Now the container stands still: its memory, and what has changed on the disk since, go over."),
+     "Now the container is frozen: its memory, and what has changed on the disk since, are sent."),
     ("restore-dump", "hostb", [], "On the other host, bring it to life again. From now on it runs there."),
     ("finish", "hosta", [], "Let go of the copy that was left behind as a safeguard."),
 )
@@ -90,9 +90,9 @@ def main() -> int:
 
 def watched() -> Figures:
     """The whole demo, with its narration; returns the figures."""
-    say("""A program that is running is going to move from one computer to another, with all that it has in memory,
-        while somebody is using it. Two small computers are made for that on this machine, and removed at the end. Each
-        line that begins with the name of one of them and # is a command typed there; below it is what it answered.""")
+    say("""A running program is about to move from one computer to another, with everything that it has in memory, while
+        somebody is using it. Two small computers are created for that on this machine, and removed at the end. A line
+        that begins with the name of one of them and # is a command typed there; its output follows.""")
     title("Two computers on this machine: hosta and hostb")
     with two_hosts():
         touch_memory()
@@ -131,11 +131,11 @@ def touch_memory() -> None:
     """See bench/warm.py."""
     count = warm.amount(warm.available())
     seconds = warm.touch(count) if count else None
-    told = "there is too little of it here to do so, and the first move may look slow for it"
+    told = "there is too little of it here to do so, so the first move may look slow"
     if seconds is not None:
-        told = f"{size(count)} were filled and given back just now, in {seconds:.1f} s"
+        told = f"{size(count)} were filled and freed just now, in {seconds:.1f} s"
     say(f"""Memory that a machine has never used is slow at its first use, on a virtual machine ten times as slow: the
-        figures would tell of that, and not of the move. So what the demo is going to need is used once before:
+        figures would show that rather than the move. So the memory that the demo is going to need is used once before:
         {told}.""")
 
 
@@ -143,20 +143,20 @@ def demonstrate() -> ThereAndBack:
     """Move the container there and back under its client; returns the figures."""
     title("A shop's server on hosta, and a customer who never stops asking")
     say(f"""The container "{NAME}" runs a Redis server (a database that keeps everything in memory) with 64 MiB of data.
-        "{floor.TWIN}" is just the same; it stays where it is, and serves for comparison.""")
+        "{floor.TWIN}" is exactly the same; it stays where it is, for comparison.""")
     rig("guest", "hosta", NAME, "redis", "--ip", ADDRESS)
     floor.make_twin("hosta")
     on("hosta", "lxc-ls", "--fancy")
     before = probe("hosta", "--quick")
     title("What CRIU alone needs")
     say("""CRIU is the program that writes a running program's memory into files and makes the program run again from
-        them. A move is that and the way to the other host, so it can hardly be quicker. Here is what it takes on this
-        machine: by hand, on one host, with the files in memory.""")
+        them. A move consists of that and the transfer to the other host, so it can hardly be quicker. This is what CRIU
+        takes on this machine: by hand, on one host, with the files in memory.""")
     measured = [floor.measure("hosta", show=True)]
     title("The move, stage by stage")
     say("""From a third computer the customer opens one connection, asks the server to add one to a counter, checks the
-        answer, and asks again, without a pause. The connection is never opened anew: should the move break it, or lose
-        or change a single answer, the figures at the end will tell.""")
+        answer, and asks again, without a pause. The connection is never reopened: if the move breaks it, or loses or
+        changes a single answer, the figures at the end will show it.""")
     with counting_client() as client:
         client.wait_for_answers("hosta")
         seconds = {}
@@ -180,8 +180,8 @@ def demonstrate() -> ThereAndBack:
     measured.append(floor.measure("hosta"))
     after = probe("hosta")
     server = figures.server_of(before, after)
-    print(f"\nAll values of the server are read back: {figures.in_words(server)}", flush=True)
-    print("\nA move keeps the copy that it left, and a snapshot for the next one. They can go:", flush=True)
+    print(f"\nReading back all values of the server: {figures.in_words(server)}", flush=True)
+    print("\nA move keeps the copy it leaves behind, and a snapshot for the next move. Both can go now:", flush=True)
     for host in ("hostb", "hosta"):
         on(host, "migrator", "cleanup", NAME)
     seen = client.seen

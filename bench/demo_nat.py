@@ -35,14 +35,14 @@ def demonstrate() -> NatMove:
     before = probe("hosta", "--quick")
     print("\nWhat CRIU alone needs, as before:", flush=True)
     measured = [floor.measure("hosta")]
-    title("Make the two known to each other, once")
-    say("""One shows a code, which its administrator reads out to the other's. It is good for one try. After it each
-        host knows the other's keys, and needs no code any more.""")
+    title("Pair the two hosts, once")
+    say("""One shows a code, which its administrator reads out to the other's. It is valid for one try. After that each
+        host knows the other's keys, and no code is needed any more.""")
     pair()
     with agent():
         title("The move, through a tunnel that goes through both NATs")
-        say("""Both send packets outwards until each router takes the other's for answers; then there is a way between
-            them that no third party can read. The rendezvous only tells each where the other is.""")
+        say("""Both send packets outwards until each router takes the other's for answers; then there is a path between
+            them that no third party can read. The rendezvous only tells each host where the other is.""")
         on("hosta", "migrator", "tunnel", "ping", "hostb")
         path = json.loads(on("hosta", "migrator", "tunnel", "ping", "hostb", "--json", show=False))
         begun = time.monotonic()
@@ -50,8 +50,8 @@ def demonstrate() -> NatMove:
         seconds = time.monotonic() - begun
     journals = migration("hosta"), migration("hostb")
     server = figures.server_of(before, probe("hostb"))
-    print(f"\nAll values of the server on hostb are read back: {figures.in_words(server)}", flush=True)
-    print("\nWhat the move has kept can go:", flush=True)
+    print(f"\nReading back all values of the server on hostb: {figures.in_words(server)}", flush=True)
+    print("\nWhat the move has kept can be removed now:", flush=True)
     for host in ("hosta", "hostb"):
         on(host, "migrator", "cleanup", NAME)
     print("\nWhat CRIU alone needs, once more:", flush=True)

@@ -180,7 +180,7 @@ def wrong(run: Run) -> list[str]:
     found = []
     if run.client and (run.client["lost"] or run.client["wrong"] or run.client["problem"]):
         found.append(f"the client lost {run.client['lost']} answers, {run.client['wrong']} were wrong; "
-                     f"{run.client['problem'] or 'its connection lived'}")
+                     f"{run.client['problem'] or 'its connection survived'}")
     if not run.probe.get("intact"):
         found.append(f"the container is not intact: {run.probe}")
     if run.started_anew:
@@ -217,7 +217,7 @@ def tables(run: Run) -> str:
              f"`{run.guest}` guest, {len(run.hops)} moves, {again} failed attempts. The machine's load average was "
              f"{statistics.median(hop.load for hop in run.hops):.1f} (median)."]
     if run.client:
-        lines += ["", f"The client asked {run.client['requests']} times in {run.client['seconds']:.0f} s through one "
+        lines += ["", f"The client sent {run.client['requests']} requests in {run.client['seconds']:.0f} s through one "
                   f"connection; answers lost: {run.client['lost']}, wrong: {run.client['wrong']}."]
     lines += ["", f"| ms | median | worst | median of the first {FIRST} | of the last {FIRST} |",
               "| --- | ---: | ---: | ---: | ---: |"]
@@ -227,7 +227,7 @@ def tables(run: Run) -> str:
         lines.append(f"| {what} | {' | '.join(f'{figure:.0f}' for figure in figures)} |")
     lines += ["", *growth_table(run.counts), ""]
     found = wrong(run)
-    return "\n".join([*lines, "Nothing was lost, and nothing grew." if not found else "Not as it should be:",
+    return "\n".join([*lines, "Nothing was lost, and nothing grew." if not found else "Not as expected:",
                       *(f"- {line}" for line in found)])
 
 

@@ -206,14 +206,14 @@ def waited(move: WatchedMove, client: Client) -> str:
 def legend(figures: Figures) -> str:
     client, nat, floor = figures["client"], figures["nat"], figures["floor"]
     return "\n".join([
-        "frozen  from the moment the container stands still on one host until it runs on the other",
+        "frozen  from the freeze on one host until the container runs on the other",
         f"floor   what CRIU alone needs, by hand, on one host, without a network: the median of "
         f"{len(floor['dump_ms'])} times",
         "ratio   frozen / floor",
-        f"lost    of {number(client['requests'])} answers in one connection, which went through the first two moves",
+        f"lost    of {number(client['requests'])} answers on one connection, which lasted through the first two moves",
         f"wrong   of these answers, and of the {number(figures['server']['values_verified'])} values on the server "
         f"({number(nat['server']['values_verified'])} behind NAT)",
-        "-       behind NAT the container's address stays where it was: nobody is connected to it meanwhile",
+        "-       behind NAT the container's address stays behind: nobody is connected to it during the move",
     ])
 
 

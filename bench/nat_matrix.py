@@ -163,7 +163,7 @@ def tables(cells: list[Cell], types: list[str]) -> str:
         lines += ["", f"Symmetric against port-restricted: direct in under 3 s in {soon} of {len(runs)}, median "
                   f"{statistics.median(searched):.0f} ms, longest {max(searched):.0f} ms."]
     wrong = [cell for cell in cells if cell.remark()]
-    lines += ["", "Every pair ended as it should." if not wrong else "Not as it should be:"]
+    lines += ["", "Every pair ended as expected." if not wrong else "Not as expected:"]
     lines += [f"- {SHORT[cell.initiator]}, {SHORT[cell.responder]}: {cell.remark()}" for cell in wrong]
     return "\n".join(lines)
 

@@ -31,12 +31,12 @@ Figures = dict[str, list[float]]
 # What is measured: its unit, what it is, and what is promised for it on an idle machine.
 ROWS = {
     "connect": ("ms", "from the first probe to a direct path", "500"),
-    "setup": ("ms", "all of a tunnel: rendezvous, path, WireGuard, the first echo", ""),
+    "setup": ("ms", "setting up a tunnel: rendezvous, path, WireGuard, the first echo", ""),
     "rtt": ("ms", "round trip through it", ""),
     "loss": ("%", "echoes lost", "0"),
     "rate": ("Mbit/s", "one TCP stream through it", ""),
-    "noticed": ("ms", "from a router's new address until the path is called dead", "1,200"),
-    "healed": ("ms", "from then until data goes through again", "2,000"),
+    "noticed": ("ms", "from a router's new address until the path is declared dead", "1,200"),
+    "healed": ("ms", "from then until data gets through again", "2,000"),
 }
 
 

@@ -50,10 +50,10 @@ Figures = dict[str, list[float]]
 # What is measured, in ms: what it is, and what is promised for its best value on an idle machine.
 ROWS = {
     "start": ("`migrator --version`: two commands start between freeze and thaw", 150),
-    "facts": ("what is asked of a container once more right before the freeze", 150),
+    "facts": ("the checks that are repeated right before the freeze", 150),
     "exec": ("`rig exec`: tests call it hundreds of times", 150),
     "frozen": ("`migrator migrate` of a Redis guest: frozen", None),
-    "gap": ("the longest wait of a client that asks it without pause", 1000),
+    "gap": ("the longest wait of a client that queries it without pause", 1000),
     "frozen by hand": ("the same, stage by stage: frozen", None),
     "gap by hand": ("the longest wait of that client", 2500),
 }
