@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # ruff: noqa: S311
-"""The init of a memory guest: holds pages whose content it can work out again, rewrites some each second, verifies.
+"""The init of a memory guest: holds pages whose content can be recomputed, rewrites some each second, verifies.
 
-It counts like counter.sh beside that, so that its disk is checked too. A full verification is asked for by a file
-`verify` that holds any word; the answer is the file `verified`: that word, and how many pages are as they must be.
+In addition it counts like counter.sh, so that its disk is checked too. A full verification is requested by a file
+`verify` that holds any word; the answer is the file `verified`: that word, and how many pages are correct.
 
     memory.py MEBIBYTES [DIRTY-MEBIBYTES-A-SECOND]
 """
@@ -27,7 +27,7 @@ ROLLING = 64
 
 
 class Pages:
-    """The pages; each has a version, and its content follows from its number and version."""
+    """The pages; each has a version, and its content is derived from its number and version."""
 
     def __init__(self, mebibytes: int) -> None:
         self.number = mebibytes * 1024 * 1024 // PAGE
@@ -70,7 +70,7 @@ class Counter:
         return f"{self.start} {self.count} {self.errors}\n"
 
     def step(self) -> None:
-        """Verify what was written in the step before, count on."""
+        """Verify what was written in the previous step, and count."""
         if self.count:
             self.errors += COUNT.read_text(encoding="ascii") != self.line()
         self.count += 1
@@ -79,7 +79,7 @@ class Counter:
 
 
 def answer(pages: Pages, rolling_bad: int) -> None:
-    """Verify all pages if that is asked for."""
+    """Verify all pages if that is requested."""
     try:
         word = VERIFY.read_text(encoding="ascii")
         VERIFY.unlink()
@@ -93,7 +93,7 @@ def answer(pages: Pages, rolling_bad: int) -> None:
 
 
 def main() -> None:
-    """Count, dirty, verify, for ever."""
+    """Count, dirty, verify, forever."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     pages = Pages(int(sys.argv[1]))
     dirty = int(float(sys.argv[2]) * 1024 * 1024 / PAGE * STEP) if len(sys.argv) > 2 else 0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Asks a guest on this host whether its memory and its disk are intact; prints the answer as JSON.
 
-Every answer has `running`, `state`, `intact`; `start` names the guest's one start (a guest that was started anew has
-another), `count` goes up while it runs. Exit status: 0 intact, 1 not intact or not running.
+Every answer has `running`, `state`, `intact`; `start` identifies the guest's one start (a guest that was restarted has
+another), `count` increases while it runs. Exit status: 0 intact, 1 not intact or not running.
 
     probe.py NAME [--lxcpath PATH] [--quick] [--wait SECONDS]
 """
@@ -24,7 +24,7 @@ MARK = "rig-guest.json"
 
 
 def lxc_info(name: str, lxcpath: str) -> tuple[str, int]:
-    """Return the container's state, and its init's process id (0 when it has none)."""
+    """Return the container's state, and its init's pid (0 if it has none)."""
     command = ["lxc-info", "-P", lxcpath, "-n", name, "-s", "-p"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False)
     facts = dict(line.replace(" ", "").split(":", 1) for line in done.stdout.splitlines() if ":" in line)
@@ -32,7 +32,7 @@ def lxc_info(name: str, lxcpath: str) -> tuple[str, int]:
 
 
 def read_counter(directory: Path) -> tuple[str, int, int]:
-    """Return start id, count and errors; waits while the guest is just writing them."""
+    """Return start id, count and errors; waits if the guest is just writing them."""
     for _ in range(1000):
         fields = (directory / "count").read_text(encoding="ascii").split()
         if len(fields) == 3:
@@ -42,7 +42,7 @@ def read_counter(directory: Path) -> tuple[str, int, int]:
 
 
 def probe_counter(directory: Path, *, timeout: float = 15) -> dict[str, Any]:
-    """Ask a counter: does it go on, are its memory, its count and its log of one instant?"""
+    """Ask a counter: is it still counting, and are its memory, its count and its log from the same instant?"""
     start, first, _ = read_counter(directory)
     deadline = time.monotonic() + timeout
     count, errors = first, 0
@@ -52,7 +52,7 @@ def probe_counter(directory: Path, *, timeout: float = 15) -> dict[str, Any]:
     lines = (directory / "log").read_text(encoding="ascii").split("\n")[:-1]
     starts = len((directory / "starts").read_text(encoding="ascii").split())
     advances = count > first
-    # The log is one ahead of the count while a step is being taken; the guest went on while we read.
+    # The log is one ahead of the count while a step is being taken; the guest kept counting while we read.
     later = read_counter(directory)[1]
     gapless = lines == [str(number) for number in range(1, len(lines) + 1)] and count <= len(lines) <= later + 1
     told = {"start": start, "starts": starts, "count": count, "errors": errors}
@@ -61,7 +61,7 @@ def probe_counter(directory: Path, *, timeout: float = 15) -> dict[str, Any]:
 
 
 def probe_memory(root: Path, *, timeout: float = 120) -> dict[str, Any]:
-    """Have a memory guest verify all of its pages."""
+    """Make a memory guest verify all of its pages."""
     word = os.urandom(8).hex()
     (root / "verify.new").write_text(word, encoding="ascii")
     (root / "verify.new").rename(root / "verify")
@@ -78,7 +78,7 @@ def probe_memory(root: Path, *, timeout: float = 120) -> dict[str, Any]:
 
 
 def probe_redis(address: str, *, quick: bool) -> dict[str, Any]:
-    """Ask a redis guest for its identity, and read back all that was loaded."""
+    """Ask a redis guest for its identity, and read back everything that was loaded."""
     server = Connection(address, timeout=10)
     info = bytes(str(server.ask("INFO", "server") or b""), "ascii").decode("unicode_escape")
     run_id = info.partition("run_id:")[2].split()[0]
@@ -99,9 +99,9 @@ UNITS = ("*.service", "*.mount", "*.socket", "*.timer")
 
 
 def probe_systemd(name: str, lxcpath: str, root: Path, *, quick: bool) -> dict[str, Any]:
-    """Ask a systemd guest what its init says, and its counter.
+    """Ask a systemd guest what its init reports, and its counter.
 
-    `units` has the InvocationID of each one that is active: another one where it was started anew.
+    `units` has the InvocationID of each active one: it is a different one if the unit was restarted.
     """
 
     def ask(*command: str) -> str:
@@ -127,7 +127,7 @@ def probe_systemd(name: str, lxcpath: str, root: Path, *, quick: bool) -> dict[s
 
 
 def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
-    """Return all that a guest says of itself."""
+    """Return everything that a guest reports about itself."""
     state, pid = lxc_info(name, lxcpath)
     told: dict[str, Any] = {"name": name, "running": state == "RUNNING", "state": state, "intact": False}
     root = Path(f"/proc/{pid}/root") if pid else Path(lxcpath, name, "rootfs")
@@ -160,7 +160,7 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Print what the guest says."""
+    """Print what the guest reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--lxcpath", default="/pool")

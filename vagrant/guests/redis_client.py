@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An outside client of a redis guest: increments one key through one TCP connection and checks every answer.
 
-The connection is never opened again: what a migration breaks stays broken. Ends after --seconds, or at SIGTERM or
-SIGINT, and then prints what it saw as JSON. Exit status: 0 nothing lost or wrong, 1 otherwise, 2 wrong arguments.
+The connection is never reopened: what a migration breaks stays broken. Ends after --seconds, or on SIGTERM or SIGINT,
+and then prints what it saw as JSON. Exit status: 0 nothing lost or wrong, 1 otherwise, 2 wrong arguments.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # ruff: noqa: S311
-"""Fills a redis guest with data whose content follows from its key, and verifies it.
+"""Fills a redis guest with data whose content is derived from its key, and verifies it.
 
 redis_data.py load ADDRESS MEBIBYTES
 """
@@ -17,7 +17,7 @@ BATCH = 512
 
 
 def value(number: int) -> str:
-    """Return the value of `session:NUMBER`: like what a web application keeps, half of it random."""
+    """Return the value of `session:NUMBER`: like what a web application stores, half of it random."""
     dice = random.Random(number)
     session = {
         "user": number,
@@ -43,7 +43,7 @@ def load(address: str, mebibytes: int) -> int:
 
 
 def verify(server: Connection) -> tuple[int, int]:
-    """Read all values back; return how many there must be, and how many are not as they must be."""
+    """Read all values back; return how many there must be, and how many are wrong."""
     number = int(server.ask("GET", "sessions") or 0)
     bad = 0
     for first in range(0, number, BATCH):

@@ -17,7 +17,7 @@ class Connection:
         self.socket.sendall(encode(*words))
 
     def receive(self) -> bytes | int | None:
-        """Return the next answer; raises OSError when the connection is gone or no answer comes in time."""
+        """Return the next answer; raises OSError if the connection is gone or no answer comes in time."""
         line = self.file.readline()
         if not line.endswith(b"\r\n"):
             raise ConnectionResetError("the server closed the connection")

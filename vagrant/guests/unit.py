@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starts and stops a systemd unit on a rig host, where systemd is not PID 1: by the ExecStart and ExecStop in its file.
+"""Starts and stops a systemd unit on a rig host, where systemd is not PID 1, using ExecStart and ExecStop in its file.
 
     unit.py start|stop|log NAME
 
-Of the unit's settings those are followed that decide whether the program works: Type, Environment, StateDirectory,
-UMask, DynamicUser, AmbientCapabilities, NoNewPrivileges. The sandbox is systemd's own; tests/test_documents.py has
-systemd itself verify it.
+It honours those of the unit's settings that decide whether the program works: Type, Environment, StateDirectory, UMask,
+DynamicUser, AmbientCapabilities, NoNewPrivileges. The sandbox is systemd's own; tests/test_documents.py has systemd
+itself verify it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LIMIT = 90.0  # seconds; systemd's own
 
 
 def new_parser() -> configparser.ConfigParser:
-    """Return what reads a unit file: a key may come more than once, and its case counts."""
+    """Return a parser for unit files: a key may occur more than once, and is case-sensitive."""
     parser = configparser.ConfigParser(delimiters="=", interpolation=None, strict=False)
     parser.optionxform = str  # type: ignore[assignment, method-assign]  # as its documentation says
     return parser
 
 
 def load(name: str) -> configparser.SectionProxy:
-    """Return the [Service] of a unit."""
+    """Return the [Service] section of a unit."""
     parser = new_parser()
     for folder in FOLDERS:
         if parser.read(f"{folder}/{name}.service"):
@@ -47,7 +47,7 @@ def load(name: str) -> configparser.SectionProxy:
 
 
 def environment(unit: configparser.SectionProxy) -> dict[str, str]:
-    """Return what the unit's program sees, its state directory made."""
+    """Return the environment of the unit's program, with its state directory created."""
     found = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8"}
     found |= dict(pair.split("=", 1) for pair in shlex.split(unit.get("Environment", "")))
     if name := unit.get("StateDirectory"):
@@ -76,7 +76,7 @@ def dynamic(unit: configparser.SectionProxy) -> bool:
 
 
 def confined(unit: configparser.SectionProxy) -> list[str]:
-    """Return what has to precede its command for its user and its capabilities."""
+    """Return what has to precede its command to set its user and its capabilities."""
     if not dynamic(unit):
         return []
     user = [f"--reuid={DYNAMIC_USER}", f"--regid={DYNAMIC_USER}", "--clear-groups", "--no-new-privs"]
@@ -86,7 +86,7 @@ def confined(unit: configparser.SectionProxy) -> list[str]:
 
 
 def start(name: str) -> int:
-    """Start a unit; return 0 when it is up: a oneshot has ended well, any other has said that it is ready."""
+    """Start a unit; return 0 when it is up: a oneshot has succeeded, any other has reported that it is ready."""
     unit = load(name)
     values = environment(unit)
     umask = int(unit.get("UMask", "22"), 8)
@@ -132,7 +132,7 @@ def stop(name: str) -> int:
 
 
 def log(name: str) -> int:
-    """Print what a unit has said, as `journalctl -u` does."""
+    """Print what a unit has logged, like `journalctl -u`."""
     print((RUN / f"{name}.log").read_text(encoding="utf-8", errors="replace"), end="")
     return 0
 

@@ -14,7 +14,7 @@ from riglib.guests import KINDS, POOL, Guest, make, probe
 from riglib.hosts import HOSTS
 from riglib.run import inside
 
-EPILOG = """exit status: 0 done; 2 wrong arguments; 3 the rig failed; 4 the rig or the host does not run;
+EPILOG = """exit status: 0 done; 2 wrong arguments; 3 the rig failed; 4 the rig or the host is not running;
 5 not built yet; 6 a program that the rig started failed; 7 the rig is held by another process.
 `exec` answers with the command's own status (128+N after signal N); 125 when the rig failed, 126 or 127
 when the command cannot be run or found. `probe`: 0 intact, 1 not intact.
@@ -52,23 +52,23 @@ def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     for side in "ab":
         about = f"the NAT that host{side} is behind: {types}"
         up.add_argument(f"--nat-{side}", metavar="TYPE", default="none", help=about)
-    about = "hosts that tests are made for (rig), or new Debian hosts with what README.md has one install (readme)"
+    about = "hosts set up for tests (rig), or fresh Debian hosts with what README.md installs (readme)"
     up.add_argument("--hosts", choices=("rig", "readme"), default="rig", help=about)
     up.add_argument("--mbit", type=int, metavar="N", help="limit hosta's and hostb's links to N Mbit/s each way")
 
     # Parsed by enter.main_exec; here only for the help.
-    commands.add_parser("exec", help="run a command in a host", usage="rig exec HOST -- COMMAND...").add_argument(
+    commands.add_parser("exec", help="run a command on a host", usage="rig exec HOST -- COMMAND...").add_argument(
         "host", metavar="HOST", help=f"one of {', '.join(HOSTS)}"
     )
 
-    copy = commands.add_parser("copy", help="copy a file into a host")
+    copy = commands.add_parser("copy", help="copy a file to a host")
     copy.add_argument("file", metavar="FILE", type=Path)
     copy.add_argument("target", metavar="HOST:PATH")
 
-    status = commands.add_parser("status", help="tell what runs; exit status 4 when the rig is not up")
+    status = commands.add_parser("status", help="show what is running; exit status 4 if the rig is not up")
     status.add_argument("--json", action="store_true")
 
-    commands.add_parser("down", help="end the rig and remove every trace of it")
+    commands.add_parser("down", help="take the rig down and remove every trace of it")
 
 
 def add_guest_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -81,7 +81,7 @@ def add_guest_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     guest.add_argument("--ip", metavar="A", help=f"address on lxcbr0 ({own}; others: no network without it)")
     guest.add_argument("--size", type=int, metavar="MIB", help="data to hold (redis: 64, memory: 256)")
     guest.add_argument("--dirty", type=float, metavar="MIB", help="memory: rewritten each second (1)")
-    guest.add_argument("--unprivileged", action="store_true", help="in a user namespace, its ids from 100000 on")
+    guest.add_argument("--unprivileged", action="store_true", help="in a user namespace, with ids from 100000 on")
     guest.add_argument("--config", action="append", default=[], metavar="LINE", help="one more line of configuration")
 
     asked = commands.add_parser("probe", help="ask a guest whether its memory and disk are intact; prints JSON")
@@ -117,7 +117,7 @@ def up(options: argparse.Namespace) -> int:
     from riglib.bringup import bring_up
 
     if options.vm:
-        raise NotBuilt("the rig of virtual machines is not built yet", hint="leave --vm away: the rig of namespaces")
+        raise NotBuilt("the rig of virtual machines is not built yet", hint="leave out --vm: the rig of namespaces")
     if options.mbit is not None:
         network.check_mbit(options.mbit)
     bring_up(nat.parse(options.nat_a), nat.parse(options.nat_b), options.mbit, options.hosts)

@@ -201,7 +201,7 @@ def check(guest: Guest) -> None:
     if guest.kind == "redis" and not guest.address:
         raise RigError("a redis guest needs an address", hint="--ip 10.0.3.100")
     if guest.kind == "systemd" and not guest.unprivileged and not may_raise_limits():
-        why = "this machine's root lacks CAP_SYS_RESOURCE: no task of another user would move, but in a user namespace"
+        why = "this machine's root lacks CAP_SYS_RESOURCE: tasks of other users can be moved only in a user namespace"
         raise RigError(why, hint="--unprivileged")
     if guest.address:
         try:
