@@ -20,8 +20,8 @@ KEY_TYPES = ("ed25519", "ecdsa", "rsa")
 class Sshd:
     """Started by `with`; `home` is what the client should take for its home directory.
 
-    Nothing is known of the server at first; `know` tells the client about its keys. Raises FileNotFoundError where
-    openssh-server is not installed.
+    At first the client knows nothing about the server; `know` tells it about the server's keys. Raises
+    FileNotFoundError if openssh-server is not installed.
     """
 
     def __init__(self, folder: Path, *options: str, host_keys: tuple[str, ...] = KEY_TYPES) -> None:
@@ -39,7 +39,7 @@ class Sshd:
 
     @property
     def ssh(self) -> list[str]:
-        """The `ssh` program, told to do what the client under test does."""
+        """The `ssh` program, configured to do what the client under test does."""
         own = self.home / ".ssh"
         options = [f"UserKnownHostsFile={own / 'known_hosts'}", f"IdentityFile={own / 'id_ed25519'}", "BatchMode=yes"]
         return ["ssh", "-F", "none", *(word for option in options for word in ("-o", option)),
@@ -78,12 +78,12 @@ class Sshd:
             f"Port {self.port}", "ListenAddress 127.0.0.1", "UsePAM no", "StrictModes no", "PidFile none",
             "PasswordAuthentication no", "KbdInteractiveAuthentication no", "PermitRootLogin prohibit-password",
             f"AuthorizedKeysFile {self.folder / 'authorized_keys'}", "PrintMotd no",
-            f"SetEnv HOME={self.home}",  # the shell is not to start what the machine's own profile does
+            f"SetEnv HOME={self.home}",  # the shell must not run what the machine's own profile does
             *(f"HostKey {self.folder / f'host_{kind}'}" for kind in self.host_keys), "",
         ]))  # fmt: skip
         settings = subprocess.run([SSHD, "-T", "-f", config], stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                   check=False).stdout
-        if "persourcepenalties" in settings.lower():  # OpenSSH 9.8 shuts out who is often refused
+        if "persourcepenalties" in settings.lower():  # OpenSSH 9.8 shuts out clients that are refused often
             with config.open("a") as file:
                 file.write("PerSourcePenalties no\n")
         self._process = subprocess.Popen([SSHD, "-D", "-f", config, "-E", self.folder / "log"], process_group=0)
@@ -107,7 +107,7 @@ class Sshd:
             self._process = None
 
     def know(self, *kinds: str, hashed: bool = False) -> None:
-        """Write known_hosts anew, with the server's keys of those kinds (all, unless told)."""
+        """Rewrite known_hosts, with the server's keys of those kinds (all, unless told otherwise)."""
         path = self.home / ".ssh/known_hosts"
         public = [(self.folder / f"host_{kind}.pub").read_text().split()[:2] for kind in kinds or self.host_keys]
         path.write_text("".join(f"[127.0.0.1]:{self.port} {' '.join(key)}\n" for key in public))

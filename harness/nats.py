@@ -3,7 +3,7 @@
 
 The rig comes up with two routers in a row on each side that has a NAT; for a single NAT the inner one only forwards.
 The rig's outside networks are one wire. Here the switch routes between them, as the internet does: only then is there
-a place where a packet with a small TTL can die between the two hosts' routers.
+a place between the two hosts' routers where a packet with a small TTL can expire.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Nats:
         pair(rig)
 
     def up(self) -> None:
-        """Start what does not run."""
+        """Start whatever is not running."""
         kinds = {side: "double" if behind else "none" for side, behind in self._behind.items()}
         self.rig.up("--nat-a", kinds["a"], "--nat-b", kinds["b"])
 
@@ -57,7 +57,7 @@ class Nats:
         self.rig.sh("client", f"ip route replace {OUTSIDE['b']}.0/24 via {OUTSIDE['a']}.1")
 
     def set(self, side: str, kind: str) -> None:
-        """Give a side that has a NAT another type of it, as `rig up --nat-a` takes it."""
+        """Give a side that has a NAT another type of it, in the form that `rig up --nat-a` takes."""
         assert self._behind[side] != (kind == "none"), "that needs a rig of its own"
         if kind in ("none", self._kinds.get(side)):
             return
@@ -89,7 +89,7 @@ class Nats:
                 running.wait(60)
 
     def tunnel(self, action: str, *options: str) -> dict[str, Any]:
-        """What `migrator tunnel ACTION` tells on the initiator; with `error` if it failed."""
+        """What `migrator tunnel ACTION` prints on the initiator; with `error` if it failed."""
         told: dict[str, Any] = self.rig.migrator(INITIATOR, "tunnel", action, RESPONDER, "--json", *options).json
         return told
 

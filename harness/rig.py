@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two-host rig as tests and measurements use it: run commands in hosts, make guests and ask them, see what was left
+"""The two-host rig as tests and measurements use it: run commands on hosts, make and query guests, see what was left
 behind.
 
-`Rig` is a thin layer over `vagrant/rig`; the fixtures `rig` and `clean_hosts` in tests/rig/conftest.py hand it out.
+`Rig` is a thin layer over `vagrant/rig`; the fixtures `rig` and `clean_hosts` in tests/rig/conftest.py provide it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LXC_HOSTS = ("hosta", "hostb")
 POOL = "/pool"
 DESTINATION = "root@hostb"
 
-# Seconds. None of them is a promise: they end what hangs, also on a machine that stands still for a while.
+# Seconds. None of them is a promise: they end what hangs, even on a machine that stalls for a while.
 EXEC_LIMIT = 300.0
 PROCESS_LIMIT = 120.0
 UP_LIMIT = 1500.0  # the first `up` on a machine builds the root file systems
@@ -62,7 +62,7 @@ class Outcome:
         return found
 
     def expect(self, status: int) -> Outcome:
-        """Itself, if that is how it ended; else the test fails and shows all that was said."""
+        """Itself, if that is how it ended; otherwise the test fails and shows everything that was printed."""
         assert self.status == status, f"exit status {status} was expected: {self}"
         return self
 
@@ -72,7 +72,7 @@ class Outcome:
 
 @dataclasses.dataclass
 class Running:
-    """A command that runs in a host; made by `Rig.start`."""
+    """A command that runs on a host; made by `Rig.start`."""
 
     argv: tuple[str, ...]
     process: subprocess.Popen[bytes]
@@ -97,7 +97,8 @@ class Running:
     def signal(self, number: int) -> None:
         """Send a signal, which `rig exec` passes on to the command.
 
-        SIGKILL ends `rig exec`, and the command with it. It is waited for: until then it may have a container locked.
+        SIGKILL ends `rig exec`, and the command with it. Its end is waited for: until then it may have a container
+        locked.
         """
         if number != signal.SIGKILL:
             self.process.send_signal(number)
@@ -115,7 +116,7 @@ class Running:
 
 
 def _children(pid: int) -> list[int]:
-    """The ids of a process's children, in proc_pid_stat(5) the second field behind the program's name."""
+    """The pids of a process's children: in proc_pid_stat(5) the parent is the second field after the program's name."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -140,7 +141,7 @@ class Rig:
             self.exec(host, "sh", "-c", scripts.REMEMBER)
 
     def down(self) -> None:
-        """End it and remove every trace of it."""
+        """Take it down and remove every trace of it."""
         self._call(["down"], limit=2 * EXEC_LIMIT).expect(0)
 
     def _call(self, arguments: list[str], *, limit: float = EXEC_LIMIT, given: str | None = None) -> Outcome:
@@ -149,7 +150,7 @@ class Rig:
 
     @contextlib.contextmanager
     def _started(self, arguments: list[str], given: str | None = None) -> Iterator[Running]:
-        # Files, not pipes: what a daemon of LXC's keeps open cannot make us wait.
+        # Files, not pipes: an LXC daemon that keeps one open must not make us wait.
         with tempfile.TemporaryDirectory(prefix="rig-") as folder:
             out, err, in_ = Path(folder, "out"), Path(folder, "err"), Path(folder, "in")
             in_.write_text(given or "")
@@ -160,7 +161,7 @@ class Rig:
             running = Running(("rig", *arguments), process, out, err, begun)
             try:
                 yield running
-            except BaseException:  # pytest shows it with what has failed
+            except BaseException:  # pytest shows it together with what has failed
                 state = "still ran" if process.poll() is None else f"had ended with {process.returncode}"
                 print(f"{shlex.join(running.argv)} {state}:\n{running.stdout}{running.stderr}")
                 raise
@@ -173,44 +174,44 @@ class Rig:
 
     def exec(self, host: str, *argv: str, check: bool = True, input: str | None = None,
              limit: float = EXEC_LIMIT) -> Outcome:
-        """Run a command in a host; unless `check` is off, the test fails when the command does."""
+        """Run a command on a host; unless `check` is off, the test fails if the command does."""
         outcome = self._call(["exec", host, "--", *argv], limit=limit, given=input)
         return outcome.expect(0) if check else outcome
 
     def sh(self, host: str, script: str, *, check: bool = True, limit: float = EXEC_LIMIT) -> str:
-        """What a shell script prints in a host."""
+        """What a shell script prints on a host."""
         return self.exec(host, "sh", "-c", script, check=check, limit=limit).stdout
 
     def migrator(self, host: str, *arguments: str, limit: float = EXEC_LIMIT) -> Outcome:
-        """Run migrator in a host, however that ends."""
+        """Run migrator on a host, however that ends."""
         return self.exec(host, "migrator", *arguments, check=False, limit=limit)
 
     @contextlib.contextmanager
     def start(self, host: str, *argv: str, input: str | None = None) -> Iterator[Running]:
-        """Start a command in a host and go on while it runs; it is killed if it still does when the block is left."""
+        """Start a command on a host and go on while it runs; it is killed if it is still running after the block."""
         with self._started(["exec", host, "--", *argv], input) as running:
             yield running
 
     def kill_serve(self) -> None:
-        """Kill the `migrator serve` that answers a source on hostb."""
+        """Kill the `migrator serve` on hostb that answers a source."""
         self.sh("hostb", scripts.KILL_SERVE)
 
     def put(self, host: str, path: str, text: str) -> None:
-        """Write a file in a host."""
+        """Write a file on a host."""
         self.exec(host, "tee", path, input=text)
 
     def read(self, host: str, path: str) -> str:
-        """A file of a host."""
+        """The content of a file on a host."""
         return self.exec(host, "cat", path).stdout
 
     def status(self, host: str, name: str) -> dict[str, Any]:
-        """A container's newest migration as `migrator status` has it on that host."""
+        """A container's newest migration according to `migrator status` on that host."""
         outcome = self.migrator(host, "status", name, "--json", "--events").expect(0)
         newest: dict[str, Any] = outcome.json["migrations"][-1]
         return newest
 
     def newest_detail(self, host: str) -> dict[str, Any]:
-        """What the journal there has recorded with the migration that was begun last."""
+        """What the journal there has recorded about the migration that began last."""
         script = ("import sqlite3; db = sqlite3.connect('/var/lib/migrator/journal.db');"
                   " print(*db.execute('SELECT detail FROM migrations ORDER BY rowid DESC LIMIT 1').fetchone())")
         found: dict[str, Any] = json.loads(self.exec(host, "python3", "-c", script).stdout)
@@ -227,22 +228,23 @@ class Rig:
         self._call(arguments).expect(0)
 
     def probe(self, host: str, name: str, *, quick: bool = False) -> dict[str, Any]:
-        """What a guest says of itself: `running`, `intact`, `start` (which start of it this is), `count`."""
+        """What a guest reports about itself: `running`, `intact`, `start` (which start of it this is), `count`."""
         outcome = self._call(["probe", host, name, *(["--quick"] if quick else [])])
         assert outcome.stdout, str(outcome)
         return outcome.json
 
     def reaches(self, host: str, address: str) -> None:
-        """Wait until an address answers a host. The network may have to ask anew where it is."""
+        """Wait until an address answers a host. The network may have to resolve its location again."""
         wait_for(lambda: self.exec(host, "ping", "-c", "1", "-W", "5", address, check=False).status == 0,
                  f"{address} answers {host}")
 
     # --- traces ---
 
     def leftovers(self) -> list[str]:
-        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds stand in `scripts.LEFTOVERS`.
+        """What migrator has left on both hosts, each as `HOST: KIND: WHAT`; the kinds are in `scripts.LEFTOVERS`.
 
-        Processes get a moment to end: what serves a source learns only from the end of its connection that it is over.
+        Processes get a moment to end: the one that serves a source notices only at the end of its connection that it
+        is over.
         """
         end = time.monotonic() + PROCESS_LIMIT
         while True:
@@ -252,14 +254,14 @@ class Rig:
             time.sleep(0.2)
 
     def purge(self) -> list[str]:
-        """Destroy every guest and all that migrator keeps, on both hosts; returns what resisted, as `leftovers`."""
+        """Destroy all guests and everything that migrator keeps, on both hosts; returns what resisted."""
         left = self._on_both(f"({scripts.PURGE}) >/dev/null 2>&1\n({scripts.LEFTOVERS})\n({scripts.REMAINS})")
-        # The next guest with an old one's address has another hardware address.
+        # The next guest that uses the address of an old one has another hardware address.
         self.exec("client", "ip", "neigh", "flush", "all", check=False)
         return [*self.leftovers(), *self._on_both(scripts.REMAINS)] if left else []
 
     def _on_both(self, script: str) -> list[str]:
-        """What a script prints in both hosts at the same time, each line as `HOST: LINE`."""
+        """What a script prints on both hosts at the same time, each line as `HOST: LINE`."""
         with concurrent.futures.ThreadPoolExecutor(len(LXC_HOSTS)) as pool:
             texts = pool.map(lambda host: self.sh(host, script), LXC_HOSTS)
             return [f"{host}: {line}" for host, said in zip(LXC_HOSTS, texts, strict=True)
@@ -267,9 +269,9 @@ class Rig:
 
 
 def wait_for(condition: Callable[[], object], what: str, limit: float = 300.0) -> None:
-    """Ask until it is so; the test fails when that takes longer than `limit` seconds."""
+    """Poll until it is so; the test fails if that takes longer than `limit` seconds."""
     end, pause = time.monotonic() + limit, 0.02
     while not condition():
         assert time.monotonic() < end, f"after {limit:g} s still not: {what}"
         time.sleep(pause)
-        pause = min(1.2 * pause, 0.2)  # who asks without end takes the machine from those who are asked
+        pause = min(1.2 * pause, 0.2)  # polling without pause takes the machine away from what is polled

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a shell in a host of the rig does for `harness.rig`: name what migrator has left there, and take it away."""
+"""What a shell on a host of the rig does for `harness.rig`: list what migrator has left there, and remove it."""
 
-# The words that are looked for are this shell's own too.
+# This shell's own command line contains the words that are looked for.
 KILL_SERVE = r"""
 for folder in /proc/[0-9]*; do
     [ "$folder" != /proc/$$ ] || continue
@@ -10,11 +10,11 @@ done 2>/dev/null
 exit 0
 """
 
-# What tests change of a host's set-up, as it was when the host was new.
+# The parts of a host's set-up that tests change, as they were when the host was new.
 REMEMBER = "rm -rf /var/lib/rig-new; mkdir /var/lib/rig-new; cp -a /root/.ssh /var/lib/rig-new/"
 
-# Nothing of this is there when no migration is under way; only a migration that succeeded keeps its base snapshot. What
-# the record of one that was given up names as its base is no leftover.
+# Nothing of this exists when no migration is under way, except the base snapshot that a successful migration keeps. The
+# base that the record of an abandoned one names is not a leftover.
 # Processes come first: as long as there is one it may still be removing the rest.
 LEFTOVERS = r"""
 for folder in /proc/[0-9]*; do
@@ -48,7 +48,7 @@ find /pool /run/lxc /root /tmp -xdev -name '.*.new' -o -name 'lxc-checkpoint*' 2
 exit 0
 """
 
-# What may be there while containers are: not once all of them are gone.
+# What may exist while there are containers, but not once all of them are gone.
 REMAINS = r"""
 for cgroup in /sys/fs/cgroup/lxc.*; do
     [ ! -e "$cgroup" ] || echo "cgroup: $cgroup $(cat "$cgroup/cgroup.procs" | tr '\n' ' ')"
