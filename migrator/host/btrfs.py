@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Subvolumes and their streams: pybtrfs for the first, `btrfs send | btrfs receive` for the second.
+"""Subvolumes and their streams: through pybtrfs for the former, `btrfs send | btrfs receive` for the latter.
 
 pybtrfs is imported only when a subvolume is looked at. Its errors carry no path, so ours do.
 """
@@ -26,11 +26,11 @@ from migrator.errors.this_host import CommandFailed, CommandTimeout, PackageMiss
 from migrator.host import no_devices
 
 STREAM_LIMIT = 24 * 3600.0  # seconds; the transfer has a shorter limit of its own on silence
-NESTED_MAX = 100  # subvolumes inside another one that are told
+NESTED_MAX = 100  # subvolumes inside another one that are reported
 NESTED_TRIES = 3
-CLEAN_LIMIT = 600.0  # seconds that it may take to free what was deleted
-DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte, or before it takes a next one
-_LOOKS = 60  # in which they are counted: who was held up himself has not waited
+CLEAN_LIMIT = 600.0  # seconds that freeing what was deleted may take
+DRAIN_LIMIT = 600.0  # seconds that `btrfs receive` may work on after its last byte, or before it accepts another
+_LOOKS = 60  # looks over which they are counted: time for which this process was stopped is not time waited
 
 
 def _pybtrfs() -> Any:
@@ -47,11 +47,12 @@ class Subvolume:
 
     path: Path
     uuid: str
-    received_uuid: str  # the uuid that it had on the host it was sent from, or ""
+    received_uuid: str  # the uuid it had on the host it was sent from, or ""
     read_only: bool
     generation: int
-    parent_uuid: str = ""  # of the subvolume that this is a snapshot of, or ""
-    changed: int = 0  # by which transaction its files were last, a snapshot of it or its new name left out; see `sync`
+    parent_uuid: str = ""  # of the subvolume that it is a snapshot of, or ""
+    # The transaction that changed its files last; taking a snapshot of it or renaming it does not count; see `sync`
+    changed: int = 0
 
     @property
     def stream_uuid(self) -> str:
@@ -60,7 +61,7 @@ class Subvolume:
 
 
 def is_subvolume(path: Path) -> bool:
-    """Whether `path` is the top of a subvolume; False for what does not exist."""
+    """Whether `path` is the top of a subvolume; False if it does not exist."""
     return path.is_dir() and bool(_pybtrfs().is_subvolume(str(path)))
 
 
@@ -81,18 +82,18 @@ def info(path: Path) -> Subvolume:
 
 
 def parent_of(number: int, path: Path) -> str:
-    """The uuid of what the subvolume `number`, anywhere on the file system of `path`, is a snapshot of, or ""."""
+    """The uuid of what subvolume `number`, anywhere on the file system of `path`, is a snapshot of, or ""."""
     return _uuid(_pybtrfs().subvolume_info(str(path), number).parent_uuid)
 
 
 def uuid_around(path: Path) -> str:
-    """The uuid of the subvolume that `path` lies in; raises SnapshotFailed."""
+    """The uuid of the subvolume that contains `path`; raises SnapshotFailed."""
     with _failing_as("examined", path):
         return _uuid(_pybtrfs().subvolume_info(str(path), id_of(path)).uuid)
 
 
 def id_of(path: Path) -> int:
-    """The number of the subvolume that `path` lies in, which no other one of its file system has."""
+    """The id of the subvolume that contains `path`, unique on its file system."""
     return int(_pybtrfs().subvolume_id(str(path)))
 
 
@@ -113,7 +114,7 @@ def snapshot(source: Path, target: Path, *, read_only: bool) -> Subvolume:
 
 
 def nested(path: Path) -> list[str]:
-    """Subvolumes inside a subvolume, relative to it, up to NESTED_MAX; raises SnapshotFailed where that cannot be told.
+    """Subvolumes inside a subvolume, as relative paths, up to NESTED_MAX; raises SnapshotFailed if that is unknown.
 
     A snapshot leaves them out (btrfs-subvolume(8)).
     """
@@ -122,16 +123,17 @@ def nested(path: Path) -> list[str]:
             with _failing_as("searched for others", path), _pybtrfs().SubvolumeIterator(
                     str(path), top=id_of(path)) as found:
                 return [os.fsdecode(name) for name, _ in itertools.islice(found, NESTED_MAX)]
-        except SnapshotFailed:  # as where one was deleted meanwhile
+        except SnapshotFailed:  # for example because one was deleted meanwhile
             if not left:
                 raise
     return []
 
 
 def delete(path: Path, *, inner: bool = False) -> None:
-    """Remove a subvolume; nothing happens when it is not there. Raises SnapshotFailed.
+    """Delete a subvolume; does nothing if it does not exist. Raises SnapshotFailed.
 
-    Also where it has others inside, which are somebody's: with `inner` they go too. What is mounted in it always is.
+    Also if it has others inside, which belong to someone: with `inner` they are deleted as well. What is mounted in it
+    always prevents it.
     """
     if is_subvolume(path):
         if mounted := removal.mounts_in(path):
@@ -148,7 +150,7 @@ def delete(path: Path, *, inner: bool = False) -> None:
 
 
 def make_writable(path: Path) -> None:
-    """Let a subvolume be changed; one that was received counts as that no more. Raises SnapshotFailed."""
+    """Make a subvolume writable; one that was received no longer counts as such. Raises SnapshotFailed."""
     with _failing_as("made writable", path):
         _pybtrfs().set_subvolume_read_only(str(path), False)
 
@@ -172,21 +174,22 @@ def send_command(snapshot: Path, parent: Path | None) -> list[str]:
 
 
 def receive_command(folder: Path) -> list[str]:
-    # -e ends at the end mark of one stream, so that a stream cut short is an error and not an early success.
-    # -C lets it make and write nothing but in the folder, whatever paths and links the stream has. What it clones from,
-    # or makes a snapshot of, it looks for on the whole file system: see `send_stream`; of devices see `no_devices`.
+    # -e stops at the end marker of one stream, so that a truncated stream is an error and not an early success. -C
+    # confines what it makes and writes to the directory, whatever paths and symlinks the stream has. What it clones
+    # from, or makes a snapshot of, it searches for on the whole file system: see `send_stream`; for devices see
+    # `no_devices`.
     return ["btrfs", "receive", "-q", "-e", "-C", str(folder)]
 
 
 class SendStream:
-    """The stream of `btrfs send`, to be read; a send that fails raises SendFailed at its end."""
+    """The stream of `btrfs send`, for reading; raises SendFailed at its end if the send failed."""
 
     def __init__(self, program: Program, snapshot: Path) -> None:
         self._program = program
         self._snapshot = snapshot
 
     def readinto(self, buffer: memoryview | bytearray) -> int:
-        """Like a raw file's: fills some of `buffer`, 0 at the end; raises SendFailed where the send failed."""
+        """Like a raw file's: fills some of `buffer`, 0 at the end; raises SendFailed if the send failed."""
         count = self._program.stdout.readinto(buffer)  # type: ignore[attr-defined]
         if not count:
             status = self._program.wait(DRAIN_LIMIT)
@@ -198,9 +201,9 @@ class SendStream:
 
 @contextlib.contextmanager
 def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LIMIT) -> Iterator[SendStream]:
-    """The send stream of a read-only snapshot, in full or as increment on `parent`.
+    """The send stream of a read-only snapshot, in full or as an increment on `parent`.
 
-    Raises CommandTimeout when the block takes longer than `limit` seconds.
+    Raises CommandTimeout if the block takes longer than `limit` seconds.
     """
     with started(send_command(snapshot, parent), stdout=subprocess.PIPE, limit=limit) as program:
         _widen(program.stdout.fileno())
@@ -209,13 +212,14 @@ def send(snapshot: Path, parent: Path | None = None, *, limit: float = STREAM_LI
 
 def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float = STREAM_LIMIT,
             begun: Callable[[Program], None] = lambda _: None) -> None:
-    """Feed a send stream to `btrfs receive` in `folder`, in `limit` seconds.
+    """Feed a send stream to `btrfs receive` in `folder`, within `limit` seconds.
 
-    Raises DiskFull where it had no room, and could be received once there is some, else ReceiveFailed; CommandTimeout,
-    also where it takes nothing for DRAIN_LIMIT seconds, as one that its stream has open a FIFO.
+    Raises DiskFull if there was no room and it could be received once there is some, else ReceiveFailed;
+    CommandTimeout, also if it accepts nothing for DRAIN_LIMIT seconds, for example because its stream made it open a
+    FIFO.
 
-    A receive that broke off leaves a subvolume without received_uuid: the caller knows its name and removes it. `begun`
-    is told which program it is. It opens no device, whatever the stream says.
+    A receive that was interrupted leaves a subvolume without received_uuid: the caller knows its name and removes it.
+    `begun` is passed the program. It opens no device, whatever the stream says.
     """
     def within() -> None:
         try:
@@ -243,7 +247,7 @@ def receive(stream: Iterable[bytes | memoryview], folder: Path, *, limit: float 
 
 
 def _feed(program: Program, chunk: bytes | memoryview) -> None:
-    """Write all of it; raises BrokenPipeError where the program has ended, and CommandTimeout."""
+    """Write all of it; raises BrokenPipeError if the program has ended, and CommandTimeout."""
     fd, rest = program.stdin.fileno(), memoryview(chunk).cast("B")
     os.set_blocking(fd, False)
     poll = select.poll()
@@ -256,7 +260,7 @@ def _feed(program: Program, chunk: bytes | memoryview) -> None:
 
 
 def _widen(fd: int) -> None:
-    """A pipe of 1 MiB instead of 64 KiB: fewer switches between the programs at its two ends."""
+    """A pipe of 1 MiB instead of 64 KiB: fewer context switches between the programs at its ends."""
     import fcntl
 
     with contextlib.suppress(OSError):
@@ -264,11 +268,12 @@ def _widen(fd: int) -> None:
 
 
 def wait_deleted(path: Path) -> None:
-    """Until the room of deleted subvolumes is free, which btrfs sees to behind (btrfs-subvolume(8), sync)."""
+    """Wait until the space of deleted subvolumes is free; btrfs frees it in the background (btrfs-subvolume(8), sync).
+    """
     sync(path)
     with contextlib.suppress(MigratorError):
         run(["btrfs", "subvolume", "sync", str(path)], limit=CLEAN_LIMIT)
-    sync(path)  # what was freed can be used again after the next commit
+    sync(path)  # freed space can be used again after the next commit
 
 
 def exclusive_bytes(path: Path) -> int:
@@ -277,7 +282,7 @@ def exclusive_bytes(path: Path) -> int:
 
 
 def total_bytes(path: Path) -> int:
-    """Bytes of all that is in a subvolume, shared or not: its removal frees at most so much."""
+    """Bytes of everything in a subvolume, shared or not: its removal frees at most that many."""
     return _used(path)[0]
 
 
@@ -287,9 +292,9 @@ def _used(path: Path) -> list[int]:
 
 
 def quota(path: Path) -> list[tuple[str, int, int]]:
-    """Each qgroup that limits a subvolume, with its bytes, and those that it shares with none; -1 for no limit.
+    """Each qgroup that limits a subvolume, with its limits in bytes, total and exclusive; -1 for no limit.
 
-    None where quotas are off (btrfs-qgroup(8)).
+    Empty if quotas are off (btrfs-qgroup(8)).
     """
     try:
         said = run(["btrfs", "qgroup", "show", "-reF", "--raw", str(path)], limit=DRAIN_LIMIT).text

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a container's cgroups may use: looked at when it is dumped, set again when it is restored, before a task runs.
+"""What a container's cgroups may use: recorded when it is dumped, set again when it is restored, before a task runs.
 
-liblxc sets the `lxc.cgroup2.*` of a configuration at a start alone (cgfsng_setup_limits in its cgfsng.c; from
-lxc#4695 on, which is not in 7.0, also at a restore), and of cgroup v2 CRIU restores only what the core has
-(criu/cgroup-props.c). So a container that was moved had no limit any more, nor had the units of a systemd inside.
+liblxc applies a configuration's `lxc.cgroup2.*` only at a start (cgfsng_setup_limits in its cgfsng.c; from lxc#4695 on,
+which is not in 7.0, also at a restore), and CRIU restores only cgroup v2's core properties (criu/cgroup-props.c). So a
+container that was moved had no limits any more, nor had the units of a systemd inside.
 
-Each limit is as it was at the dump, also where somebody has changed it since the start (lxc-cgroup(1)). Where the dump
-finds the kernel's own value the configuration's holds: it may be that an earlier restore has lost it.
+Each limit is set to what it was at the dump, even if someone changed it after the start (lxc-cgroup(1)). If the dump
+finds the kernel's default, the configuration's value applies, because an earlier restore may have lost it.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while a container is down.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CONTROLLERS = "cgroup-controllers"  # travels beside the images: a line `CONTROL
 PLAN = "cgroup-limits.wanted"  # made for the restore: a line `NAME VALUE` for each setting of the configuration
 RECORD_LIMIT = 16 << 20  # bytes
 
-# The limits whose value means the same on another host, and what they are where nobody has set them (cgroup-v2.rst in
-# the kernel's documents). Not what of io.* names a device, by its number on this host.
+# The limits whose values mean the same on another host, with their defaults (cgroup-v2.rst in the kernel's documents).
+# Not the entries of io.* for single devices, which are named by their numbers on this host.
 UNSET = {
     "cgroup.max.depth": "max", "cgroup.max.descendants": "max",
     "cpu.idle": "0", "cpu.max": "max 100000", "cpu.max.burst": "0", "cpu.uclamp.max": "max", "cpu.uclamp.min": "0.00",
@@ -38,32 +38,33 @@ UNSET = {
     "memory.swap.high": "max", "memory.swap.max": "max", "memory.zswap.max": "max", "memory.zswap.writeback": "1",
     "pids.max": "max",
 }
-# Not limits, but what a container has before others, at their cost: memory that they are not given even where they die
-# of that, and more of processors and disks than each of them has.
+# Not limits, but a precedence over others at their expense: memory that others do not get even if they die for lack of
+# it, and a larger share of CPU and disk time than each of them has.
 _BEFORE_OTHERS = ("memory.min", "memory.low", "cpu.uclamp.min")
 _WEIGHTS = ("cpu.weight", "io.weight")
-_FAIR = 100  # what each cgroup weighs unless somebody has set it
-_HUGE = ("64KB", "2MB", "16MB", "32MB", "512MB", "1GB", "16GB")  # sizes of pages on Linux's architectures
+_FAIR = 100  # the default weight of a cgroup
+_HUGE = ("64KB", "2MB", "16MB", "32MB", "512MB", "1GB", "16GB")  # huge page sizes on Linux's architectures
 UNSET |= {f"hugetlb.{size}{kind}": "max" for size in _HUGE for kind in (".max", ".rsvd.max")}
 _UNITS = {unit: 1 << 10 * power for power, unit in enumerate("KMGTPE", 1)}  # memparse in the kernel's lib/cmdline.c
 _SUBTREE = "cgroup.subtree_control"
 
 
 def record(top: str) -> str:
-    """All limits that somebody has set in the cgroup `top` and below."""
+    """All limits that someone has set in the cgroup `top` and below."""
     lines = []
     for folder, files in deep_folders.walk(top):
         below = os.path.relpath(folder, top)
         for name in UNSET.keys() & set(files):
             value = _plain(name, _read(f"{folder}/{name}"))
-            # With cpu.idle the weight reads 0, which cannot be written.
+            # With cpu.idle set the weight reads as 0, which cannot be written.
             if value is not None and not _unset(name, value) and (name, value) != ("cpu.weight", "0"):
                 lines.append(f"{name} {value}\t{below}\n")
     return "".join(sorted(lines))
 
 
 def _plain(name: str, value: str | None) -> str | None:
-    """What a limit is wherever it holds, without what it is for single devices; None where that cannot be told."""
+    """The part of a limit that holds everywhere, without entries for single devices; None if that cannot be determined.
+    """
     lines = [] if value is None else value.split("\n")
     return next((line for line in lines if not _of_device(name, line)), None)
 
@@ -73,23 +74,23 @@ def _of_device(name: str, value: str) -> bool:
 
 
 def _unset(name: str, value: str) -> bool:
-    """Whether a limit is the kernel's own. That of hugetlb is a number, as large as it can be."""
+    """Whether a limit has the kernel's default. For hugetlb that is a number, the largest possible."""
     return value == UNSET[name] or (name.startswith("hugetlb.") and value.isdecimal() and int(value) >= 1 << 62)
 
 
 def controllers(top: str) -> str:
-    """Which controllers each cgroup at `top` and below gives to those below it."""
+    """Which controllers each cgroup at `top` and below enables for its children."""
     lines = []
     for folder, _ in deep_folders.walk(top):
         if value := _read(f"{folder}/{_SUBTREE}"):
             lines.append(f"{value}\t{os.path.relpath(folder, top)}\n")
-    return "".join(lines)  # from the top down, as they have to be enabled
+    return "".join(lines)  # from the top down, the order in which they have to be enabled
 
 
 def configured(settings: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The file of a cgroup and its value for each `lxc.cgroup2.*` of a configuration, in LXC's order.
+    """The cgroup file and the value for each `lxc.cgroup2.*` of a configuration, in LXC's order.
 
-    An empty value takes back what came before of the same name, or all (lxc_clear_cgroups in liblxc's conf.c).
+    An empty value cancels earlier settings of the same name, or all (lxc_clear_cgroups in liblxc's conf.c).
     """
     found: list[tuple[str, str]] = []
     for key, value in settings:
@@ -104,30 +105,30 @@ def configured(settings: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def plan(limits: Iterable[tuple[str, str]]) -> str:
-    """The text of PLAN from `configured`; raises ValueError for what is no file of a cgroup."""
+    """The text of PLAN from `configured`; raises ValueError for a name that is not a cgroup file's."""
     lines = []
     for name, value in limits:
         if "/" in name or " " in name or "\n" in value:
             raise ValueError(f"lxc.cgroup2.{name} is not a limit")
-        if not name.startswith("devices"):  # as LXC tells them apart; see `device_filter`
+        if not name.startswith("devices"):  # this is how LXC tells them apart; see `device_filter`
             lines.append(f"{name} {value}\n")
     return "".join(lines)
 
 
 def enable(top: str, recorded: str, root: str = cgroups.TOP) -> None:
-    """Enable in the cgroup `top` and below the controllers that a record has; raises OSError, ValueError.
+    """Enable, in the cgroup `top` and below, the controllers in a record; raises OSError, ValueError.
 
-    BlockingIOError where a task is in the way. CRIU would do so too late: see `cgroup_image`.
+    BlockingIOError if a task is in the way. CRIU would do this too late: see `cgroup_image`.
     """
     for value, below in _lines(recorded):
         folder = _within(top, below)
-        if os.path.isdir(folder):  # CRIU leaves empty cgroups away
+        if os.path.isdir(folder):  # CRIU leaves out empty cgroups
             for name in value.split():
                 _delegate(f"{folder}/any", name, root)
 
 
 def favours(name: str, value: str) -> bool:
-    """Whether a setting of a container's cgroup gives it something before all others of its host."""
+    """Whether a setting of a container's cgroup gives it precedence over everything else on its host."""
     if name in _WEIGHTS:
         *device, weight = value.split() or [""]
         return len(device) > 1 or not (weight.isascii() and weight.isdecimal() and int(weight) <= _FAIR)
@@ -135,9 +136,9 @@ def favours(name: str, value: str) -> bool:
 
 
 def taken(recorded: str) -> tuple[str, list[str]]:
-    """What of a record may be set for somebody who must not favour his container, and the settings that may not.
+    """What of a record may be set for a sender who must not favour a container, and the settings that may not.
 
-    Below the container's own cgroup each of them is about what that has, and nobody else (cgroup-v2.rst).
+    Below the container's own cgroup, settings only divide what that cgroup has (cgroup-v2.rst).
     """
     kept, dropped = "", []
     for entry, below in _lines(recorded):
@@ -160,9 +161,9 @@ def apply(top: str, planned: str, recorded: str, root: str = cgroups.TOP) -> Non
 
 
 def merged(planned: str, recorded: str) -> list[tuple[str, str, str]]:
-    """The folder, the file and the value of each limit that is to be set.
+    """The directory, the file and the value of each limit to be set.
 
-    Each but once, as tasks are there already: none may be killed by a memory.max that the next line raises.
+    Each only once, because tasks are there already: none may be killed by a memory.max that the next line would raise.
     """
     live: dict[tuple[str, str], str] = {}
     for entry, below in _lines(recorded):
@@ -173,7 +174,7 @@ def merged(planned: str, recorded: str) -> list[tuple[str, str, str]]:
     wanted: list[tuple[str, str, str]] = []
     for line in filter(None, planned.split("\n")):
         name, _, value = line.partition(" ")
-        if _of_device(name, value):  # beside what holds for all the others
+        if _of_device(name, value):  # in addition to what holds for all the others
             wanted.append((".", name, value))
             continue
         if name in UNSET:
@@ -183,7 +184,7 @@ def merged(planned: str, recorded: str) -> list[tuple[str, str, str]]:
 
 
 def holds(name: str, written: str, read: str) -> bool:
-    """Whether a file of a cgroup that reads `read` says what was written to it."""
+    """Whether a cgroup file that reads `read` reflects what was written to it."""
     if name == _SUBTREE:
         return all((word[1:] in read.split()) == (word[0] == "+") for word in written.split())
     return any(_same_line(name, written.split(), line.split()) for line in read.split("\n"))
@@ -194,7 +195,7 @@ def _same_line(name: str, written: Sequence[str], read: Sequence[str]) -> bool:
         read = read[1:]
     plain, found = ([word for word in words if "=" not in word] for words in (written, read))
     if name == "cpu.max":
-        found = found[:len(plain)]  # the second one may be left out
+        found = found[:len(plain)]  # the second one may be missing
     return (len(plain) == len(found) and all(_same(name, *pair) for pair in zip(plain, found, strict=True))
             and all(any(_same_pair(name, word, each) for each in read) for word in written if "=" in word))
 
@@ -217,7 +218,7 @@ def _same(name: str, written: str, read: str) -> bool:
 
 
 def _granularity(name: str) -> int:
-    """To a multiple of how many bytes the kernel rounds a limit down."""
+    """The multiple in bytes to which the kernel rounds a limit down."""
     size = name.split(".")[1]
     if name == "memory.oom.group":
         return 1
@@ -259,7 +260,7 @@ def _set(folder: str, name: str, value: str, root: str) -> None:
 
 
 def _delegate(folder: str, controller: str, root: str) -> None:
-    """Enable a controller for the cgroup `folder`: in all above it, from the `root` on."""
+    """Enable a controller for the cgroup `folder`: in all its ancestors, from `root` down."""
     above = root
     for part in ["", *os.path.relpath(os.path.dirname(folder), root).split("/")]:
         above = os.path.normpath(f"{above}/{part}")
@@ -276,7 +277,7 @@ def _delegate(folder: str, controller: str, root: str) -> None:
 
 
 def _killed(top: str) -> str:
-    """How many tasks of a cgroup were killed because its memory was too small for them."""
+    """How many tasks of a cgroup were killed because its memory limit was too small for them."""
     events = dict(line.split(" ", 1) for line in (_read(f"{top}/memory.events") or "").split("\n") if " " in line)
     return events.get("oom_kill", "0")
 
@@ -291,14 +292,14 @@ def _lines(text: str) -> list[tuple[str, str]]:
 
 
 def _within(top: str, below: str) -> str:
-    """A path in the cgroup `top`; the record that has it comes from another host."""
+    """A path in the cgroup `top`; it is taken from a record that comes from another host."""
     if not below or below.startswith("/") or ".." in below.split("/"):
         raise ValueError(f"{below!r} is not a path in a cgroup")
     return os.path.normpath(f"{top}/{below}")
 
 
 def _read(path: str) -> str | None:
-    """What a file has, without its last newline; None where it cannot be read."""
+    """A file's content without the trailing newline; None if it cannot be read."""
     try:
         with open(path, errors="surrogateescape", newline="\n") as file:
             return file.read().rstrip("\n")

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who owns what below a container's cgroup: looked at when it is dumped, given back when it is restored.
+"""Who owns what below a container's cgroup: recorded when it is dumped, restored when it is restored.
 
-LXC hands an unprivileged container's own root what it needs to manage its cgroup (chown_cgroup_wrapper in liblxc's
-cgfsng.c), and what is made in there belongs to whoever makes it. CRIU makes the cgroups anew as root and leaves their
-files to root, and LXC up to 7.0 does not hand anything over at a restore (lxc#4695 does). Until it has its files back,
-nothing can be moved into such a cgroup: `lxc-attach` and logins fail, and so does each new unit of a systemd inside.
+LXC gives an unprivileged container's root what it needs to manage its cgroup (chown_cgroup_wrapper in liblxc's
+cgfsng.c), and whatever is created in there belongs to its creator. CRIU creates the cgroups again as root and leaves
+their files to root, and LXC up to 7.0 does not give anything away at a restore (lxc#4695 does). Until ownership is
+restored, nothing can be moved into such a cgroup: `lxc-attach` and logins fail, and so does each new unit of a systemd
+inside.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while a container is down.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ RECORD_LIMIT = 16 << 20  # bytes
 ROOT = 0
 PATH_LIMIT = 4096 - len("/cgroup.subtree_control") - 1  # bytes, so that its files can be opened (PATH_MAX)
 PATH_SHOWN = 100  # characters
-# What in a container's own cgroup is handed to its root: what the kernel says is safe to delegate, or where it says
-# nothing, what liblxc takes then (cgroup-v2.rst, "Delegation"; unified_hierarchy_delegated in liblxc's cgfsng.c).
+# What is given to root of the container in its own cgroup: what the kernel says is safe to delegate, or if it says
+# nothing, liblxc's default list (cgroup-v2.rst, "Delegation"; unified_hierarchy_delegated in liblxc's cgfsng.c).
 DELEGATE = "/sys/kernel/cgroup/delegate"
 _DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "memory.oom.group")
 
 
 def payload(proc_cgroup: str) -> str:
-    """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name.
+    """The payload's cgroup directory from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name.
 
-    Raises ValueError where there is no cgroup v2.
+    Raises ValueError if there is no cgroup v2.
     """
     for line in filter(None, proc_cgroup.split("\n")):
         hierarchy, _controllers, path = line.split(":", 2)
@@ -45,27 +46,27 @@ def payload(proc_cgroup: str) -> str:
 
 
 def holds(top: str, proc_cgroup: str) -> bool:
-    """Whether a process is in the cgroup `top`, or below, by the text of its /proc/PID/cgroup."""
+    """Whether a process is in the cgroup `top` or below, by the text of its /proc/PID/cgroup."""
     paths = [line[3:] for line in proc_cgroup.split("\n") if line.startswith("0::")]
     return any(f"{TOP}{path}/".startswith(f"{top}/") for path in paths)
 
 
 def processes(top: str) -> list[int]:
-    """The ids of all processes in the cgroup `top` and below; none when it is gone."""
+    """The pids of all processes in the cgroup `top` and below; none if it is gone."""
     return ids(top, "cgroup.procs")
 
 
 def has_process(top: str, pid: int) -> bool:
     """Whether a process is among those.
 
-    The cgroup that is its own is looked at first: there may be as many others in `top` as who is in there likes to
-    make, and a thaw waits for this.
+    The process's own cgroup is looked at first: there may be as many others in `top` as anyone in there cares to make,
+    and a thaw is waiting for this.
     """
     return _is_listed(top, pid) or pid in processes(top)
 
 
 def _is_listed(top: str, pid: int) -> bool:
-    """The same, of one whose own cgroup can be told and read: one that has ended is in none, but still says it is."""
+    """As `has_process`, for one whose own cgroup is known and readable; a zombie is in none but still names one."""
     try:
         with open(f"{PROC}/{pid}/cgroup", "rb") as file:
             said = os.fsdecode(file.read())
@@ -79,30 +80,30 @@ def _is_listed(top: str, pid: int) -> bool:
 
 
 def populated(top: str) -> bool:
-    """Whether any process lives in the cgroup `top` or below, be it frozen; False when it is gone. Raises OSError.
+    """Whether any process is alive in the cgroup `top` or below, frozen or not; False if it is gone. Raises OSError.
 
-    One that has ended and is only waited for does not (cgroup.events in cgroup-v2.rst).
+    A zombie does not count (cgroup.events in cgroup-v2.rst).
     """
     try:
         with open(f"{top}/cgroup.events") as file:
             return "populated 1" in file.read().split("\n")
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV):  # the second where it goes between the two
+        if error.errno in (errno.ENOENT, errno.ENODEV):  # the latter if it is removed between open and read
             return False
         raise
 
 
 def frozen_besides(top: str) -> list[str]:
-    """The cgroups in `top`, and above it, with processes that stay frozen when `top` is thawed: by their own setting.
+    """The cgroups in and above `top` with processes that stay frozen when `top` is thawed, by a setting of their own.
 
-    One that cannot be looked at counts too, such as one whose path is too long: CRIU cannot, either.
+    One that cannot be looked at counts too, for instance because its path is too long: CRIU cannot look at it either.
     """
     parts, unseen = top.split("/"), list[str]()
     folders = ["/".join(parts[:depth]) for depth in range(2, len(parts))]
     for folder, _ in deep_folders.walk(top, unseen.append):
         folders.append(folder)
         if len(os.fsencode(f"{folder}/cgroup.freeze")) > 4096:
-            break  # one that is too long is enough, and who makes such may make thousands
+            break  # one that is too long is enough, and whoever makes such may make thousands
     return [folder for folder in dict.fromkeys([*folders, *unseen]) if folder != top and _is_held(folder)]
 
 
@@ -122,7 +123,7 @@ def _is_held(folder: str) -> bool:
 
 
 def ids(top: str, name: str) -> list[int]:
-    """What all files `name` in the cgroup `top` and below hold, numbers."""
+    """The numbers in all files `name` in the cgroup `top` and below."""
     found: list[int] = []
     for _, files, folder in deep_folders.descend(top):
         if name in files:
@@ -136,16 +137,16 @@ def ids(top: str, name: str) -> list[int]:
 
 
 def owners(top: str) -> str:
-    """What in the cgroup `top` and below isn't wholly root's: a line `UID GID MODE PATH` for each file and folder.
+    """What in the cgroup `top` and below is not wholly root's: a line `UID GID MODE PATH` for each file and directory.
 
-    The mode is octal, the path starts at `top`, which itself is `.`.
+    The mode is octal, and the path is relative to `top`, which itself is `.`.
     """
     lines = []
     for folder, files in deep_folders.walk(top):
         for path in (folder, *(f"{folder}/{name}" for name in files)):
             try:
                 found = os.lstat(path)
-            except OSError:  # a cgroup that is just being removed, or with a path that is too long for CRIU, too
+            except OSError:  # a cgroup that is just being removed, or has a path that is too long, for CRIU as well
                 continue
             if found.st_uid != ROOT or found.st_gid != ROOT:
                 below = os.path.relpath(path, top)
@@ -154,7 +155,8 @@ def owners(top: str) -> str:
 
 
 def mapped(id_map: str) -> list[tuple[int, int]]:
-    """The ranges of host ids (first, behind the last) in a uid_map or gid_map as the host sees it, and its root's."""
+    """The ranges of host ids (first, one past the last) in a uid_map or gid_map as seen from the host, and root's own.
+    """
     ranges = [(ROOT, ROOT + 1)]
     for line in filter(None, id_map.split("\n")):
         _inside, outside, count = (int(word) for word in line.split())
@@ -163,7 +165,7 @@ def mapped(id_map: str) -> list[tuple[int, int]]:
 
 
 def delegated(path: str = DELEGATE) -> set[str]:
-    """The names of the files in a container's own cgroup that may be its root's."""
+    """The names of the files in a container's own cgroup that may belong to its root."""
     try:
         with open(path) as file:
             return set(file.read().split())
@@ -174,13 +176,13 @@ def delegated(path: str = DELEGATE) -> set[str]:
 def give_back(
     top: str, record: str, uids: list[tuple[int, int]], gids: list[tuple[int, int]], may_have: set[str]
 ) -> None:
-    """Make everything in the cgroup `top` belong to whom `record` (of `owners`) says; what isn't there is passed over.
+    """Make everything in the cgroup `top` belong to whom `record` (of `owners`) says; what does not exist is skipped.
 
-    The record comes from another host, and its paths from the container: of the files in `top` itself only those that
-    it `may_have` are given to it, as the others are the limits that the host sets. Raises ValueError where the record
-    names ids that are neither root's nor the container's (`uids`, `gids`), or a path that leads out.
+    The record comes from another host, and its paths from the container: of the files in `top` itself, it only gets
+    those that it `may_have`, because the others are the limits set by the host. Raises ValueError if the record names
+    ids that are neither root's nor the container's (`uids`, `gids`), or a path that leads out.
     """
-    for line in filter(None, record.split("\n")):  # a container may put any other line's end into a cgroup's name
+    for line in filter(None, record.split("\n")):  # a container may put any other line separator into a cgroup's name
         uid, gid, mode, below = line.split(" ", 3)
         parts = [] if below == "." else below.split("/")
         if any(part in ("", ".", "..") for part in parts):
@@ -192,7 +194,7 @@ def give_back(
 
 
 def _give(top: str, parts: list[str], owner: tuple[int, int, int], may_have: set[str]) -> None:
-    """Set owner, group and mode of what is at `parts` below `top`; no link on the way is followed."""
+    """Set owner, group and mode of what is at `parts` below `top`, without following symlinks on the way."""
     uid, gid, mode = owner
     fd = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -206,7 +208,7 @@ def _give(top: str, parts: list[str], owner: tuple[int, int, int], may_have: set
         if stat.S_ISDIR(kind) or (stat.S_ISREG(kind) and (len(parts) > 1 or parts[0] in may_have)):
             os.chown(f"/proc/self/fd/{fd}", uid, gid)
             os.chmod(f"/proc/self/fd/{fd}", mode)
-    except (FileNotFoundError, NotADirectoryError):  # CRIU leaves empty cgroups away, and controllers differ by host
+    except (FileNotFoundError, NotADirectoryError):  # CRIU leaves out empty cgroups, and controllers differ by host
         return
     finally:
         if fd >= 0:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which processes are a container's own: those that descend from its first one.
+"""Which processes are a container's own: those that descend from its PID 1.
 
-CRIU finds what it dumps by going from parent to child (parse_children in criu/proc_parse.c). What was started from
-outside, as by lxc-attach, or was put into the container's cgroup, is frozen along with it, is passed over by CRIU with
-a warning (freezer_wait_processes in criu/seize.c), and ends when all in that cgroup is ended.
+CRIU finds what it dumps by going from parents to children (parse_children in criu/proc_parse.c). A process that was
+started from outside, by lxc-attach say, or was put into the container's cgroup, is frozen along with it, is skipped by
+CRIU with a warning (freezer_wait_processes in criu/seize.c), and ends when everything in that cgroup is ended.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# That are looked at while all stand still: who is in there may make as many as he likes. The last of them, as LXC puts
-# who attaches into a cgroup `.lxc` below the container's own (cgroup_attach_leaf in liblxc's cgfsng.c).
+# How many are looked at while everything is frozen, because users in there may make as many as they like. The last ones
+# count, because LXC puts attached processes into a cgroup `.lxc` below the container's own (cgroup_attach_leaf in
+# liblxc's cgfsng.c).
 PROCESSES_MAX = 10_000
 LOOKS = 3
 
 
 def of(init: int, pids: Iterable[int], parent_of: Callable[[int], int]) -> set[int]:
-    """Those of the processes that descend from `init`, and those in between; a parent of 0 is none.
+    """Those of the processes that descend from `init`, and those in between; a parent of 0 means none.
 
-    Each is asked for its parent but once.
+    Each is asked for its parent only once.
     """
     found, others = {init}, {0}
     for pid in pids:
@@ -36,9 +37,9 @@ def of(init: int, pids: Iterable[int], parent_of: Callable[[int], int]) -> set[i
 
 
 def stranger(init: int, pids: Iterable[int]) -> int | None:
-    """One of the processes that does not descend from `init`; what ends meanwhile is none."""
+    """One of the processes that does not descend from `init`; one that ends meanwhile does not count."""
     left = [pid for pid in pids if pid > 0][-PROCESSES_MAX:]
-    for _ in range(LOOKS):  # the children of one that ends have another parent then
+    for _ in range(LOOKS):  # the children of a process that ends are reparented
         own = of(init, left, functools.cache(_parent))
         left = [pid for pid in left if pid not in own and _parent(pid)]
         if not left:
@@ -47,7 +48,7 @@ def stranger(init: int, pids: Iterable[int]) -> int | None:
 
 
 def _parent(pid: int) -> int:
-    """A process's parent (proc_pid_stat(5)); 0 where it has ended, or is just being waited for."""
+    """A process's parent (proc_pid_stat(5)); 0 if it has ended or is just being reaped."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split(b" ", 2)[1])
     except (OSError, IndexError):

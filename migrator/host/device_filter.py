@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which devices a container may open or make: the program at its cgroup that LXC has attached at the start.
+"""Which devices a container may open or create: the program that LXC attached to its cgroup at the start.
 
-In cgroup v2 a BPF program decides (cgroup-v2.rst in the kernel's documents, "Device controller"). CRIU does not restore
-it, and LXC attaches it at a start alone. Here it is made of the same rules, by LXC's reading of them
+In cgroup v2 a BPF program decides that (cgroup-v2.rst in the kernel's documents, "Device controller"). CRIU does not
+restore it, and LXC attaches it only at a start. Here it is made from the same rules, as LXC interprets them
 (bpf_list_add_device and bpf_program_append_device in liblxc's cgroup2_devices.c), and attached before a task runs.
 
-Not by `lxc-cgroup`, though that takes the same rules: it asks the container's monitor, which answers nobody while it
-waits for CRIU (do_restore in liblxc's criu.c), and then the tasks run. It would also go from "nothing is allowed" to
-what is allowed rule by rule.
+`lxc-cgroup` would not do, although it takes the same rules: it asks the container's monitor, which answers nobody while
+it waits for CRIU (do_restore in liblxc's criu.c), and by then the tasks run. It would also go from "nothing is allowed"
+to what is allowed rule by rule.
 
-`at_restore` imports it while a container stands still, for `attach`.
+`at_restore` imports this module while a container is down, for `attach`.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _ACCESS = {"m": 1, "r": 2, "w": 4}
 _KINDS = {"a": 0, "b": 1, "c": 2}
 _JUMP = 5  # the class of an instruction
 _ALL = sum(_ACCESS.values())
-# The number of bpf(2), which libc has no function for (syscalls(2)).
+# The number of bpf(2), for which libc has no wrapper (syscalls(2)).
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "loongarch64": 280, "ppc64le": 361, "s390x": 351,
             "i686": 357, "armv7l": 386, "armv6l": 386}
 
-Rule = tuple[str, int, int, str]  # kind, major, minor (-1 for any), access
+Rule = tuple[str, int, int, str]  # type, major, minor (-1 for any), access
 
 
 def program(settings: Iterable[tuple[str, str]], number: Callable[[str], tuple[str, int, int]]) -> bytes:
     """The instructions of the program for the `devices.*` among settings of `cgroup_limits.configured`.
 
-    b"" where LXC attaches none. `number` answers kind, major and minor of a device's path, or raises OSError.
-    Raises ValueError for a rule that LXC refuses.
+    b"" if LXC attaches none. `number` returns type, major and minor of a device's path, or raises OSError. Raises
+    ValueError for a rule that LXC refuses.
     """
     allows_all, any_rule = False, False
     exceptions: dict[Rule, None] = {}
@@ -63,7 +63,7 @@ def program(settings: Iterable[tuple[str, str]], number: Callable[[str], tuple[s
 
 
 def denies(settings: Iterable[tuple[str, str]]) -> bool:
-    """Whether LXC attaches a program that begins by forbidding all devices, for settings as in `program`."""
+    """Whether LXC attaches a program that begins by denying all devices, for settings as in `program`."""
     forbidden, any_rule = False, False
     for key, value in settings:
         if key.startswith("devices"):
@@ -72,7 +72,7 @@ def denies(settings: Iterable[tuple[str, str]]) -> bool:
 
 
 def numbers(path: str) -> tuple[str, int, int]:
-    """Kind, major and minor of a device of this host; raises OSError, ValueError."""
+    """Type, major and minor of a device of this host; raises OSError, ValueError."""
     import stat
 
     found = os.stat(path)
@@ -88,12 +88,12 @@ def path(key: str, value: str) -> str:
 
 
 def _rule(key: str, value: str, number: Callable[[str], tuple[str, int, int]]) -> Rule | None:
-    """None for "all devices", after which what came before no longer counts."""
+    """None for "all devices", after which earlier rules no longer count."""
     import re
 
     if value == "a":
         return None
-    access = "([rwm]{3}.*|[rwm]{1,2})"  # what stands behind a third letter LXC does not read
+    access = "([rwm]{3}.*|[rwm]{1,2})"  # LXC does not read what follows the third letter
     if key == "devices.allow" and (by_path := re.fullmatch(rf"(/[^ ]*) +{access}( .*)?", value)):
         return (*number(by_path[1]), by_path[2][:3])
     parts = re.fullmatch(rf"([abc])\s(\*|\d{{1,9}}):(\*|\d{{1,9}})\s{access}", value)
@@ -104,36 +104,36 @@ def _rule(key: str, value: str, number: Callable[[str], tuple[str, int, int]]) -
 
 
 def _instructions(allows_all: bool, exceptions: Iterable[Rule]) -> bytes:
-    """A program that returns 1 to allow an access and 0 to deny it. In r1 it has a struct bpf_cgroup_dev_ctx."""
+    """A program that returns 1 to allow an access and 0 to deny it. r1 points to a struct bpf_cgroup_dev_ctx."""
     code = [
-        _insn(0x61, 2, 1, 0), _insn(0x54, 2, imm=0xFFFF),  # r2: the kind
-        _insn(0x61, 3, 1, 0), _insn(0x74, 3, imm=16),  # r3: what is asked for
+        _insn(0x61, 2, 1, 0), _insn(0x54, 2, imm=0xFFFF),  # r2: the type
+        _insn(0x61, 3, 1, 0), _insn(0x74, 3, imm=16),  # r3: the requested access
         _insn(0x61, 4, 1, 4), _insn(0x61, 5, 1, 8),  # r4, r5: major, minor
     ]
     for kind, major, minor, letters in exceptions:
         mask = sum(_ACCESS[letter] for letter in set(letters))
-        # What is asked for beyond the mask, another kind or number: on to the next rule, behind the two last lines.
+        # Access beyond the mask, or another type or number: on to the next rule, after the last two instructions.
         tests = [(0xBC, 1, 3, 0), (0x54, 1, 0, mask), (0x5D, 1, 3, 0)] if mask != _ALL else []
         tests += [(0x55, register, 0, value)
                   for register, value in ((2, _KINDS[kind] or -1), (4, major), (5, minor)) if value >= 0]
         for left, (op, to, source, imm) in zip(range(len(tests), 0, -1), tests, strict=True):
             code.append(_insn(op, to, source, left + 1 if op & 7 == _JUMP else 0, imm))
         code += [_insn(0xB7, 0, imm=int(not allows_all)), _insn(0x95)]
-        if not tests:  # it is about everything, and the kernel refuses what can never be reached
+        if not tests:  # it covers everything, and the kernel refuses unreachable instructions
             return b"".join(code)
     return b"".join([*code, _insn(0xB7, 0, imm=int(allows_all)), _insn(0x95)])
 
 
 def _insn(op: int, to: int = 0, source: int = 0, offset: int = 0, imm: int = 0) -> bytes:
-    """A struct bpf_insn; where its two registers of four bits stand depends on the byte order."""
+    """A struct bpf_insn; the order of its two four-bit registers depends on the byte order."""
     registers = to | source << 4 if sys.byteorder == "little" else to << 4 | source
     return struct.pack("=BBhi", op, registers, offset, imm)
 
 
 def attach(top: str, instructions: bytes) -> None:
-    """Attach the program to the cgroup `top`, and look whether it is there; raises OSError.
+    """Attach the program to the cgroup `top` and check that it is there; raises OSError.
 
-    Where LXC has attached one already, none is: its own follows `lxc-cgroup`.
+    If LXC has attached one already, ours is not: LXC's follows `lxc-cgroup`.
     """
     import ctypes
 
@@ -158,7 +158,7 @@ def attach(top: str, instructions: bytes) -> None:
 
 
 def attached(top: str) -> int:
-    """How many programs for devices a cgroup has of its own; raises OSError."""
+    """How many device programs a cgroup has of its own; raises OSError."""
     folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return _count(folder)
@@ -176,7 +176,7 @@ def _count(folder: int) -> int:
 
 
 def _bpf(command: int, attributes: bytes, what: str) -> tuple[int, bytes]:
-    """bpf(2) with a union bpf_attr, which the kernel may write to; both its answers."""
+    """bpf(2) with a union bpf_attr, which the kernel may write to; returns its result and that."""
     import ctypes
 
     number = _SYSCALL.get(os.uname().machine)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Empty cgroups that LXC has left where it was killed."""
+"""Empty cgroups that LXC has left behind because it was killed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import time
 from migrator.base import deep_folders
 from migrator.host import lxc
 
-LIVED_IN_LIMIT = 1.0  # seconds that what was killed in there gets to end: who lives on is another container's
+LIVED_IN_LIMIT = 1.0  # seconds that killed processes in there get to end: whatever lives on is another container's
 
 
 def drop(name: str, folder: str = "") -> None:
-    """Remove what LXC, killed while it restored a container, has left: empty cgroups. The next start would have to take
-    other names, and nobody would ever remove these. One in which a process lives is another container's, and stays; so
-    does an empty one as long as a monitor of that name lives: that of another LXC path may be about to fill it.
+    """Remove empty cgroups left by an LXC that was killed during a restore.
 
-    They lie in `folder` below the top: lxc.cgroup.dir (lxc.container.conf(5)), which stays. Nothing goes above it.
+    The next start would have to use other names, and nobody would ever remove these. One with a live process is another
+    container's and stays; so does an empty one while a monitor of that name is alive: that of another LXC path may be
+    about to fill it.
+
+    They are in `folder` below the top: lxc.cgroup.dir (lxc.container.conf(5)), which stays. Nothing above it is
+    touched.
     """
     if ".." in folder.split("/"):
         return

@@ -26,9 +26,9 @@ CGROUP = Path(cgroups.TOP)
 PROC = Path("/proc")
 POLL = 0.002  # seconds between two looks at a cgroup file
 FREEZE_LIMIT = 10.0  # seconds
-TELL_LIMIT = 10.0  # seconds that a container's monitor may take to hear of it
+TELL_LIMIT = 10.0  # seconds that a container's monitor may take to be told
 STOP_LIMIT = 30.0  # seconds
-END_LIMIT = 10.0  # seconds that a killed process may take to leave its cgroup: it gives its memory back first
+END_LIMIT = 10.0  # seconds that a killed process may take to leave its cgroup: it has to free its memory first
 
 
 def _lxc() -> Any:
@@ -40,12 +40,12 @@ def _lxc() -> Any:
 
 
 def default_lxcpath() -> Path:
-    """Where LXC keeps containers unless told otherwise (`lxc.lxcpath` in lxc.conf, see lxc.system.conf(5))."""
+    """Where LXC keeps containers by default (`lxc.lxcpath` in lxc.conf, see lxc.system.conf(5))."""
     return Path(str(_lxc().default_config_path))
 
 
 class Container:
-    """One container. Raises ContainerNotFound when it has no configuration, unless it need not have one."""
+    """One container. Raises ContainerNotFound if it has no configuration and must have one."""
 
     def __init__(self, name: str, lxcpath: Path, *, defined: bool = True) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class Container:
 
     @property
     def state(self) -> str:
-        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED too where a stranger would answer.
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... Also STOPPED if a stranger would answer.
 
         Raises CommandTimeout.
         """
@@ -73,9 +73,9 @@ class Container:
 
     @property
     def init_pid(self) -> int:
-        """The container's first process as this host sees it; raises ContainerNotRunning.
+        """The container's PID 1 as this host sees it; raises ContainerNotRunning.
 
-        What doesn't live in a cgroup of that name, nor in its root file system, is none of the container's.
+        A process that is neither in a cgroup of that name nor in its root file system is not the container's.
         """
         pid = int(self._asked(lambda: self._container.init_pid) or 0)
         if pid <= 0 or not self._is_its_own(pid):
@@ -91,8 +91,9 @@ class Container:
         return False
 
     def _asked(self, question: Callable[[], Any]) -> Any:
-        """LXC's answer, or None where its monitor is not there. Looked at before and after, as it may go meanwhile, and
-        a stranger take its place.
+        """LXC's answer, or None if its monitor is not there.
+
+        That is checked before and after, because the monitor may go meanwhile and a stranger take its place.
         """
         if self._has_monitor():
             answer = question()
@@ -104,11 +105,11 @@ class Container:
         return self._answering() == monitor_socket.ROOT
 
     def is_impersonated(self) -> bool:
-        """Whether another user than root would answer for LXC's monitor."""
+        """Whether a user other than root would answer in place of LXC's monitor."""
         return self._answering() not in (None, monitor_socket.ROOT)
 
     def _answering(self) -> int | None:
-        """The user who answers for the monitor; one that isn't root is told of, once."""
+        """The user who answers as the monitor; if that is not root, it is logged once."""
         held = monitor_socket.holder(self.name, self.lxcpath)
         if held is None:
             return None
@@ -120,7 +121,7 @@ class Container:
         return user
 
     def config_item(self, key: str) -> str:
-        """A configuration item's value; several values are joined by newlines, an unset one is ""."""
+        """The value of a configuration item; multiple values are joined by newlines, an unset one is ""."""
         try:
             value = self._container.get_config_item(key)
         except KeyError:
@@ -129,23 +130,23 @@ class Container:
 
     @property
     def is_ephemeral(self) -> bool:
-        """Whether LXC destroys it, its disk too, once it stops. Raises CommandTimeout.
+        """Whether LXC destroys it, disk and all, once it stops. Raises CommandTimeout.
 
-        Its monitor does that, and goes by what it has read at the start (lxc_end in liblxc's start.c).
+        Its monitor does that, according to what it read at the start (lxc_end in liblxc's start.c).
         """
         running = self._asked(lambda: self._container.get_running_config_item("lxc.ephemeral"))
         return str(running or self.config_item("lxc.ephemeral")) == "1"
 
     @property
     def rootfs(self) -> Path:
-        """The root file system's folder, without LXC's storage prefix (`btrfs:`, `dir:`)."""
+        """The root file system's directory, without LXC's storage prefix (`btrfs:`, `dir:`)."""
         return rootfs_path(self.config_item("lxc.rootfs.path"))
 
     @property
     def cgroup(self) -> Path:
-        """The cgroup v2 folder that holds all of the container's processes.
+        """The cgroup v2 directory that holds all of the container's processes.
 
-        Read from the process itself: it isn't always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
+        Read from the process itself: it is not always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
         and a systemd inside moves itself on into `init.scope`).
         """
         return cgroup_of(self.init_pid)
@@ -159,10 +160,10 @@ class Container:
         self._tell("lxc-unfreeze", "for frozen")
 
     def _tell(self, program: str, otherwise: str) -> None:
-        """By a program, which can be given up: liblxc waits for the container's monitor without a limit.
+        """Tell LXC by running a program, which can be killed: liblxc waits for the container's monitor without a limit.
 
-        Nothing but what lxc-ls shows hangs on it, so a failure is only told. A stranger is told nothing: these programs
-        write where he says.
+        Only the output of lxc-ls depends on it, so a failure is just logged. A stranger is told nothing, because these
+        programs write where the stranger says.
         """
         try:
             if self.is_impersonated():
@@ -173,7 +174,7 @@ class Container:
 
     @property
     def mapped_root(self) -> int:
-        """User id on this host of the container's root: 0 without a user namespace."""
+        """The uid of the container's root on this host: 0 without a user namespace."""
         for line in self.config_item("lxc.idmap").splitlines():
             kind, inside, outside, _count = line.split()
             if (kind, inside) == ("u", "0"):
@@ -182,7 +183,7 @@ class Container:
 
 
 def told_state(container: Container) -> str:
-    """Its state, and STOPPED where who listens takes no connection, as a stranger may: its processes tell more."""
+    """Its state; STOPPED if whoever listens accepts no connection, as a stranger may: its processes tell more."""
     try:
         return container.state
     except CommandTimeout:
@@ -192,13 +193,13 @@ def told_state(container: Container) -> str:
 
 
 def rootfs_path(value: str) -> Path:
-    """The folder in a value of `lxc.rootfs.path` such as `btrfs:/pool/c1/rootfs`."""
+    """The directory in a value of `lxc.rootfs.path` such as `btrfs:/pool/c1/rootfs`."""
     head, colon, rest = value.partition(":")
     return Path(rest if colon and not head.startswith("/") else value)
 
 
 def payload_cgroup(proc_cgroup: str) -> Path:
-    """The payload's cgroup folder from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
+    """The payload's cgroup directory from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
     return Path(cgroups.payload(proc_cgroup))
 
 
@@ -208,7 +209,7 @@ def cgroup_of(pid: int) -> Path:
 
 
 def is_payload(name: str, cgroup: Path) -> bool:
-    """Whether LXC calls the payload's cgroup of container `name` so; with a number where the name was taken."""
+    """Whether LXC uses this name for the payload cgroup of container `name`; with a number if the name was taken."""
     return re.fullmatch(rf"lxc\.payload\.{re.escape(name)}(-[0-9]+)?", cgroup.name) is not None
 
 
@@ -218,9 +219,10 @@ def is_frozen(cgroup: Path) -> bool:
 
 
 def is_held(cgroup: Path) -> bool:
-    """Whether that was asked for, and not taken back since, be some process still on its way to where it stops.
+    """Whether freezing was requested and not revoked since, even if some processes have not stopped yet.
 
-    As after CRIU has let go of them: each counts as stopped only when it has been scheduled (cgroup.freeze, ibid.).
+    That happens after CRIU has let go of them: each counts as stopped only once it has been scheduled (cgroup.freeze,
+    ibid.).
     """
     return (cgroup / "cgroup.freeze").read_text().strip() == "1"
 
@@ -228,16 +230,17 @@ def is_held(cgroup: Path) -> bool:
 def freeze(container: Container, cgroup: Path, limit: float = FREEZE_LIMIT) -> None:
     """Stop every process below `cgroup` where CRIU can dump it; raises FreezeFailed (and thaws) after `limit` seconds.
 
-    Directly, because LXC's own freeze waits without a limit; then LXC is told, so that lxc-ls shows FROZEN.
+    We write to the cgroup directly, because LXC's own freeze waits without a limit; then LXC is told, so that lxc-ls
+    shows FROZEN.
 
     A task that has just called vfork(2), as posix_spawn(3) does, cannot be interrupted until its child has executed its
-    program. The kernel counts it as frozen (wait_for_vfork_done in kernel/fork.c), but CRIU waits 10 seconds for it and
-    then fails. So the container gets a moment to come through that, and is frozen again.
+    program. The kernel counts it as frozen (wait_for_vfork_done in kernel/fork.c), but CRIU waits for it for 10 seconds
+    and then fails. So the container is given a moment to get past that and is frozen again.
     """
     end = time.monotonic() + limit
     while True:
         (cgroup / "cgroup.freeze").write_text("1")
-        # "Frozen" comes a little early: some may still be on their way to where they stop.
+        # "Frozen" is reported a little early: some tasks may still be on their way to where they stop.
         still = wait(lambda: is_frozen(cgroup) and "R" not in states(cgroup), end - time.monotonic())
         if still and "D" not in states(cgroup):
             break
@@ -261,12 +264,12 @@ def thaw_cgroup(cgroup: Path) -> None:
 
 
 def processes(cgroup: Path) -> list[int]:
-    """The ids of all processes below `cgroup`; empty when it is gone."""
+    """The pids of all processes below `cgroup`; empty if it is gone."""
     return cgroups.processes(str(cgroup))
 
 
 def states(cgroup: Path) -> set[str]:
-    """The states that threads below `cgroup` are in, as proc_pid_stat(5) has them: R runs, D cannot be interrupted."""
+    """The states of threads below `cgroup`, as in proc_pid_stat(5): R is running, D uninterruptible."""
     found = set()
     for thread in cgroups.ids(str(cgroup), "cgroup.threads"):
         with contextlib.suppress(OSError):
@@ -275,22 +278,22 @@ def states(cgroup: Path) -> set[str]:
 
 
 def payload_processes(name: str) -> list[int]:
-    """The processes that container `name` may have; whose they are, their root tells.
+    """The processes that may be those of container `name`; their roots tell whose they are.
 
-    Those in all payload cgroups of that name, and of names that begin so. And wherever they are all that have another
-    root than this host's: lxc.cgroup.dir, lxc.cgroup.relative (lxc.container.conf(5)) and lxc.cgroup.pattern
-    (lxc.system.conf(5)) have LXC make a container's cgroup somewhere else.
+    These are the processes in all payload cgroups of that name and of names that begin with it; and, wherever they are,
+    all that have a root other than this host's: with lxc.cgroup.dir, lxc.cgroup.relative (lxc.container.conf(5)) or
+    lxc.cgroup.pattern (lxc.system.conf(5)), LXC makes a container's cgroup somewhere else.
     """
     return sorted({*_named(name), *_rooted_elsewhere()})
 
 
 def container_processes(name: str) -> list[int]:
-    """Those of `payload_processes` that are a container's, and no visitor's.
+    """Those of `payload_processes` that are a container's and not a visitor's.
 
-    Who has a root elsewhere and this host's pid namespace, and is in no cgroup of such a name, has but called
-    chroot: an administrator who looks around. A container that shares that namespace does not move (`check`).
+    A process with its root elsewhere but in this host's pid namespace, and in no cgroup of such a name, has merely
+    called chroot: an administrator looking around. A container that shares that namespace is not moved (`check`).
     """
-    named, ours = _named(name), pid_namespace("self")  # once: a thaw waits for it
+    named, ours = _named(name), pid_namespace("self")  # once: a thaw is waiting for it
     return sorted({*named, *(pid for pid in _rooted_elsewhere() if pid_namespace(pid) not in (None, ours))})
 
 
@@ -299,14 +302,14 @@ def _named(name: str) -> list[int]:
 
 
 def pid_namespace(pid: int | str) -> str | None:
-    """None where it has ended."""
+    """None if it has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return os.readlink(PROC / f"{pid}/ns/pid")  # noqa: PTH115 -- it is no path
     return None
 
 
 def _rooted_elsewhere() -> Iterator[int]:
-    """Of all processes. Where one lives on a mount whose server is gone, that is not waited for: see `roots`."""
+    """Of all processes. One on a mount whose server is gone is not waited for: see `roots`."""
     here = roots.at(Path("/"))
     for folder in PROC.iterdir():
         if folder.name.isdigit():
@@ -316,15 +319,15 @@ def _rooted_elsewhere() -> Iterator[int]:
 
 
 def lives_in(name: str, rootfs: Path) -> bool:
-    """Whether a process has its root in `rootfs`, under any spelling of the LXC path, and if its monitor is gone.
+    """Whether a process has its root in `rootfs`, under any spelling of the LXC path, even if its monitor is gone.
 
-    Be it a visitor's: so ask before it is removed.
+    A visitor's counts too: so ask this before removing it.
     """
     return _has_root(rootfs, payload_processes(name))
 
 
 def runs_in(name: str, rootfs: Path) -> bool:
-    """The same, of a container's processes."""
+    """As `lives_in`, for a container's processes only."""
     return _has_root(rootfs, container_processes(name))
 
 
@@ -337,7 +340,7 @@ def _has_root(rootfs: Path, pids: list[int]) -> bool:
 
 
 def wait(condition: Callable[[], bool], limit: float) -> bool:
-    """Whether it comes true within `limit` seconds."""
+    """Whether it becomes true within `limit` seconds."""
     end = time.monotonic() + limit
     while not condition():
         if time.monotonic() > end:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who answers for a container: liblxc asks a socket that is named after it, and any user of the host may bind one.
+"""Who answers for a container: liblxc asks a socket named after it, and any user of the host may bind that.
 
-A container's monitor listens on an abstract socket (unix(7)), which has no owner and no mode, and goes by the LXC path
-and the container's name. liblxc believes whoever holds it: that it runs, and which process is its first.
+A container's monitor listens on an abstract socket (unix(7)), which has no owner and no mode, named after the LXC path
+and the container. liblxc believes whoever holds it about whether the container runs and which process is its PID 1.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from migrator.host import roots
 from migrator.host.processes import status
 
 ROOT = 0
-LIMIT = 10  # whole seconds; a monitor takes connections as long as its queue has room, be it stopped
+LIMIT = 10  # whole seconds; a monitor accepts connections while its queue has room, even if it is stopped
 _ROOM = 106  # bytes for a name, of the 108 in sockaddr_un
-_CREDENTIALS = struct.Struct("iII")  # struct ucred: process, user, group
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
-# LXC paths of other containers: nothing may stand still for their sake for good.
+# LXC paths of other containers: nothing may be held up for long because of them.
 _paths = bounded_ask.Asking(always=True)
 
 
 def address(name: str, lxcpath: Path) -> bytes:
-    """The socket's address: LXCPATH/NAME/command, or where that is too long a hash of it.
+    """The socket's address: LXCPATH/NAME/command, or a hash of that if it is too long.
 
-    As lxc_make_abstract_socket_name in liblxc's commands_utils.c has it.
+    Follows lxc_make_abstract_socket_name in liblxc's commands_utils.c.
     """
     place = os.fsencode(f"{lxcpath}/{name}")
     full = place + b"/command"
@@ -42,7 +42,7 @@ def address(name: str, lxcpath: Path) -> bytes:
 
 
 def _fnv_1a(data: bytes) -> int:
-    """The hash FNV-1a of 64 bits."""
+    """The 64-bit FNV-1a hash."""
     found = 0xCBF29CE484222325
     for byte in data:
         found = (found ^ byte) * 0x100000001B3 % (1 << 64)
@@ -50,12 +50,12 @@ def _fnv_1a(data: bytes) -> int:
 
 
 def holder(name: str, lxcpath: Path) -> tuple[int, int] | None:
-    """The process and the user that listen there (SO_PEERCRED in unix(7)), None where nobody does.
+    """The process and the user that listen there (SO_PEERCRED in unix(7)), None if nobody does.
 
-    They are those of when it began to listen. Raises CommandTimeout where it takes no connection.
+    They are those at the time of listen(2). Raises CommandTimeout if no connection is accepted.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        # Not by settimeout(): without blocking, a full queue is a failure at once.
+        # Not by settimeout(): with a non-blocking socket, a full queue fails at once.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", LIMIT, 0))
         try:
             client.connect(address(name, lxcpath))
@@ -69,8 +69,9 @@ def holder(name: str, lxcpath: Path) -> tuple[int, int] | None:
 
 
 def is_its(pid: int, name: str, lxcpath: Path) -> bool:
-    """Whether a process answers for this container, as its monitor does; also where it must not be looked into, or this
-    kernel cannot.
+    """Whether a process answers for this container, as its monitor does.
+
+    True as well if the process must not be inspected, or this kernel cannot.
     """
     try:
         return any(_is_of(each, name, lxcpath) for each in _answered_by(pid))
@@ -79,13 +80,15 @@ def is_its(pid: int, name: str, lxcpath: Path) -> bool:
 
 
 def may_be_its(pid: int, name: str, lxcpath: Path) -> bool:
-    """Whether this container may be what a process has started: it answers for it, or nothing tells, or it only waits
-    for what has lost its monitor: then it has ended, or is a user's, or executes what process 1 does.
+    """Whether a process may have started this container.
 
-    By what root has it listen on, however its LXC path is spelled: it is not asked anything, and no other process has
-    a say in it. Where it cannot be told it may be, since who asks this refuses then; else two would run on one disk.
-    Not what runs containers without LXC, as systemd-nspawn and conmon do: who is root in one of theirs has a cgroup of
-    his own, and makes others of any name in there.
+    That is so if it answers for it, or nothing tells, or it is merely waiting for a container that lost its monitor
+    (the parent has ended, or is a user's, or executes the same file as process 1).
+
+    Judged by the sockets on which root has it listen, however its LXC path is spelled: the process itself is not asked,
+    and no other process can influence the answer. If it is unknown, the answer is True, because the caller then
+    refuses; otherwise two would run on one disk. Programs that run containers without LXC, such as systemd-nspawn and
+    conmon, are excluded: root in one of their containers has a cgroup and can make others of any name in it.
     """
     try:
         if found := _answered_by(pid):
@@ -96,14 +99,15 @@ def may_be_its(pid: int, name: str, lxcpath: Path) -> bool:
 
 
 def _program(pid: int) -> str:
-    """Its name alone: after an upgrade a service manager that runs on is another file than a new one."""
+    """Its name only: after an upgrade, a service manager that keeps running is a different file from the new one."""
     return os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)").rpartition("/")[2]  # noqa: PTH115 -- may be gone
 
 
 def _answered_by(pid: int) -> list[bytes]:
-    """The addresses, as `address` has them, at which a process answers for containers; raises OSError.
+    """The addresses, in the form of `address`, at which a process answers for containers; raises OSError.
 
-    Of its own sockets: the text of /proc/net/unix has any user's lines in it, as a name may have a newline.
+    Taken from its own sockets: in the text of /proc/net/unix any user can forge lines, because a name may contain a
+    newline.
     """
     found = []
     process = os.pidfd_open(pid)
@@ -118,7 +122,7 @@ def _answered_by(pid: int) -> list[bytes]:
 
 
 def _listens_at(process: int, number: int) -> bytes:
-    """The abstract address of a socket in another process at which root listens, or b""; raises OSError."""
+    """The abstract address of a socket in another process on which root listens, or b""; raises OSError."""
     try:
         fd = roots.take(process, number)
     except OSError as error:
@@ -135,7 +139,7 @@ def _listens_at(process: int, number: int) -> bytes:
 
 
 def _is_of(found: bytes, name: str, lxcpath: Path) -> bool:
-    """A hash tells only the very spelling of the LXC path."""
+    """A hash matches only the exact spelling of the LXC path."""
     if found == address(name, lxcpath):
         return True
     path, _, its = os.fsdecode(found[1:].removesuffix(b"/command")).rpartition("/")
@@ -145,8 +149,8 @@ def _is_of(found: bytes, name: str, lxcpath: Path) -> bool:
 def _is_same(path: str, lxcpath: Path) -> bool:
     """Whether that may be this LXC path.
 
-    A thaw waits for this, and `path` may lie on a file server that is gone. One that does not answer may be this one,
-    by a link on that server.
+    A thaw is waiting for this, and `path` may be on a file server that is gone. One that does not answer may be this
+    one, through a symlink on that server.
     """
     if os.path.normpath(path) == os.path.normpath(lxcpath) or path in _paths.silent:
         return True

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is mounted in a container, and which of it CRIU takes along, takes from the host, or cannot handle.
+"""What is mounted in a container, and what of it CRIU takes along, takes from the host, or cannot handle.
 
 The classes follow CRIU's own decisions (validate_mounts, resolve_external_mounts and find_best_external_match in
-criu/mount.c), because a mount that it refuses is found only after the container has been frozen.
+criu/mount.c), because otherwise a mount that it refuses would only be discovered after the container has been frozen.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import re
 from collections.abc import Collection, Iterable
 
 # The file systems that CRIU mounts anew and fills (fstypes in criu/filesystems.c), and the two that liblxc enables.
-# `fuse` is in CRIU's table too, but only to be refused. Aufs, overlay and simfs it would mount anew: their options, or
-# their source, are paths, by which it would take what the destination has there (`mount_plan.require`).
+# `fuse` is in CRIU's table too, but only to be refused. CRIU would mount aufs, overlay and simfs anew, but their
+# options or their source are paths, for which it would use what the destination has there (`mount_plan.require`).
 SUPPORTED = frozenset({
     "proc", "sysfs", "devtmpfs", "binfmt_misc", "tmpfs", "devpts", "pstore", "mqueue", "securityfs", "fusectl",
     "debugfs", "tracefs", "cgroup", "cgroup2", "autofs", "hugetlbfs",
 })
-# Made anew by LXC or CRIU for each container, though the host has the same file system mounted too.
+# Created anew by LXC or CRIU for each container, although the host has the same file system mounted too.
 OF_EVERY_HOST = frozenset({
     "cgroup", "cgroup2", "proc", "sysfs", "mqueue", "securityfs", "debugfs", "tracefs", "binfmt_misc", "pstore",
     "fusectl",
 })
-# What CRIU would make anew of paths of the host's.
+# What CRIU would create anew from paths on the host.
 OF_PATHS = frozenset({"aufs", "overlay", "simfs"})
-# On a disk, though the kernel gives them no number of one (they may have several).
+# On a disk, although the kernel does not give them a disk's device number (they may span several).
 ON_DISKS = frozenset({"bcachefs", "btrfs", "zfs"})
-# What takes the name of a source and has none, or one on another machine.
+# What has a source name that means nothing, or is on another machine.
 SOURCELESS = SUPPORTED | OF_EVERY_HOST | OF_PATHS | frozenset({
     "9p", "bpf", "ceph", "cifs", "configfs", "efivarfs", "nfs", "nfs4", "nfsd", "nsfs", "ramfs", "rootfs", "rpc_pipefs",
     "selinuxfs", "smackfs", "smb3", "virtiofs",
 })
-# What answers without a server, another host or a process, that may be gone. (An overlay is taken for one of these,
-# whatever it lies over.)
+# What responds without a server, another host or a process, which may be gone. (An overlay counts as such, whatever it
+# is layered over.)
 SERVERLESS = OF_EVERY_HOST | frozenset({
     "bcachefs", "bpf", "btrfs", "configfs", "devpts", "devtmpfs", "efivarfs", "erofs", "exfat", "ext2", "ext3", "ext4",
     "f2fs", "hugetlbfs", "iso9660", "jfs", "ntfs3", "overlay", "ramfs", "rootfs", "simfs", "squashfs", "tmpfs", "udf",
@@ -63,16 +63,16 @@ class Mount:
     target: str
     type: str
     kind: str  # "root", "own", "external" (bound from the host), "unsupported", "unreachable", "deleted"
-    host_path: str = ""  # of an external one: where the host has it, and where the destination must have it
+    host_path: str = ""  # for an external one: where the host has it, and where the destination must have it
     read_only: bool = False
-    disk: str = ""  # the device that its file system is on, if any; as the container may have written it
-    loop: str = ""  # its number, if that is a loop device, made of a file (loop(4); major number 7 in devices.txt)
+    disk: str = ""  # the device that its file system is on, if any; may have been written by the container
+    loop: str = ""  # its number if that is a loop device, backed by a file (loop(4); major number 7 in devices.txt)
 
 
 def parse_mountinfo(text: str) -> list[MountLine]:
-    """The mounts in the order of the file; lines that do not have the format are left out."""
+    """The mounts in the order of the file; malformed lines are skipped."""
     found = []
-    for line in text.split("\n"):  # of what ends a line elsewhere, a mount's names may have anything
+    for line in text.split("\n"):  # a mount's names may contain what separates lines elsewhere
         left, _, right = line.partition(" - ")
         first, last = left.split(" "), right.split(" ")
         if len(first) < 6 or len(last) < 2 or not (first[0].isdecimal() and first[1].isdecimal()):
@@ -90,7 +90,7 @@ def unescape(field: str) -> str:
 
 
 def escape(field: str) -> str:
-    """The way back, for a file in the format of fstab(5)."""
+    """The reverse of `unescape`, for a file in the format of fstab(5)."""
     return re.sub(r"[\s\\#]", lambda found: f"\\{ord(found[0]):03o}", field)
 
 
@@ -126,7 +126,7 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
 
 
 def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:
-    """Where the host has what is mounted here, or "" when nothing of the host reaches it."""
+    """Where the host has what is mounted here, or "" if the host cannot reach it."""
     best: MountLine | None = None
     for candidate in outside:
         if candidate.device == line.device and _below(line.root, candidate.root):
@@ -138,7 +138,7 @@ def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:
 
 
 def may_wait(path: str, mounts: Iterable[MountLine]) -> bool:
-    """Whether the way to a path may lead into one of the mounts that ask a server, and wait for it without a limit."""
+    """Whether the way to a path may lead into a mount that asks a server, and waits for it without a limit."""
     return any(line.type not in SERVERLESS and _below(path, line.target) for line in mounts)
 
 

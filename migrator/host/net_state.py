@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Network interfaces, their addresses, and who is seen on the links: of this host, or of a container.
+"""Network interfaces, their addresses, and which neighbours are seen on the links: of this host, or of a container.
 
-`ip` in its JSON form, because it is one quick program; pyroute2 takes longer to import than all facts to gather.
+Uses `ip` with JSON output, because that is one quick program; importing pyroute2 takes longer than gathering all facts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from migrator.host.proc import link
 LIMIT = 10.0  # seconds
 LOCAL_SCOPES = ("host", "link")  # addresses that every host may have
 ENTRIES_MAX = 100  # of each kind in `Unsaved`
-NAMESPACES_MAX = 64  # of a container's that are looked into; who is in there may make as many as he likes
+NAMESPACES_MAX = 64  # of a container's that are looked into; anyone in there may make as many as they like
 GROUPS_READ = 1 << 20  # bytes
-TABLES = ("local", "main", "default")  # that every network namespace has rules for
-IPV6_RULES = ((0, "local"), (32766, "main"))  # those
-# What the kernel joins by itself; a router the second line, too, and a bridge the third.
+TABLES = ("local", "main", "default")  # for which every network namespace has rules
+IPV6_RULES = ((0, "local"), (32766, "main"))  # the default ones
+# What the kernel joins by itself; a router also those in the second line, and a bridge those in the third.
 GROUPS = frozenset(map(ipaddress.ip_address, (
     "224.0.0.1", "ff01::1", "ff02::1",
     "ff01::2", "ff02::2", "ff05::2",
@@ -45,16 +45,16 @@ class Interface:
     name: str
     kind: str = ""  # "veth", "bridge", "macvlan", ...; empty for a physical one, "loopback" for lo
     mac: str = ""
-    addresses: tuple[str, ...] = ()  # with prefix length, without those of the link alone
+    addresses: tuple[str, ...] = ()  # with prefix length, without link-local ones
     master: str = ""
     mtu: int = 0
     up: bool = False
-    vlans: bool = False  # a bridge that tells VLANs apart (vlan_filtering)
+    vlans: bool = False  # a VLAN-aware bridge (vlan_filtering)
 
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """An address that this host has seen on a link, with the hardware address that answered for it."""
+    """An address that this host has seen on a link, with the MAC address that answered for it."""
 
     address: str
     mac: str
@@ -67,7 +67,7 @@ class Unsaved:
     """What CRIU does not save of a network namespace, in words."""
 
     groups: tuple[str, ...] = ()  # multicast groups that are listened to
-    tables: tuple[str, ...] = ()  # of routes, to which rules for IPv4 lead
+    tables: tuple[str, ...] = ()  # routing tables that IPv4 rules refer to
     rules: tuple[str, ...] = ()  # for IPv6
     queues: tuple[str, ...] = ()  # queueing disciplines (tc(8))
 
@@ -78,7 +78,7 @@ def interfaces(pid: int | None = None) -> tuple[Interface, ...]:
 
 
 def neighbours() -> tuple[Neighbour, ...]:
-    """What ARP and neighbour discovery have found and not yet forgotten."""
+    """What ARP and neighbour discovery have found and not forgotten yet."""
     return parse_neighbours(_ask(["neighbour", "show"], None))
 
 
@@ -93,9 +93,10 @@ def unsaved(pid: int) -> Unsaved:
 
 
 def namespaces(init: int, pids: Iterable[int]) -> list[int]:
-    """One process in each network namespace that a container's processes are in, its first process ahead of all.
+    """One process in each network namespace used by a container's processes, PID 1's first.
 
-    Besides that one's, none of the host's own: what is in there was started from outside. What has ended is in none.
+    Apart from that one, namespaces of the host are excluded: what is in them was started from outside. A process that
+    has ended is in none.
     """
     host, found = link("/proc/self/ns/net"), {link(f"/proc/{init}/ns/net"): init}
     for pid in sorted(pids):
@@ -112,14 +113,14 @@ def encrypted(pids: Collection[int]) -> tuple[str, ...]:
 
 
 def tls(pids: Iterable[int]) -> int:
-    """How many connections the kernel encrypts there; 0 where it cannot."""
+    """How many connections the kernel encrypts there; 0 if it cannot."""
     return sum(parse_tls(_read(f"/proc/{pid}/net/tls_stat")) for pid in pids)
 
 
 def _has_ipsec(pid: int) -> bool:
-    """Whether there are policies, be it of single sockets (`-s`); without any, keys do nothing.
+    """Whether there are policies, including those of single sockets (`-s`); without any, keys have no effect.
 
-    They are counted by the kernel: who is in there may make as many as he likes.
+    The kernel counts them, because anyone in there may make as many as they like.
     """
     count = ["nsenter", "--target", str(pid), "--net", "ip", "-s", "xfrm", "policy", "count"]
     try:
@@ -148,7 +149,7 @@ def _ask(words: list[str], pid: int | None, program: str = "ip") -> Any:
 
 
 def parse_interfaces(data: Any) -> tuple[Interface, ...]:
-    """From `ip -j -d address show`; what is not of that form is left out."""
+    """From `ip -j -d address show`; what does not have that form is skipped."""
     return tuple(_interface(entry) for entry in _objects(data) if isinstance(entry.get("ifname"), str))
 
 
@@ -173,7 +174,7 @@ def _interface(entry: dict[str, Any]) -> Interface:
 
 
 def parse_neighbours(data: Any) -> tuple[Neighbour, ...]:
-    """From `ip -j neighbour show`; entries without an answer are left out."""
+    """From `ip -j neighbour show`; entries without an answer are skipped."""
     return tuple(
         Neighbour(str(entry["dst"]), str(entry["lladdr"]).lower(), str(entry.get("dev", "")), _reachable(entry))
         for entry in _objects(data) if "lladdr" in entry and "dst" in entry
@@ -186,16 +187,16 @@ def _reachable(entry: dict[str, Any]) -> bool:
 
 
 def parse_groups(igmp: str, igmp6: str) -> tuple[str, ...]:
-    """From /proc/PID/net/igmp and igmp6: the groups that somebody has joined, without those on the loopback alone.
+    """From /proc/PID/net/igmp and igmp6: the groups that someone has joined, except those only on the loopback.
 
-    Their lines are split as the kernel writes them: an interface's name may have what is a space to others.
+    Their lines are split the way the kernel writes them: an interface's name may contain what others take for a space.
     """
     found: list[tuple[str, str]] = []
     device = ""
     for line in igmp.split("\n"):
         if named := _IGMP_DEVICE.match(line):
             device = named[1]
-        elif group := _IGMP_GROUP.match(line):  # in the order of bytes that the address has in memory
+        elif group := _IGMP_GROUP.match(line):  # in the byte order that the address has in memory
             found.append((device, str(ipaddress.IPv4Address(int(group[1], 16).to_bytes(4, sys.byteorder)))))
     for line in igmp6.split("\n"):
         if both := _IGMP6.match(line):
@@ -222,14 +223,15 @@ def parse_ipv6_rules(data: Any) -> tuple[str, ...]:
 
 
 def parse_queues(data: Any) -> tuple[str, ...]:
-    """From `tc -j qdisc show`; those that the kernel gives an interface by itself have no handle."""
+    """From `tc -j qdisc show`; those that the kernel adds to an interface by itself have no handle."""
     return _some(f"{entry.get('kind')} of {entry.get('dev')}" for entry in _objects(data)
                  if entry.get("handle", "0:") != "0:")
 
 
 def parse_tls(text: str) -> int:
-    """From /proc/PID/net/tls_stat (Documentation/networking/tls.rst), which is there once the kernel can do that: how
-    many connections it encrypts, or decrypts, itself or has a network card do.
+    """How many connections the kernel encrypts or decrypts, itself or by a network card.
+
+    From /proc/PID/net/tls_stat (Documentation/networking/tls.rst), which exists once the kernel can do that.
     """
     counts = dict(words for line in text.splitlines() if len(words := line.split()) == 2)
     return max([int(count) for name, count in counts.items() if name in TLS and count.isdecimal()], default=0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container's network on its host: silenced while frozen, heard again at a rollback, announced after a restore.
+"""A container's network on its host: silenced while frozen, heard again after a rollback, announced after a restore.
 
-A frozen container's kernel still answers: it acknowledges data that then lies in the receive queue of a socket whose
-owner lives on elsewhere. So before the dump a table of nftables drops what comes and goes at the host's end of each
-veth, and nothing that the source says afterwards (not even the resets when its processes are ended) gets out. The port
-stays where it is, with its VLANs and flags, on a bridge of whatever kind or none.
+A frozen container's kernel still answers: it acknowledges data that then sits in the receive queue of a socket whose
+owner lives on elsewhere. So before the dump, an nftables table drops all traffic at the host's end of each veth, and
+nothing that the source sends afterwards (not even the resets when its processes are ended) gets out. The port stays
+where it is, with its VLANs and flags, on whatever kind of bridge, or none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from migrator.base.run import run
 from migrator.errors.containers import InvalidName
 from migrator.errors.this_host import ProgramMissing
 
-KERNEL = (5, 16)  # from here on nftables has a hook for what leaves by an interface
+KERNEL = (5, 16)  # from here on nftables has a hook for egress
 CLASS_NET = Path("/sys/class/net")
 ANNOUNCEMENTS = (0.0, 0.05, 0.15, 0.4, 1.0)  # seconds after the restore; a switch may miss one
 _ETH_ARP, _ETH_IPV6 = 0x0806, 0x86DD
@@ -52,7 +52,7 @@ class Port:
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """What is to be announced: an address and the hardware address that it lives at."""
+    """What is to be announced: an address and the MAC address that it is now at."""
 
     interface: str
     mac: str
@@ -60,33 +60,35 @@ class Address:
 
 
 def _inside(pid: int) -> list[str]:
-    """To list in its namespace what `ip` does; its file, as nsenter(1) would look for the name in all of $PATH."""
+    """Where `ip` is, for use in a namespace: nsenter(1) would search all of $PATH for the name."""
     return ["nsenter", f"--net=/proc/{pid}/ns/net", "--", programs.find("ip") or "ip", "-j"]
 
 
 def ports(pid: int) -> list[Port]:
-    """The veths between this host and the container whose first process is `pid`."""
+    """The veths between this host and the container whose PID 1 is `pid`."""
     inside = _links([*_inside(pid), "link", "show", "type", "veth"])
     outside = _links(["ip", "-j", "link", "show", "type", "veth"])
-    return between(inside, outside, _namespace_id(pid))  # the id last: where it has none yet, the links give it one
+    # The id last: if the namespace has none yet, listing the links assigns one.
+    return between(inside, outside, _namespace_id(pid))
 
 
 def between(inside: Sequence[Mapping[str, Any]], outside: Sequence[Mapping[str, Any]], namespace: int) -> list[Port]:
-    """The pairs among a container's veths and the host's, where the host calls the container's namespace so.
+    """The pairs among a container's veths and the host's; `namespace` is the host's id for the container's namespace.
 
-    By what the kernel says of the host's end: the namespace and the index of its peer. What it says inside is no help,
-    as there a peer may lie in a namespace further in, and have the index of anybody's veth on the host.
+    They are matched by what the kernel says about the host's end: the namespace and the index of its peer. What it says
+    inside does not help, because a peer there may be in a nested namespace and have the same index as any veth on the
+    host.
     """
-    # Without a link_netnsid the peer is on the host itself.
+    # Without a link_netnsid, the peer is on the host itself.
     ends = {link.get("link_index"): link for link in outside if link.get("link_netnsid", -1) == namespace >= 0}
     return [Port(link["ifname"], end["ifname"], end.get("master", ""))
             for link in inside if (end := ends.get(link["ifindex"]))]
 
 
 def _namespace_id(pid: int) -> int:
-    """What this network namespace calls that of process `pid` (RTM_GETNSID, linux/net_namespace.h); -1 for nothing.
+    """This network namespace's id for that of process `pid` (RTM_GETNSID, linux/net_namespace.h); -1 for none.
 
-    The id stays as long as the namespace does.
+    The id lasts as long as the namespace.
     """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as kernel:
         attribute = struct.pack("HHI", 8, _NETNSA_PID, pid)
@@ -102,7 +104,7 @@ def _namespace_id(pid: int) -> int:
 
 
 def _links(argv: list[str]) -> list[dict[str, Any]]:
-    # With nothing to show, ip prints an empty list, or nothing.
+    # If there is nothing to show, ip prints an empty list, or nothing.
     return [link for link in json.loads(run(argv).text or "[]") if link]
 
 
@@ -112,9 +114,9 @@ def table(migration: str) -> str:
 
 
 def silence_command(migration: str, found: Sequence[Port]) -> list[str]:
-    """Put the table in place, or anew: all of it at once (nft(8), family netdev; egress since KERNEL).
+    """Create or replace the table: all of it at once (nft(8), family netdev; egress since KERNEL).
 
-    Raises InvalidName for an interface that nft could not be told of, or would take for several.
+    Raises InvalidName for an interface whose name nft cannot express or would take for several.
     """
     name = table(migration)
     devices = ", ".join(f'"{_quotable(port.outside)}"' for port in found)
@@ -131,12 +133,12 @@ def _quotable(name: str) -> str:
 
 
 def hear_command(migration: str) -> list[str]:
-    """Remove the table, if it is there."""
+    """Remove the table, if it exists."""
     return ["nft", f"add table netdev {table(migration)}; delete table netdev {table(migration)}"]
 
 
 def silence(migration: str, found: Sequence[Port]) -> None:
-    """Let nothing reach the container, nor anything of it get out; inside not even the link's state changes."""
+    """Let nothing reach the container, nor anything of it get out; inside, not even the link state changes."""
     if found:
         run(silence_command(migration, found))
 
@@ -147,7 +149,7 @@ def hear(migration: str) -> None:
 
 
 def silenced() -> list[str]:
-    """The ids of the migrations whose tables are there; none where there is no nft(8)."""
+    """The ids of the migrations whose tables exist; empty if nft(8) is not installed."""
     try:
         said = run(["nft", "list", "tables", "netdev"], check=False).text
     except ProgramMissing:
@@ -156,14 +158,14 @@ def silenced() -> list[str]:
 
 
 def is_silent(migration: str) -> bool:
-    """Whether a migration's table is there, or nft(8) does not say. `nft flush ruleset` takes it away with all others.
+    """Whether a migration's table exists, or nft(8) does not say. `nft flush ruleset` removes it along with all others.
     """
     said = run(["nft", "list", "table", "netdev", table(migration)], check=False)
     return said.status == 0 or b"No such file or directory" not in said.stderr
 
 
 def still_silenced(migration: str) -> list[str]:
-    """The interfaces that a migration's table keeps silent, and that are there."""
+    """The interfaces that a migration's table silences and that still exist."""
     said = run(["nft", "list", "table", "netdev", table(migration)], check=False).text
     named = re.findall(r'device "?([^ "]+)"? priority|devices = \{ (.*?) \} priority', said)
     found = {name.strip('"') for one, several in named for name in [one, *several.split(", ")] if name}
@@ -171,9 +173,9 @@ def still_silenced(migration: str) -> list[str]:
 
 
 def plug(pid: int, recorded: Sequence[Port]) -> None:
-    """Put ports of the container whose first process is `pid` on their bridges again that are on none, as `recorded`.
+    """Put ports of the container whose PID 1 is `pid` back on their bridges, as `recorded`, if they are on none.
 
-    Ours leaves them where they are; an older version, which may have begun this, took them off.
+    This version leaves them where they are; an older one, which may have begun this, took them off.
     """
     away = [port for port in recorded if port.bridge and not (CLASS_NET / port.outside / "master").exists()]
     if away:
@@ -202,13 +204,13 @@ def addresses(pid: int) -> list[Address]:
 
 
 def gratuitous_arp(mac: bytes, address: ipaddress.IPv4Address) -> bytes:
-    """An ARP request for one's own address, to everybody (RFC 5227, section 3)."""
+    """An ARP request for one's own address, broadcast (RFC 5227, section 3)."""
     frame = b"\xff" * 6 + mac + struct.pack("!H", _ETH_ARP)
     return frame + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + mac + address.packed + bytes(6) + address.packed
 
 
 def unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> bytes:
-    """A neighbour advertisement that nobody asked for, to all nodes, override set (RFC 4861, section 7.2.6)."""
+    """An unsolicited neighbour advertisement, to all nodes, with the override flag (RFC 4861, section 7.2.6)."""
     target = ipaddress.IPv6Address("ff02::1").packed
     body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + address.packed + b"\x02\x01" + mac
     pseudo = address.packed + target + struct.pack("!II", len(body), 58)
@@ -218,7 +220,7 @@ def unsolicited_advertisement(mac: bytes, address: ipaddress.IPv6Address) -> byt
 
 
 def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:
-    """The announcements of `found`, each with the interface that it leaves by."""
+    """The announcements of `found`, each with the interface to send it on."""
     result = []
     for entry in found:
         mac = bytes.fromhex(entry.mac.replace(":", ""))
@@ -230,7 +232,7 @@ def frames(found: Sequence[Address]) -> list[tuple[str, bytes]]:
 
 
 def dad_settings(pid: int) -> dict[str, str]:
-    """How IPv6's duplicate address detection is set for each interface of a container, where it is not off."""
+    """The setting of IPv6's duplicate address detection for each interface of a container where it is on."""
     found: dict[str, str] = {}
 
     def look() -> None:
@@ -244,20 +246,21 @@ def dad_settings(pid: int) -> dict[str, str]:
 
 
 def hush_dad(pid: int, settings: Mapping[str, str]) -> None:
-    """Switch IPv6's duplicate address detection off in a frozen container, where `dad_settings` found it on.
+    """Switch off IPv6's duplicate address detection in a frozen container, where `dad_settings` found it on.
 
-    CRIU restores that setting before the addresses. With it on, the kernel probes for a second or two whether anybody
-    else has them, and answers nobody meanwhile (accept_dad in the kernel's ip-sysctl.rst). `bring_back_dad` undoes it.
+    CRIU restores that setting before the addresses. With it on, the kernel spends a second or two probing whether
+    anybody else has them, and does not answer for them meanwhile (accept_dad in the kernel's ip-sysctl.rst).
+    `bring_back_dad` undoes this.
     """
     bring_back_dad(pid, dict.fromkeys(settings, "0"))
 
 
 def bring_back_dad(pid: int, before: Mapping[str, str]) -> None:
-    """Set it as it was, on either host."""
+    """Restore the settings, on either host."""
 
     def write() -> None:
         for interface, value in before.items():
-            with contextlib.suppress(OSError):  # an interface that has gone
+            with contextlib.suppress(OSError):  # an interface that is gone
                 Path("/proc/sys/net/ipv6/conf", interface, "accept_dad").write_text(value)
 
     if before:
@@ -265,7 +268,7 @@ def bring_back_dad(pid: int, before: Mapping[str, str]) -> None:
 
 
 def _in_namespace(pid: int, work: Callable[[], None]) -> None:
-    """Do something in a container's network namespace: in a thread that moves there and ends there."""
+    """Run something in a container's network namespace: in a thread that enters it and ends there."""
     failures: list[OSError] = []
 
     def go() -> None:
@@ -284,7 +287,7 @@ def _in_namespace(pid: int, work: Callable[[], None]) -> None:
 
 
 def announce(pid: int, times: Sequence[float] = ANNOUNCEMENTS) -> threading.Thread:
-    """Tell the neighbourhood where the container is now, `times` seconds from now; LXC and CRIU don't.
+    """Announce to the neighbourhood where the container is now, `times` seconds from now; LXC and CRIU do not.
 
     Sent from inside its network namespace, so that the bridge learns the port too. Returns the thread that does it.
     """
@@ -300,7 +303,7 @@ def _announce(pid: int, times: Sequence[float]) -> None:
         if not to_send:
             return
         with contextlib.ExitStack() as stack:
-            # Only this thread moves into the namespace, and it ends there.
+            # Only this thread enters the namespace, and it ends there.
             with Path(f"/proc/{pid}/ns/net").open() as namespace:
                 _setns(namespace.fileno())
             sockets = {}
@@ -311,11 +314,11 @@ def _announce(pid: int, times: Sequence[float]) -> None:
                 time.sleep(max(0.0, begun + at - time.monotonic()))
                 for name, frame in to_send:
                     sockets[name].send(frame)
-    except Exception as error:  # the container runs; neighbours learn from its traffic
+    except Exception as error:  # the container runs, and neighbours learn from its traffic
         log.warning(f"The container's new location could not be announced: {error}")
 
 
 def _setns(fd: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is there only from Python 3.12 on
+    libc = ctypes.CDLL(None, use_errno=True)  # os.setns exists only from Python 3.12 on
     if libc.setns(fd, _CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For a program that opens no device, whatever it finds: `btrfs receive` makes and writes what another host says.
+"""For a program that must not open any device: `btrfs receive` creates and writes what another host says.
 
-Its stream may have it make a node of this host's disk and write to that, which it would, as root (process_mknod and
-process_write in btrfs-progs' cmds/receive.c). That it is in a chroot does not keep it from that, nor could a look at
-the stream, as the node may have come with an earlier one, and been given another name since. Nodes are made all the
-same, as many a container has some.
+A stream could make it create a node for this host's disk and write to that, which it would do, as root (process_mknod
+and process_write in btrfs-progs' cmds/receive.c). Its chroot does not prevent that, and inspecting the stream would not
+either, because the node may have come with an earlier one and been renamed since. Nodes are created all the same, as
+many containers have some.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _CLONE_NEWNS = 0x20000
 _MS_SLAVE = 1 << 19
 _MOUNT_ATTR_NODEV = 4
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
-_MOUNT_ATTR = struct.Struct("=QQQQ")  # attributes to be set, to be cleared; propagation; a user namespace
+_MOUNT_ATTR = struct.Struct("=QQQQ")  # attributes to set, to clear; propagation; a user namespace
 
 
 def enter() -> None:
-    """Give the calling thread, and what it starts, a mount namespace of its own that no device is opened in.
+    """Give the calling thread, and what it starts, a mount namespace of its own in which no device can be opened.
 
-    To be called as run.started's `within`, with a `stdin`: a thread does not come back, and /dev/null is a device too.
-    All mounts are as they are here but for `nodev` (mount_setattr(2)), and what is unmounted here, where it is shared,
-    is unmounted there. Raises OSError.
+    To be called as run.started's `within`, with a `stdin`: a thread cannot go back, and /dev/null is a device too. All
+    mounts are the same as here except for `nodev` (mount_setattr(2)), and what is unmounted here, if it is shared, is
+    unmounted there as well. Raises OSError.
     """
     import ctypes
 

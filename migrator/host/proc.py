@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files of /proc that the facts about processes are read from (proc(5)).
+"""Files in /proc from which the facts about processes are read (proc(5)).
 
-A process may end while it is looked at: then there is nothing to read, and that is no error.
+A process may end while it is looked at: then there is nothing to read, and that is not an error.
 """
 
-# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# Plain strings: creating a Path for each of ten thousand reads of /proc would double their cost.
 # ruff: noqa: PTH115, PTH123, PTH208
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ class Status:
     """What we use of /proc/PID/status (proc_pid_status(5))."""
 
     pid: int
-    inside: int  # the process's id in the innermost PID namespace
+    inside: int  # the pid in the innermost PID namespace
     name: str
     state: str  # one letter
     parent: int
     tracer: int
-    uids: tuple[int, ...]  # real, effective, saved, file system; as this host sees them
-    session_inside: int  # the session's id in the innermost PID namespace; 0 when its leader is outside
+    uids: tuple[int, ...]  # real, effective, saved, file system; as seen from this host
+    session_inside: int  # the session's id in the innermost PID namespace; 0 if its leader is outside
     levels: int  # how many PID namespaces it is in, counted from ours
     threads: int
     memory: int  # bytes, anonymous and shared
@@ -35,7 +35,7 @@ class Status:
 def parse_status(text: str) -> Status | None:
     """The status, or None if the text is not one (the process ended while it was read)."""
     status = {}
-    for line in text.split("\n"):  # a process may put any other line's end into its name
+    for line in text.split("\n"):  # a process may put any other line separator into its name
         key, _, value = line.partition(":")
         status[key] = value.strip()
     try:
@@ -52,7 +52,7 @@ def parse_status(text: str) -> Status | None:
 
 
 def read_text(path: str) -> str:
-    """A file of /proc, or "" when it cannot be read: the process has ended, or we may not."""
+    """A file in /proc, or "" if it cannot be read: the process has ended, or we may not."""
     try:
         with open(path, "rb") as file:
             return file.read().decode(errors="replace")
@@ -82,10 +82,11 @@ def pipe_holders(pipes: Collection[str], members: Collection[int]) -> dict[str, 
 
 
 def status_of(pid: int) -> Status | None:
-    """A process's status now; None when it has ended.
+    """A process's status now; None if it has ended.
 
-    Of one that is waited for at this very moment the kernel tells some of it, and 0 for its session, its parent and its
-    own ids (__unhash_process in kernel/exit.c takes them away): nobody finds it any more who asks again.
+    For one that is being reaped at this very moment, the kernel still gives some of it, with 0 for its session, its
+    parent and its own ids (__unhash_process in kernel/exit.c removes them): whoever asks again does not find it any
+    more.
     """
     status = parse_status(read_text(f"/proc/{pid}/status"))
     if status and not (status.session_inside and status.parent and status.inside):
@@ -94,13 +95,13 @@ def status_of(pid: int) -> Status | None:
 
 
 def state_of(pid: int) -> str:
-    """A process's state now, one letter; "" when it has ended."""
+    """A process's state now, one letter; "" if it has ended."""
     status = status_of(pid)
     return status.state if status else ""
 
 
 def socket_protocol(path: str) -> str:
-    """A socket's protocol by the name that /proc/net/protocols has for it, "" when it cannot be asked."""
+    """A socket's protocol, as named in /proc/net/protocols; "" if it cannot be determined."""
     try:
         return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode(errors="replace")
     except FileNotFoundError:  # closed meanwhile

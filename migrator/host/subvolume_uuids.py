@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which subvolumes of a file system have a uuid: its own, or the one of what it was received from.
+"""Which subvolumes of a file system have a uuid: as their own, or as that of what they were received from.
 
-`btrfs receive` goes by that wherever a stream names a subvolume, and takes the first one that it finds
+`btrfs receive` goes by this when a stream names a subvolume, and takes the first one that it finds
 (search_source_subvol in btrfs-progs' cmds/receive.c).
 """
 
@@ -30,7 +30,7 @@ _LAST = (1 << 64) - 1
 
 
 def are_all_in(folder: Path, uuid: str) -> bool:
-    """Whether subvolumes right in `folder` have this uuid, and no others on its file system; raises OSError."""
+    """Whether there are subvolumes with this uuid in `folder` itself and none elsewhere on it; raises OSError."""
     found = _having(folder, uuid)
     return bool(found) and found <= _right_in(folder)
 
@@ -48,7 +48,7 @@ def ancestors(path: Path) -> Iterator[str]:
 
 
 def is_told(path: Path) -> bool:
-    """Whether all of its `ancestors` are there: else it may be a copy of anything."""
+    """Whether all of its `ancestors` still exist: otherwise it may be a copy of anything."""
     uuids = [*ancestors(path)]
     return not uuids or bool(_having(path, uuids[-1], _TYPES[:1]))
 
@@ -72,7 +72,7 @@ def _looked_up(fd: int, type_: int, uuid: bytes) -> set[int]:
     try:
         fcntl.ioctl(fd, _TREE_SEARCH, buffer)
     except OSError as error:
-        if error.errno == errno.ENOENT:  # an old file system that has no such tree: nothing is found there
+        if error.errno == errno.ENOENT:  # an old file system without such a tree: nothing is found there
             return set()
         raise
     return ids(buffer)
@@ -94,6 +94,6 @@ def _right_in(folder: Path) -> set[int]:
                 found.add(btrfs.id_of(path))
         except Interrupted:
             raise
-        except Exception as error:  # a library's own, of one that goes at this moment
+        except Exception as error:  # an error of the library's own, for one that is just being removed
             log.debug(f"{path} has no number: {error}")
     return found
