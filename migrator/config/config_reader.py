@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container's configuration as liblxc reads it: line by line, with what it includes in its place.
+"""A container's configuration as liblxc reads it: line by line, with included files in their place.
 
 The rules are those of parse_line, set_config_includefiles and do_includedir in src/lxc/confile.c (LXC 6 and 7). Both
-`check`, which tells whether a configuration can be carried over, and `prepare-data`, which carries it, read it here:
-so they cannot differ. No liblxc: the containers of the other host are read the same way, and tests need no LXC.
+`check`, which says whether a configuration can be carried over, and `prepare-data`, which carries it, read it here, so
+that they cannot differ. liblxc is not used: the other host's containers are read the same way, and tests need no LXC.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from migrator.base import names
 from migrator.errors.containers import InvalidName
 
-SIZE_LIMIT = 1 << 20  # bytes, of a configuration and all that it includes
+SIZE_LIMIT = 1 << 20  # bytes, of a configuration and everything that it includes
 INCLUDE_LIMIT = 64  # files
 READS_LIMIT = 1000  # a file that is included twice is read twice
 INCLUDE = "lxc.include"
@@ -28,7 +28,7 @@ _INTERFACE = re.compile(r"lxc\.net\.\d+\.(link|name|veth\.pair)")
 
 
 def lines(text: str) -> list[str]:
-    """The lines as LXC tells them apart (lxc_file_for_each_line_mmap in src/lxc/parse.c), not as str.splitlines."""
+    """The lines as LXC splits them (lxc_file_for_each_line_mmap in src/lxc/parse.c), not as str.splitlines does."""
     return _LINE_ENDS.split(text)
 
 
@@ -44,9 +44,9 @@ def setting(line: str) -> tuple[str, str] | None:
 
 
 def settings(text: str) -> list[tuple[str, str]]:
-    """All of a text that LXC reads, `lxc.include` as any other: to LXC it ends at its first zero byte.
+    """All settings that LXC reads in a text, including `lxc.include`; for LXC it ends at its first zero byte.
 
-    It is a string of C there, which strtok_r(3) takes apart.
+    There it is a C string, which strtok_r(3) takes apart.
     """
     return [found for found in map(setting, lines(text.partition("\0")[0])) if found]
 
@@ -57,7 +57,7 @@ def included(text: str) -> list[str]:
 
 
 def is_interface(name: str) -> bool:
-    """Whether an interface may be configured so: on its host the name becomes part of paths below /sys and /proc."""
+    """Whether an interface may be given this name: on its host the name becomes part of paths below /sys and /proc."""
     try:
         return bool(names.inside_interface(names.cut_interface(name)))
     except (InvalidName, UnicodeEncodeError):
@@ -65,18 +65,18 @@ def is_interface(name: str) -> bool:
 
 
 def read_file(path: str) -> str:
-    """A file's text, cut off one byte past SIZE_LIMIT; what is not UTF-8 comes as surrogates. Raises OSError."""
+    """A file's text, cut off one byte past SIZE_LIMIT; bytes that are not UTF-8 become surrogates. Raises OSError."""
     if Path(path).is_dir():
-        return ""  # one called x.conf in an included folder: LXC takes it for an empty file
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO that nobody writes to is empty
+        return ""  # one called x.conf in an included directory: LXC treats it as an empty file
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO without a writer is empty
     with os.fdopen(fd, "rb") as file:
         return (file.read(SIZE_LIMIT + 1) or b"").decode(errors="surrogateescape")
 
 
 def list_folder(path: str) -> list[str] | None:
-    """The files that LXC reads when `path` is included as a folder; None where it takes it for a file. Raises OSError.
+    """The files that LXC reads if `path` is included as a directory; None if it takes it for a file. Raises OSError.
 
-    A folder that is not there is an empty one if it is written with a slash at its end. The order is that of
+    A directory that does not exist counts as empty if it is written with a trailing slash. The order is that of
     readdir(3), which is not sorted.
     """
     if not (path.endswith("/") or Path(path).is_dir()):
@@ -89,23 +89,24 @@ def list_folder(path: str) -> list[str] | None:
 
 
 def digest(text: str) -> str:
-    """What changes with any byte of a file."""
+    """Changes with any byte of a file."""
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What came of reading a configuration."""
+    """The result of reading a configuration."""
 
     settings: tuple[tuple[str, str], ...]  # without `lxc.include`, in the order in which LXC meets them
-    includes: dict[str, str]  # the text of each file that is included, by its path
-    by: dict[str, str]  # by the same path: what `lxc.include` named, the file itself or its folder
-    # What LXC refuses, or cannot be carried over: the file, and what is the matter with it.
+    includes: dict[str, str]  # the text of each included file, by path
+    by: dict[str, str]  # by the same path: what `lxc.include` named, the file itself or its directory
+    # What LXC refuses, or what cannot be carried over: the file, and what is wrong with it.
     faults: tuple[tuple[str, str], ...]
 
     def certain(self, text: str) -> tuple[tuple[str, str], ...]:
-        """What LXC ends up with, whatever it reads that was not read here: of `text`, the configuration's own, with
-        faults only what comes behind its last inclusion.
+        """What LXC ends up with, whatever else it reads that was not read here.
+
+        If there are faults, that is only what comes after the last inclusion in `text`, the configuration's own.
         """
         if not self.faults:
             return self.settings
@@ -115,7 +116,7 @@ class Reading:
 
 def read(path: str, text: str, read_file: Callable[[str], str] = read_file,
          list_folder: Callable[[str], list[str] | None] = list_folder) -> Reading:
-    """Read a configuration whose own text, of the file `path`, is known already."""
+    """Read a configuration whose own text, that of the file `path`, is already known."""
     walk = _Walk(read_file, list_folder)
     walk.weigh(path, text)
     walk.text(path, text, ())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What of a configuration from elsewhere reaches out of its container, and so takes the receiving host's consent.
+"""What in a configuration from elsewhere reaches out of its container, and so requires the receiving host's consent.
 
-A list of what stays inside, not of what does not (lxc.container.conf(5)): a key that is not known here, or one that a
-later LXC brings, reaches out. It is about what is written in the configuration itself; what the receiving host's own
-files say that it includes is that host's business.
+This lists what stays inside, not what does not (lxc.container.conf(5)): a key that is not known here, or that a later
+version of LXC introduces, counts as reaching out. It is about what is written in the configuration itself; the content
+of the receiving host's own included files is that host's business.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable
 from migrator.config import config_reader, container_config
 from migrator.host import cgroup_limits, device_filter
 
-# What a distribution and its administrator keep for LXC on every host; what is named from there is the host's own.
+# What a distribution and its administrator keep for LXC on every host; files named from there are the host's own.
 HOST_FOLDERS = ("/usr/share/lxc/", "/etc/lxc/")
-IDS_FROM = 65536  # the first user id that no person and no service of a distribution has (systemd: UIDS-GIDS.md)
+IDS_FROM = 65536  # the first uid that no person and no service of a distribution has (systemd: UIDS-GIDS.md)
 LINES_SHOWN = 5
 
 _INSIDE = re.compile(
@@ -30,43 +30,45 @@ _INSIDE = re.compile(
     r"|net\.\d+\.veth\.(n_rxqueues|n_txqueues)"  # not its routes and VLANs, which are the host's
     r"|cgroup2?\.devices\.deny)"
 )
-# What a container may use at most. Not what is kept from others for it (memory.min, a weight above theirs, see
-# `favours`; cpuset.cpus.partition, cpuset.cpus.exclusive); and to cgroup.procs and its like LXC would write as the
-# host's root.
+# Limits on what a container may use. Not what is withheld from others for it (memory.min, a weight above theirs, see
+# `favours`; cpuset.cpus.partition, cpuset.cpus.exclusive); and cgroup.procs and the like LXC would write as the host's
+# root.
 _LIMITS = cgroup_limits.UNSET.keys() | {"io.max", "io.weight"}
-# The host's end of a veth: named as LXC does it by itself, and so as any container's. A rule of the host's may trust
-# another name, such as a VPN's or a card's; of %d the kernel makes a number (dev_alloc_name in net/core/dev.c).
+# The host's end of a veth, named as LXC does by default, and so like any container's. A rule of the host's may trust
+# another name, such as that of a VPN or a network card; and the kernel replaces %d by a number (dev_alloc_name in
+# net/core/dev.c).
 _PAIR = re.compile(r"veth[A-Za-z0-9_.-]{0,11}")
 _VIRTUAL = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "ramfs", "hugetlbfs"})
-# Options of a mount that leave it inside, and what the file systems of _VIRTUAL take. LXC knows its own by how they
-# begin (parse_vfs_attr in src/lxc/conf.c): `bindx` and `rbind0` bind, too, so that no list of those that do would do.
+# Mount options that stay inside, and those that the file systems of _VIRTUAL take. LXC recognises its own by their
+# beginning (parse_vfs_attr in src/lxc/conf.c): `bindx` and `rbind0` bind too, so a list of options that reach out would
+# not do.
 _OPTIONS = re.compile(
     r"defaults|ro|rw|a?sync|dirsync|(no|rel|strict)?atime|no(diratime|relatime|dev|exec|suid)|dev|exec|suid|optional"
     r"|newinstance|(size|mode|uid|gid|nr_inodes|nr_blocks|min_size|pagesize|max|ptmxmode|hidepid|subset)=[A-Za-z0-9%]+")
-_ENTRY_MAX = 1000  # characters: LXC reads 4,095 bytes of an entry, and takes what it has then for the whole
+_ENTRY_MAX = 1000  # characters: LXC reads 4,095 bytes of an entry, and takes those for the whole
 _NODES = frozenset(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty", "net/tun", "fuse"))
 # null, zero, full, random, urandom, tty, console, ptmx; pts; tun, fuse (admin-guide/devices.txt)
 _DEVICES = re.compile(r"c (1:[35789]|5:[012]|136:\*|10:200|10:229) [rwm]+|[abc] \*:\* m")
-# What takes the place of rules for devices that let a container open any (see `confining`): those of LXC's common.conf,
-# and /dev/net/tun. To make a node is no harm where it cannot be opened.
+# Replaces device rules that let a container open any device (see `confining`): the rules of LXC's common.conf, and
+# /dev/net/tun. Creating a node does no harm if it cannot be opened.
 _CONFINED = ("c *:* m", "b *:* m", *(f"c {number} rwm" for number in (
     "1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "136:*", "10:200", "10:229")))
 # Not what leads a program elsewhere: HOME, a proxy, a TZ that is a path (tzset(3)), a locale that is one
 # (_nl_make_l10nflist in glibc's intl/l10nflist.c).
 _ENVIRONMENT = re.compile(r"(container|container_[a-z]+)=.*|(TERM|LANG|LC_[A-Z]+)=[^/]*"
                           r"|TZ=((?!.*\.\.)[A-Za-z][A-Za-z0-9_+,./-]*)?")
-_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # to LXC 010 is 8, and 0x10 is 16, as to strtoul(3) with base 0
+_ID = re.compile(r"0|[1-9][0-9]{0,9}")  # to LXC 010 is 8 and 0x10 is 16, as for strtoul(3) with base 0
 _PATH_MAX = 4096
-# Bytes. A bridge takes the least MTU of its ports, and below this one the kernel takes IPv6 away from it, with the
+# Bytes. A bridge takes the lowest MTU of its ports, and below this one the kernel disables IPv6 on it, along with the
 # host's own addresses (IPV6_MIN_MTU; addrconf_notify in net/ipv6/addrconf.c).
 _MTU_MIN = 1280
 
 
 def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
-    """The lines of a configuration that reach out of the container. `here`: does the receiving host have this path?
+    """The lines of a configuration that reach out of the container. `here`: does this path exist on the receiving host?
 
-    The lines are LXC's (`config_reader`); one that could be read in another way than that reaches out, too, and so does
-    what looks like a part of our fence, which is taken out of a configuration wherever it stands.
+    The lines are LXC's (`config_reader`). One that could also be read differently counts as reaching out, and so does
+    anything that looks like part of our fence, which is removed from a configuration wherever it is.
     """
     found = []
     for line in config_reader.lines(text):
@@ -75,7 +77,8 @@ def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
         if not plain or (plain.startswith("#") and plain.isprintable() and not fence):
             continue
         key, value = config_reader.setting(line) or ("", "?")
-        # An empty value takes a setting back, but LXC takes /dev away by one (set_config_autodev in its confile.c).
+        # An empty value resets a setting, but for LXC an empty lxc.autodev switches it off (set_config_autodev in its
+        # confile.c).
         counts = value or key == "lxc.autodev"
         if fence or not plain.isprintable() or (counts and not _inside(key, value, here)):
             found.append(plain[:_PATH_MAX])
@@ -83,12 +86,12 @@ def reaching(text: str, here: Callable[[str], bool]) -> list[str]:
 
 
 def confining(settings: Iterable[tuple[str, str]]) -> list[str]:
-    """The lines to add to a configuration, with all that it includes, so that it lets nobody open a host's device.
+    """The lines to add to a configuration with all its included files, so that nobody can open a device of the host.
 
-    A stream of btrfs can have a node of any device, with an owner in the container, and only these rules keep it from
-    being opened: a user namespace does not, as the file system is the host's. LXC's userns.conf takes away those of
-    common.conf. None are added where there are some that begin with `devices.deny = a`; that line alone has no effect
-    (see `device_filter`).
+    A btrfs stream can contain a node for any device, owned by someone in the container, and only these rules prevent
+    opening it: a user namespace does not, because the file system is the host's. LXC's userns.conf removes those of
+    common.conf. None are added if there are some that begin with `devices.deny = a`; that line alone has no effect (see
+    `device_filter`).
     """
     if device_filter.denies(cgroup_limits.configured(settings)):
         return []
@@ -96,13 +99,13 @@ def confining(settings: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def shown(lines: list[str]) -> str:
-    """The lines for a message, of which there may be many."""
+    """The lines for a message; there may be many."""
     more = len(lines) - LINES_SHOWN
     return "; ".join(line[:200] for line in lines[:LINES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def may_be_asked(path: str) -> bool:
-    """Whether a container that reaches out nowhere can need this path of the host: a node or one of LXC's files."""
+    """Whether a container that does not reach out can need this path of the host: a node, or one of LXC's files."""
     plain = ".." not in path.split("/") and len(path) <= _PATH_MAX
     return plain and (path in _NODES or path.startswith((*HOST_FOLDERS, "/var/lib/lxcfs/", "/run/lxcfs/")))
 
@@ -110,22 +113,24 @@ def may_be_asked(path: str) -> bool:
 def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
     match key:
         case "lxc.include":
-            return is_hosts_own(value) and (value.endswith("/") or here(value))  # a folder that is missing is empty
+            return is_hosts_own(value) and (value.endswith("/") or here(value))  # a missing directory is empty
         case "lxc.seccomp.profile":  # LXC reads it as the host's root, whatever file that is
             return is_hosts_own(value)
-        case "lxc.rootfs.path":  # is written anew; of the old one its kind stays
+        case "lxc.rootfs.path":  # it is rewritten; only the kind of the old one stays
             return bool(re.fullmatch(r"((btrfs|dir):)?/[^:]*", value))
         case "lxc.idmap":
             return _maps_inside(value.split())
-        case "lxc.start.delay":  # seconds for which lxc-autostart sleeps then, and all that the host starts behind it
+        # Seconds for which lxc-autostart then sleeps, and all that the host starts after it waits.
+        case "lxc.start.delay":
             return bool(re.fullmatch(r"[0-5]?[0-9]|60", value))
-        case "lxc.start.order":  # who is first; two of them LXC subtracts in an int (cmporder in its lxc_autostart.c)
+        # Who comes first; LXC subtracts two of them in an int (cmporder in its lxc_autostart.c)
+        case "lxc.start.order":
             return bool(re.fullmatch(r"-?[0-9]{1,6}", value))
-        case "lxc.autodev":  # else /dev is the container's own, and what is made in there wherever its links lead
+        case "lxc.autodev":  # otherwise /dev is the container's own, and nodes are made wherever its symlinks lead
             return value == "1"
         case "lxc.console.path":
             return value in ("none", "auto")
-        case "lxc.prlimit.rtprio" | "lxc.prlimit.nice":  # above others of the host: getrlimit(2)
+        case "lxc.prlimit.rtprio" | "lxc.prlimit.nice":  # at the expense of others on the host: getrlimit(2)
             return value in ("0", "0:0")
         case "lxc.mount.auto":
             return not any(word.startswith("shmounts") for word in value.split())
@@ -150,12 +155,13 @@ def _inside(key: str, value: str, here: Callable[[str], bool]) -> bool:
 
 
 def is_hosts_own(path: str) -> bool:
-    """Whether a file is from where each host has its own."""
+    """Whether a file is from a place where each host has its own."""
     return path.startswith(HOST_FOLDERS) and ".." not in path.split("/")
 
 
 def _maps_inside(fields: list[str]) -> bool:
-    """An `lxc.idmap` to ids of the host that nobody has, and to no others as the kernel cuts numbers to 32 bits."""
+    """An `lxc.idmap` to host ids that nobody has, and to no others even after the kernel truncates numbers to 32 bits.
+    """
     if len(fields) != 4 or fields[0] not in ("u", "g", "b") or not all(map(_ID.fullmatch, fields[1:])):
         return False
     inside, outside, count = map(int, fields[1:])
@@ -163,11 +169,12 @@ def _maps_inside(fields: list[str]) -> bool:
 
 
 def _mounts_inside(fields: list[str]) -> bool:
-    """An fstab(5) line that mounts nothing of the host's, and makes nothing there.
+    """An fstab(5) line that mounts nothing of the host's and creates nothing there.
 
-    What it mounts on LXC makes by its path, as the host's root and before the container's root file system is all that
-    there is: links in that, or in a proc that was mounted before, lead it anywhere. Not so a folder at the top, or in
-    /dev, which LXC itself has just made: it is made only where nothing is. And the nodes have their usual names.
+    LXC creates the mount point by path, as the host's root and before it has switched to the container's root file
+    system: symlinks in that, or in a proc mounted earlier, can lead it anywhere. This does not apply to a directory at
+    the top, or in /dev, which LXC itself has just made: it is created only if nothing is there. And the nodes have
+    their usual names.
     """
     if len(fields) < 2 or ".." in fields[1].split("/"):
         return False

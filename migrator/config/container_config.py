@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container's configuration file: carried to the other host, rewritten for it, and fenced against start.
+"""A container's configuration file: carried to the other host, rewritten for it, and fenced against being started.
 
-Pure functions of text where possible. The file's own order and comments are kept (lxc.container.conf(5)).
+Pure functions of text as far as possible. The file's own order and comments are kept (lxc.container.conf(5)).
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from migrator.errors.containers import ConfigInvalid
 
 FENCE_BEGIN = "# BEGIN migrator fence"
 FENCE_END = "# END migrator fence"
-FENCE_HOOK = "migrator-fence"  # in the container's folder
-SUPERSEDED = "To remove this copy:"  # in the message of a fence: the container lives on elsewhere
-DISK = "Its root file system is the subvolume"  # in the message too, with the uuid: records are forgotten
+FENCE_HOOK = "migrator-fence"  # in the container's directory
+SUPERSEDED = "To remove this copy:"  # in a fence's message: the container lives on elsewhere
+# Also in the message, followed by the uuid, because records get forgotten.
+DISK = "Its root file system is the subvolume"
 ROOTFS = "lxc.rootfs.path"
 FAULTS_SHOWN = 1000  # characters
-LINKS = 8  # that a configuration may be behind
+LINKS = 8  # symlinks that a configuration may be behind
 
 _FENCE = re.compile(rf"\n?{FENCE_BEGIN}((?!{FENCE_BEGIN}).)*?{FENCE_END}\n?", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
 class Carried:
-    """A configuration on its way: the file's text, and the text of each file that it includes, by its path."""
+    """A configuration in transit: the file's text, and the text of each file that it includes, by path."""
 
     text: str
     includes: dict[str, str]
@@ -56,9 +57,9 @@ def read(config_file: Path, name: str) -> Carried:
 
 
 def whole(name: str, config_file: Path, text: str, copies: Mapping[Path, str] | None = None) -> config_reader.Reading:
-    """All that LXC reads of this text of `config_file`; raises ConfigInvalid where that cannot be told.
+    """Everything LXC reads with this text of `config_file`; raises ConfigInvalid if that cannot be determined.
 
-    LXC knows no limits, and would take what lies beyond ours into account. `copies` are files that are to be there.
+    LXC has no limits and would take what is beyond ours into account. `copies` are files that are going to be there.
     """
     def read_file(path: str) -> str:
         return copies[Path(path)] if copies and Path(path) in copies else config_reader.read_file(path)
@@ -74,9 +75,10 @@ def adopted(carried: Carried, folder: Path, there: Callable[[str], bool], *, roo
             bridges: Mapping[str, str], new_name: str = "", added: Iterable[str] = ()) -> tuple[str, dict[Path, str]]:
     """The configuration for this host, and the copies in `folder` of what it includes and is not `there`.
 
-    A copied file may include others that this host lacks, and a folder is replaced by a file that includes the folder's
-    files one by one: so their order stays, which a folder's is not sure to. What else is as in `rewritten`.
-    The root file system is `rootfs` alone, whatever all these files say. The lines `added` come before it, at the end.
+    A copied file may include others that this host lacks, and a directory is replaced by a file that includes the
+    directory's files one by one: so their order is preserved, which a directory's is not guaranteed to be. Otherwise as
+    in `rewritten`. The root file system is always `rootfs`, whatever any of these files says. The lines `added` come
+    before it, at the end.
     """
     copies: dict[str, str] = {}
     texts: dict[str, str] = {}
@@ -89,20 +91,20 @@ def adopted(carried: Carried, folder: Path, there: Callable[[str], bool], *, roo
             if text is None:
                 inside = [path for path in carried.includes if posixpath.dirname(path) == value.rstrip("/")]
                 if not inside and value.endswith("/"):
-                    continue  # LXC takes that for an empty folder
+                    continue  # LXC treats that as an empty directory
                 text = "".join(f"{config_reader.INCLUDE} = {path}\n" for path in inside)
             base = re.sub(r"^\d\d-", "", posixpath.basename(value.rstrip("/")))
             copies[value] = str(folder / f"{len(copies):02d}-{base[:100]}")
             texts[copies[value]] = text
             waiting.append(text)
     own = rewritten(carried.text, bridges=bridges, includes=copies, new_name=new_name)
-    last = [*added, f"{ROOTFS} = {_storage(carried)}{rootfs}", ""]  # so that no include has the last word
+    last = [*added, f"{ROOTFS} = {_storage(carried)}{rootfs}", ""]  # at the end, so that no include overrides it
     return (own + "\n".join(last),
             {Path(path): rewritten(text, bridges=bridges, includes=copies) for path, text in texts.items()})
 
 
 def _storage(carried: Carried) -> str:
-    """What stands before the root file system's path on the source: `btrfs:`, `dir:` or nothing."""
+    """What precedes the root file system's path on the source: `btrfs:`, `dir:` or nothing."""
 
     def inside(folder: str) -> list[str] | None:
         return None if folder in carried.includes else [
@@ -114,35 +116,35 @@ def _storage(carried: Carried) -> str:
 
 
 def rootfs_of(settings: Iterable[tuple[str, str]]) -> str:
-    """The root file system that LXC takes: the last one that is named. "" for the host's own."""
+    """The root file system that LXC uses: the last one named. "" for the host's own."""
     return next((value for key, value in reversed(list(settings)) if key == ROOTFS), "")
 
 
 def rootfs_elsewhere(config: Path, rootfs: Path) -> str:
-    """The root file system that a configuration names, as it names it; "" where that is `rootfs`, or none is named."""
+    """The root file system that a configuration names, as written; "" if that is `rootfs` or none is named."""
     found = rootfs_of(config_reader.read(str(config), text_of(config)).settings)
     return found if found and os.path.realpath(_plain(found)) != os.path.realpath(rootfs) else ""
 
 
 def require_rootfs(name: str, config_file: Path, text: str, rootfs: Path) -> None:
-    """Raises ConfigInvalid unless a configuration has just this root file system: without one LXC takes the host's."""
+    """Raise ConfigInvalid unless a configuration has exactly this root file system: without one, LXC uses the host's.
+    """
     found = rootfs_of(config_reader.read(str(config_file), text).settings)
     if _plain(found) != str(rootfs):
         raise ConfigInvalid(name=name, reason=f"its root file system is {found or 'that of the host'}, not {rootfs}")
 
 
 def _plain(rootfs: str) -> str:
-    """The folder, without LXC's storage prefix."""
+    """The directory, without LXC's storage prefix."""
     return re.sub(r"^(btrfs|dir):(?=/)", "", rootfs)
 
 
 def rewritten(text: str, *, bridges: Mapping[str, str], includes: Mapping[str, str], new_name: str = "") -> str:
-    """A text of the configuration for another host, without a root file system, which `adopted` adds.
+    """The text of a configuration for another host, without a root file system, which `adopted` adds.
 
     `bridges` maps bridge names here to those there, and `includes` maps included paths that the other host lacks to the
-    copies that travel along. With a `new_name` that becomes its host name at the next start, as lxc-copy would have it
-    (do_lxcapi_clone in src/lxc/lxccontainer.c). What is left of a fence goes: taken away later, it could make other
-    lines of what was a comment.
+    copies that travel along. A `new_name` becomes its host name at the next start, as with lxc-copy (do_lxcapi_clone in
+    src/lxc/lxccontainer.c). Remains of a fence are removed: removing them later could turn a comment into other lines.
     """
     lines = []
     for line in config_reader.lines(text.removesuffix("\n")):
@@ -157,17 +159,17 @@ def rewritten(text: str, *, bridges: Mapping[str, str], includes: Mapping[str, s
             line = f"{key} = {includes[value]}"
         lines.append(line)
     if new_name:
-        lines.append(f"lxc.uts.name = {new_name}")  # at the end, so that no include has the last word
+        lines.append(f"lxc.uts.name = {new_name}")  # at the end, so that no include overrides it
     return "".join(f"{line}\n" for line in lines)
 
 
 def unfenced(text: str) -> str:
-    """The configuration without our fence, to the byte as it was before; also without one of an older version."""
+    """The configuration without our fence, byte for byte as before; also without that of an older version."""
 
     def instead(fence: re.Match[str]) -> str:
         begin, end = fence.span()
         between = begin > 0 and end < len(text) and text[begin - 1] != "\n" and text[end] != "\0"
-        return "\n" if between else ""  # somebody has added lines behind it
+        return "\n" if between else ""  # someone has added lines after it
 
     return _FENCE.sub(instead, text)
 
@@ -175,10 +177,10 @@ def unfenced(text: str) -> str:
 def fenced(text: str, hook: Path, migration: str) -> str:
     """The configuration with a fence: no start at boot, and a hook that refuses every other start.
 
-    Nothing of the container's own happens at a start that is refused. LXC runs hooks in the order of the configuration,
-    and an empty value takes back those before it; after one of pre-start has failed it still runs those of the end, and
-    destroys what is ephemeral (__lxc_start and lxc_end in liblxc's start.c). So the fence stands behind everything that
-    LXC reads (`config_reader.settings`), and takes all of that back.
+    When a start is refused, nothing of the container's own happens. LXC runs hooks in the order of the configuration,
+    and an empty value cancels those before it; after a pre-start hook has failed, LXC still runs the hooks for the end,
+    and destroys what is ephemeral (__lxc_start and lxc_end in liblxc's start.c). So the fence comes after everything
+    that LXC reads (`config_reader.settings`), and cancels all of that.
     """
     lines = [f"{FENCE_BEGIN} ({migration})", "lxc.start.auto = 0", "lxc.ephemeral = 0",
              *(f"{key} =" for key in ("lxc.hook.pre-start", "lxc.hook.stop", "lxc.hook.post-stop")),
@@ -188,22 +190,22 @@ def fenced(text: str, hook: Path, migration: str) -> str:
 
 
 def fence_of(text: str) -> str:
-    """The id of the migration that fenced this configuration, or ""; the last fence is the one that counts."""
+    """The id of the migration that fenced this configuration, or ""; the last fence counts."""
     found = re.findall(rf"{FENCE_BEGIN} \(([0-9a-f]+)\)", text)
     return found[-1] if found else ""
 
 
 def text_of(config: Path) -> str:
-    """A configuration to the byte, as `write_file` writes it; raises OSError."""
+    """A configuration, byte for byte, for `write_file`; raises OSError."""
     return config.read_bytes().decode(errors="surrogateescape")
 
 
 def fence(folder: Path, text: str, migration: str, message: str, *, place: Path | None = None) -> None:
-    """Write a container's configuration so that it cannot be started, with `message` for who tries.
+    """Write a container's configuration so that it cannot be started, with `message` for whoever tries.
 
-    `place` is where the folder will be, if it is not there yet.
+    `place` is where the directory will be, if it is not there yet.
 
-    The container's own configuration is the one that is fenced: what restores or starts it for this migration gives LXC
+    It is the container's own configuration that is fenced: to restore or start it for this migration, LXC is given
     another one to read (`restore`, `no_memory`). So the fence can stay until the container runs, and a crash before
     that leaves nothing that could be started.
     """
@@ -218,10 +220,7 @@ def fence(folder: Path, text: str, migration: str, message: str, *, place: Path 
 
 
 def add(folder: Path, lines: Iterable[str], migration: str) -> None:
-    """Add lines to a container's configuration that `migration` has fenced; its fence stays as it is.
-
-    Raises ConfigInvalid where it is not: then it is somebody else's.
-    """
+    """Add lines to what `migration` has fenced; the fence stays. Raises ConfigInvalid if it is someone else's."""
     text = text_of(folder / "config")
     if fence_of(text) != migration:
         raise ConfigInvalid(name=folder.name, reason=f"it is not fenced by migration {migration}")
@@ -231,7 +230,7 @@ def add(folder: Path, lines: Iterable[str], migration: str) -> None:
 
 
 def unfence(folder: Path, migration: str) -> None:
-    """Let a container be started again, if it was `migration` that fenced it, and it is still there."""
+    """Allow a container to be started again, if it is there and it was `migration` that fenced it."""
     config = folder / "config"
     if not config.is_file():
         return
@@ -242,22 +241,22 @@ def unfence(folder: Path, migration: str) -> None:
 
 
 def is_superseded(folder: Path) -> bool:
-    """Whether the fence says of itself that the container lives on elsewhere."""
+    """Whether the fence says that the container lives on elsewhere."""
     hook = folder / FENCE_HOOK
     return hook.is_file() and SUPERSEDED in hook.read_text(errors="replace")
 
 
 def disk_of(folder: Path) -> str:
-    """The uuid of the root file system that the fence in this folder was written for; "" where it does not tell."""
+    """The uuid of the root file system that the fence in this directory was written for; "" if it does not say."""
     hook = folder / FENCE_HOOK
     found = re.search(rf"{DISK} ([0-9a-f-]{{36}})", hook.read_text(errors="replace")) if hook.is_file() else None
     return found[1] if found else ""
 
 
 def strange_in(folder: Path, given_up: str = "") -> list[Path]:
-    """What lies in a container's folder that is not of migrator's making, nor its root file system's place.
+    """What in a container's directory was not made by migrator and is not the place of its root file system.
 
-    Or what is, and others use. `given_up` as in `include_copies.are_strange`.
+    Or was made by migrator, but is used by others. `given_up` as in `include_copies.are_strange`.
     """
     own = {"config", FENCE_HOOK, "rootfs", *map(_temporary, ("config", FENCE_HOOK))}
     if not include_copies.are_strange(folder, given_up):
@@ -266,10 +265,10 @@ def strange_in(folder: Path, given_up: str = "") -> list[Path]:
 
 
 def remove(folder: Path, given_up: str = "") -> list[Path]:
-    """Remove a container's folder without its root file system: what is ours in it, and itself if nothing else is.
+    """Remove a container's directory without its root file system: what is ours in it, and itself if nothing else is.
 
-    Returns what is left, after a warning. Where that is anything, the configuration stays too, with its fence, and what
-    it includes: by that the next cleanup, and the next move to here, know whose the folder is. But not that of a
+    Returns what is left, after a warning. If anything is, the configuration stays too, with its fence and what it
+    includes: by that, the next cleanup and the next move to here know whose directory it is. This does not apply to a
     migration that is `given_up`: all of its own goes.
     """
     if given_up:
@@ -295,14 +294,15 @@ def remove(folder: Path, given_up: str = "") -> list[Path]:
 
 
 def _temporary(name: str) -> str:
-    """What a file is called while it is written."""
+    """The name of a file while it is being written."""
     return f".{name}.new"
 
 
 def _target(path: Path) -> Path:
-    """The file that a link leads to, if nobody but root can have made that link, or can put another file there.
+    """The file that a symlink leads to, if only root can have made that link or can put another file there.
 
-    So not through the container's root file system, where the container's own root makes links. Else the path itself.
+    So not through the container's root file system, where the container's own root makes links. Otherwise the path
+    itself.
     """
     inside, hop = Path(os.path.realpath(path.parent / "rootfs")), path
     for _ in range(LINKS):
@@ -320,10 +320,10 @@ def _target(path: Path) -> Path:
 
 
 def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
-    """Replace a file as a whole and durably: whoever reads it sees the old text or the new one.
+    """Replace a file as a whole and durably: a reader sees the old text or the new one.
 
-    Without `mode` (permission bits) the old file's is kept, 0644 for a new one, and its owner; where the administrator
-    has put a link there, as what keeps a host's configurations in order does, it stays, and its target is replaced.
+    Without `mode` (permission bits), the old file's mode and owner are kept; a new one gets 0644. If the administrator
+    has put a symlink there, as configuration management does, the link stays and its target is replaced.
     """
     old, temporary = None, path.with_name(_temporary(path.name))
     if mode is None:
@@ -334,7 +334,7 @@ def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         if old and not path.is_symlink():
-            with contextlib.suppress(OSError):  # an owner that this host's root cannot give
+            with contextlib.suppress(OSError):  # an owner that root of this host cannot set
                 os.fchown(fd, old.st_uid, old.st_gid)
         os.fchmod(fd, mode)
         file.write(text)

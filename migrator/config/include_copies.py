@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copies of what a configuration includes and this host lacks, in the container's folder, by migration.
+"""Copies of files that a configuration includes and this host lacks, in the container's directory, by migration.
 
-A clone that somebody has made of the container (lxc-copy) includes them from there: LXC would not start it without.
+A clone that someone has made of the container (lxc-copy) includes them from there: without them LXC would not start it.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pathlib import Path
 from migrator.base import log, removal
 from migrator.config import config_reader
 
-FOLDER = "migrator-include"  # in the container's folder
+FOLDER = "migrator-include"  # in the container's directory
 
 _ID = "[0-9a-f]{8}"
 
 
 def drop(folder: Path, migration: str) -> None:
-    """Remove from a container's folder those of one migration, which is given up.
+    """Remove from a container's directory those of one migration, which is given up.
 
-    Nobody is asked whether he includes them: a configuration on a share that does not answer would keep the source
-    waiting, with its container frozen.
+    Other containers are not checked for including them: a configuration on a share that does not answer would keep the
+    source waiting, with its container frozen.
     """
     removal.tree(folder / FOLDER / migration)
     _remove_empty(folder)
 
 
 def drop_unused(folder: Path, keep: str = "") -> None:
-    """Remove those of all migrations but `keep`; but none that another container includes, which is told."""
+    """Remove those of all migrations but `keep`; but none that another container includes, which is logged."""
     used = tell_used(folder, keep)
     for id_ in sorted(set(_names(folder)) - used - {keep}):
         if re.fullmatch(_ID, id_):
@@ -39,7 +39,7 @@ def drop_unused(folder: Path, keep: str = "") -> None:
 
 
 def tell_used(folder: Path, keep: str = "") -> set[str]:
-    """Warn of those that stay, as another container includes them; of `keep` nobody needs to know. Returns them."""
+    """Warn of those that stay because another container includes them, except those of `keep`. Returns them."""
     used = used_by_others(folder)
     for id_ in sorted(set(_names(folder)) & set(used) - {keep}):
         log.warning(f"{folder / FOLDER / id_} stays, as {used[id_]} includes it")
@@ -47,9 +47,9 @@ def tell_used(folder: Path, keep: str = "") -> set[str]:
 
 
 def are_strange(folder: Path, given_up: str = "") -> bool:
-    """Whether there is more than may be removed: what somebody has put or mounted there, or what another includes.
+    """Whether there is more than may be removed: something that others have put or mounted there, or include.
 
-    Where a migration is `given_up`: anything that is not of that one. Then, too, nobody is asked what he includes.
+    For a migration that is `given_up`: anything that is not of that one. Then, too, other containers are not checked.
     """
     if removal.is_mounted(folder / FOLDER):
         return True
@@ -60,10 +60,10 @@ def are_strange(folder: Path, given_up: str = "") -> bool:
 
 
 def used_by_others(folder: Path) -> dict[str, Path]:
-    """By migration, those that another container of the same LXC path includes, or a snapshot, and its configuration.
+    """By migration, those included by another container of the same LXC path, or by a snapshot, with its configuration.
 
-    Told by the container's name and the id in what they say, which no other spelling of the LXC path changes: what lies
-    there is not looked at, as it may be on a share that does not answer.
+    Recognised by the container's name and the id in the text of the inclusion, which no other spelling of the LXC path
+    changes: the file itself is not looked at, because it may be on a share that does not answer.
     """
     used = dict[str, Path]()
     for config in _configurations(folder) if _names(folder) else []:
@@ -75,7 +75,7 @@ def used_by_others(folder: Path) -> dict[str, Path]:
 
 
 def _configurations(folder: Path) -> list[Path]:
-    """Of the other containers, and of all snapshots that LXC has made (lxc-snapshot), the container's own too."""
+    """Those of the other containers, and of all snapshots that LXC has made (lxc-snapshot), even this container's."""
     found = list[Path]()
     for container in sorted(folder.parent.iterdir()):
         if container.name != folder.name:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a container's configuration says that matters for a move, read from the file's text (lxc.container.conf(5)).
+"""What in a container's configuration matters for a move, read from the file's text (lxc.container.conf(5)).
 
 `migrator.config.config_reader` has the rules by which LXC reads it.
 """
@@ -24,16 +24,16 @@ class Net:
     index: int
     type: str = ""
     link: str = ""  # the bridge, or the parent of a macvlan, ipvlan or vlan
-    name: str = ""  # in the container; eth0, eth1, ... when empty
+    name: str = ""  # in the container; eth0, eth1, ... if empty
     hwaddr: str = ""
     pair: str = ""  # the veth's end on the host
     addresses: tuple[str, ...] = ()  # with prefix length, as written
-    mtu: int = 0  # 0: that of the link
-    routes: tuple[str, ...] = ()  # of the host, to what lies behind the container (veth.ipv4.route, veth.ipv6.route)
-    mode: str = ""  # of a veth: bridge (when empty) or router
-    vlan: str = ""  # of the bridge's port, untagged; "none" for none at all; "": the bridge's own
+    mtu: int = 0  # 0: the link's
+    routes: tuple[str, ...] = ()  # of the host, to what is behind the container (veth.ipv4.route, veth.ipv6.route)
+    mode: str = ""  # of a veth: bridge (the default) or router
+    vlan: str = ""  # of the bridge's port, untagged; "none" for no VLAN; "": the bridge's default
     tagged: tuple[str, ...] = ()
-    script: str = ""  # script.up, a command of the host's
+    script: str = ""  # script.up, a command on the host
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,13 @@ class MountEntry:
 
     @property
     def bind(self) -> bool:
-        """LXC goes by how an option begins (parse_vfs_attr in src/lxc/conf.c)."""
+        """LXC goes by the beginning of an option (parse_vfs_attr in src/lxc/conf.c)."""
         return any(option.startswith(("bind", "rbind")) for option in self.options)
 
 
 @dataclasses.dataclass(frozen=True)
 class IdMap:
-    """One `lxc.idmap`: `count` ids from `inside` on are `outside` and following on the host."""
+    """One `lxc.idmap`: the `count` ids from `inside` on are those from `outside` on, on the host."""
 
     kind: str  # "u" or "g"
     inside: int
@@ -63,21 +63,21 @@ class IdMap:
 
 @dataclasses.dataclass(frozen=True)
 class Include:
-    """A file that the configuration includes and that sets something."""
+    """A file that the configuration includes and that has settings."""
 
     path: str
-    by: str  # what `lxc.include` names: the file itself or its folder
+    by: str  # what `lxc.include` names: the file itself or its directory
     digest: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     arch: str = ""
-    rootfs: str = ""  # path, without a back end's prefix
-    backend: str = ""  # "dir", "btrfs", "overlay", "lvm", ...; empty when LXC finds out by itself
+    rootfs: str = ""  # path, without a storage prefix
+    backend: str = ""  # "dir", "btrfs", "overlay", "lvm", ...; empty if LXC detects it
     nets: tuple[Net, ...] = ()
     mounts: tuple[MountEntry, ...] = ()
-    mount_file: str = ""  # lxc.mount.fstab, where its lines do not travel
+    mount_file: str = ""  # lxc.mount.fstab, if its lines do not travel
     mount_auto: tuple[str, ...] = ()
     idmaps: tuple[IdMap, ...] = ()
     apparmor: str = ""
@@ -93,11 +93,12 @@ class Config:
     cgroup: tuple[tuple[str, str], ...] = ()  # lxc.cgroup.* and lxc.cgroup2.* limits
     cgroup_place: str = ""  # lxc.cgroup.dir.container: the cgroup itself, without LXC's own name for it
     shared_namespaces: tuple[str, ...] = ()  # lxc.namespace.share.* and .keep
-    faults: tuple[tuple[str, str], ...] = ()  # why LXC refuses it, or it cannot be carried: a file, and its fault
+    # Why LXC refuses it or it cannot be carried over: a file, and what is wrong with it.
+    faults: tuple[tuple[str, str], ...] = ()
 
 
 def read(path: Path) -> Config:
-    """The configuration in this file, as it travels, its includes followed; one with a fault when it cannot be read."""
+    """The configuration in this file, as it travels, with its includes; one with a fault if it cannot be read."""
     try:
         text = config_reader.read_file(str(path))
     except OSError as error:
@@ -107,7 +108,7 @@ def read(path: Path) -> Config:
 
 def parse(text: str, path: str = "config", read_file: Callable[[str], str] = config_reader.read_file,
           list_folder: Callable[[str], list[str] | None] = config_reader.list_folder) -> Config:
-    """The configuration in `text`, of the file `path`."""
+    """The configuration in `text`, the content of the file `path`."""
     reading = config_reader.read(path, text, read_file, list_folder)
     items = list(reading.settings)
     values: dict[str, list[str]] = {}
@@ -115,7 +116,7 @@ def parse(text: str, path: str = "config", read_file: Callable[[str], str] = con
         if value:
             values.setdefault(key, []).append(value)
         else:
-            values.pop(key, None)  # an empty value takes back what came before
+            values.pop(key, None)  # an empty value cancels what came before
 
     def last(key: str) -> str:
         return values.get(key, [""])[-1]
@@ -206,7 +207,7 @@ def _mounts(lines: Iterable[str]) -> Iterable[MountEntry]:
 
 
 def _unescape(field: str) -> str:
-    """fstab(5) and /proc/PID/mountinfo write a space as \\040."""
+    """fstab(5) and /proc/PID/mountinfo write a space as an octal escape."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file with mounts that `lxc.mount.fstab` names: its lines travel, as those of `lxc.mount.entry`.
+"""The file of mounts that `lxc.mount.fstab` names: its lines travel as lines of `lxc.mount.entry`.
 
-LXC before 2.1 made one in each container's folder (`lxc.mount`), and lxc-update-config has kept it. The destination has
-no such file, or another container's, and LXC starts none whose file it cannot read. To it the two kinds are one: what
-entries say it writes into a file, and reads that as it has read this one before (setup_mount_fstab and
+LXC before 2.1 made one in each container's directory (`lxc.mount`), and lxc-update-config kept it. The destination has
+no such file, or another container's, and LXC does not start a container whose file it cannot read. To LXC the two kinds
+are equivalent: it writes the entries into a file, and reads that as it has read this one before (setup_mount_fstab and
 setup_mount_entries in liblxc's conf.c).
 """
 
@@ -30,10 +30,10 @@ def lines(text: str) -> list[str]:
 
 def inlined(text: str, path: str, read_file: Callable[[str], str] = config_reader.read_file,
             list_folder: Callable[[str], list[str] | None] = config_reader.list_folder) -> str:
-    """The own text of the configuration `path`, with the lines of that file in its place.
+    """The own text of the configuration `path`, with the lines of that file inserted.
 
-    Before all other mounts, as LXC does them first; but behind a line that takes entries back. Where the file cannot be
-    read, or an included file names one, which the destination may have, it stays as it is: see `fstab-missing`.
+    Before all other mounts, because LXC does them first; but after a line that cancels entries. If the file cannot be
+    read, or an included file names one that the destination may have, it stays as it is: see `fstab-missing`.
     """
     own = [value for key, value in config_reader.settings(text) if key == KEY and value]
     if not own:
