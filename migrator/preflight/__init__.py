@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Will this container survive the move? Facts of both hosts and of the container in, findings out.
+"""Will this container survive the move? Takes facts about both hosts and the container; returns findings.
 
-`host_facts` and `container_facts` look at the system; `checks` is a pure function of what they saw.
+`host_facts` and `container_facts` look at the system; `checks` are pure functions of what they saw.
 """

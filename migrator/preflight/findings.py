@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Findings: what stands in a move's way, how bad it is, and what to do about it.
+"""Findings: what stands in the way of a move, how serious it is, and what to do about it.
 
-Each kind of finding is a `Code`, defined beside the check that reports it; docs/findings.md is made from them.
+Each kind of finding is a `Code`, defined next to the check that reports it; docs/findings.md is generated from them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from migrator.errors import UsageError
 
 
 class Severity(enum.StrEnum):
-    ERROR = "error"  # the move would fail, or lose something
+    ERROR = "error"  # the move would fail, or something would be lost
     WARNING = "warning"  # it may fail, or something will be different afterwards
     INFO = "info"
 
@@ -34,7 +34,7 @@ class Finding:
     code: str
     severity: Severity
     message: str  # one sentence with the facts in it
-    cure: str  # what to type or do; "" where there is nothing to do
+    cure: str  # what to type or do; "" if there is nothing to do
 
     def to_json(self) -> dict[str, str]:
         return {
@@ -44,9 +44,9 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """A kind of finding. `explanation` is for the documents: why it matters, and on what that rests.
+    """A kind of finding. `explanation` is for the documents: why it matters, and what that is based on.
 
-    A `memory_only` one stands in the way of the memory alone: with --no-memory it does not exist.
+    One that is `memory_only` stands in the way only of the memory: with --no-memory it does not exist.
     """
 
     name: str
@@ -70,7 +70,7 @@ def define(name: str, severity: Severity, explanation: str, *, memory_only: bool
 
 
 def codes() -> dict[str, Code]:
-    """Every kind of finding, of the modules that were imported (`migrator.preflight.survey` imports all), by name."""
+    """Every kind of finding, by name, of the modules imported so far (`migrator.preflight.survey` imports all)."""
     return dict(sorted(_codes.items()))
 
 
@@ -80,7 +80,7 @@ def without_memory(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def check_ignored(names: Iterable[str]) -> frozenset[str]:
-    """The codes that `--ignore` names; raises UsageError, with codes that look alike, for one that does not exist."""
+    """The codes that `--ignore` names; raises UsageError, suggesting similar codes, for one that does not exist."""
     names = frozenset(names)
     for name in sorted(names):
         if name not in _codes:
@@ -120,7 +120,7 @@ _HEADS = re.compile(rf"^(?:{'|'.join(Severity)})(?= +[a-z0-9-]+: )", re.MULTILIN
 def render(findings: Iterable[Finding]) -> str:
     """The findings for people: severity, code and sentence, then the cure, one below the other.
 
-    Names of files and processes come from the container, which may have put line ends into them.
+    Names of files and processes come from the container and may contain line breaks.
     """
     lines = []
     for finding in ordered(findings):

@@ -52,7 +52,7 @@ CHECKS = (
 def find(
     source: HostFacts, destination: HostFacts | None, container: ContainerFacts, options: PlanOptions | None = None
 ) -> list[Finding]:
-    """Everything that stands in the way, errors first. Without a destination only what the source can know."""
+    """Everything that stands in the way, errors first. Without a destination, only what the source can know."""
     case = Case(source, destination, container, options or PlanOptions())
     found = list(_once(finding for check in CHECKS for finding in check(case)))
     return ordered(found if case.options.memory else without_memory(found))
@@ -63,7 +63,7 @@ def _once(findings: Iterable[Finding]) -> Iterable[Finding]:
 
 
 def query(container: ContainerFacts, lxcpath: str) -> Query:
-    """What the destination is to look for on this container's behalf."""
+    """What the destination is to look for on behalf of this container."""
     return Query(lxcpath, mount_checks.needed_paths(container) + config_checks.needed_paths(container),
                  tuple(include.path for include in container.config.includes))
 

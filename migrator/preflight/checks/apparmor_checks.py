@@ -12,7 +12,8 @@ from migrator.preflight.facts.host_facts import HostFacts
 from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-DEFAULT = "lxc-container-default-cgns"  # without lxc.apparmor.profile (AA_DEF_PROFILE_CGNS in liblxc's lsm/apparmor.c)
+# LXC's default for lxc.apparmor.profile (AA_DEF_PROFILE_CGNS in liblxc's lsm/apparmor.c)
+DEFAULT = "lxc-container-default-cgns"
 PRICE = "then AppArmor no longer restrains its root, only namespaces, capabilities and seccomp do"
 
 MISSING = define("apparmor-missing", ERROR, """Processes that AppArmor confines cannot be restored on a kernel without
@@ -40,7 +41,7 @@ def apparmor(case: Case) -> Iterator[Finding]:
     configured = container.config.apparmor
     if configured == "generated" and not there.has_program("apparmor_parser"):
         yield PARSER.found(f"{there.name} has no apparmor_parser.", f"On {there.name}: apt-get install apparmor")
-    wanted = confined if case.options.memory else []  # a restore gives each process what it had before
+    wanted = confined if case.options.memory else []  # a restore gives each process the profile it had before
     for profile in wanted:
         if not is_loaded(there, profile):
             yield _generated(case, there, profile) if is_generated(profile) else _missing(there, profile, ERROR)
@@ -50,7 +51,7 @@ def apparmor(case: Case) -> Iterator[Finding]:
 
 
 def by_start(configured: str) -> list[str]:
-    """The profiles that LXC needs to start the container; what it generates it loads itself."""
+    """The profiles that LXC needs in order to start the container; a generated one it loads itself."""
     return [] if configured in ("generated", "unchanged", "unconfined") else [configured or DEFAULT]
 
 
@@ -65,7 +66,7 @@ def _generated(case: Case, there: HostFacts, profile: str) -> Finding:
     load = ""
     if found.text:
         load = f"ssh {target} apparmor_parser -r < {shlex.quote(found.text)}"
-    elif found.binary:  # one call of write(2) must bring all of it
+    elif found.binary:  # one write(2) must bring all of it
         whole = "bs=64M iflag=fullblock"
         load = f"dd if={shlex.quote(found.binary)} {whole} | ssh {target} dd of={SECURITY}/.replace {whole}"
     return GENERATED.found(
@@ -76,7 +77,7 @@ def _generated(case: Case, there: HostFacts, profile: str) -> Finding:
 
 
 def _missing(there: HostFacts, profile: str, severity: Severity) -> Finding:
-    if profile.startswith("lxc-container-default"):  # LXC's own, which come with its package
+    if profile.startswith("lxc-container-default"):  # LXC's own, from its package
         load = f"On {there.name}: apt-get install apparmor lxc && apparmor_parser -r /etc/apparmor.d/lxc-containers"
     else:
         load = f"Copy its file from /etc/apparmor.d to {there.name} and load it: apparmor_parser -r FILE"

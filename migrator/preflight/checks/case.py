@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What every check of the preflight is given, and words that several of them need."""
+"""What every check of the preflight is given, and wording that several of them share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class PlanOptions:
     """What the user's options and earlier migrations add to the facts."""
 
     bridges: Mapping[str, str] = dataclasses.field(default_factory=dict)  # --map-bridge: here -> there
-    name: str = ""  # the container's name on the destination; "" for the same
+    name: str = ""  # the container's name on the destination; "" for the same one
     known_copy: bool = False  # the destination's container of that name is an earlier stage of this one
-    disk_needed: int | None = None  # bytes to be sent to the destination's disk; None: all of it; 0: unknown
+    disk_needed: int | None = None  # bytes to send to the destination's disk; None: all of it; 0: unknown
     tunnel: tuple[str, ...] = ()  # what is wrong with this host's WireGuard, if a tunnel is used
     answers: Mapping[str, str] = dataclasses.field(default_factory=dict)  # who answers, see `network_checks.to_ask`
-    clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: from the facts' times
+    clock_offset: float | None = None  # seconds that the destination's clock is ahead; None: take it from the facts
     memory: bool = True  # False with --no-memory: it is stopped here and started there
 
 
@@ -46,12 +46,12 @@ class Case:
 
     @property
     def hinders_start(self) -> Severity:
-        """How bad it is that the container cannot be started on the destination."""
+        """How serious it is that the container cannot be started on the destination."""
         return Severity.WARNING if self.options.memory else Severity.ERROR
 
     @property
     def hinders_restore(self) -> Severity:
-        """How bad it is that it cannot be restored as it was; if it is restarted it only differs."""
+        """How serious it is that it cannot be restored as it was; if it is restarted, it will merely differ."""
         return Severity.ERROR if self.options.memory else Severity.WARNING
 
     @property
@@ -59,9 +59,9 @@ class Case:
         return f"{self.container.lxcpath}/{self.container.name}/config"
 
     def inside(self, *command: str) -> str:
-        """A command for in the container, so that it does nothing to the host where it is typed, or to another one.
+        """A command to be run in the container, so that it cannot affect the host where it is typed, or another one.
 
-        It is root's there: on a path only where that `is_fixed`.
+        It runs as root there: on a path only if that `is_fixed`.
         """
         return shlex.join(["lxc-attach", "-P", str(self.container.lxcpath), "-n", self.container.name, "--", *command])
 

@@ -16,7 +16,7 @@ from migrator.preflight.facts.host_facts import HostFacts
 from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-PACKAGED = "/usr/share/lxc/"  # comes with each host's LXC
+PACKAGED = "/usr/share/lxc/"  # part of each host's LXC package
 # Those that run on the host before the container does (lxc.container.conf(5)).
 START_HOOKS = ("lxc.hook.pre-start", "lxc.hook.pre-mount", "lxc.hook.mount", "lxc.hook.autodev", "lxc.hook.start-host")
 OTHER_HOOKS = ("lxc.hook.clone", "lxc.hook.destroy")
@@ -62,7 +62,7 @@ CONSENT = define("consent-needed", ERROR, """Hooks run as root on the host, and 
 
 
 def needed_paths(container: ContainerFacts) -> tuple[str, ...]:
-    """Files that the configuration names: programs of hooks, the seccomp profile, included files of the host."""
+    """Files that the configuration names: programs of hooks, the seccomp profile, the host's included files."""
     config = container.config
     commands = [*(command for _, command in config.hooks), *(net.script for net in config.nets)]
     paths = [_program(command) for command in commands] + [config.seccomp, config.mount_file, *container.included]
@@ -178,12 +178,12 @@ def includes(case: Case) -> Iterator[Finding]:
 
 
 def _differs(include: Include, container: ContainerFacts, there: HostFacts) -> bool:
-    """Whether the destination has a different file under that path; if it has none, a copy moves along."""
+    """Whether the destination has a different file at that path; if it has none, a copy moves along."""
     if include.path.startswith(f"{container.lxcpath}/{container.name}/"):
         return False  # it always travels
     found = there.digests.get(include.path)
     if found is None:
-        return include.by != include.path and include.by in there.present  # it has the folder, but not this file
+        return include.by != include.path and include.by in there.present  # it has the directory, but not this file
     return found != include.digest
 
 
@@ -204,7 +204,7 @@ def consents(case: Case) -> Iterator[Finding]:
 
 
 def answered(path: str, there: HostFacts) -> bool:
-    """Whether a host that has not reported this path lacks it: it reports most paths only to a host that it trusts."""
+    """Whether a host that has not reported this path lacks it: most paths are reported only to a trusted host."""
     return not there.hooks_fix or consent.may_be_asked(path)
 
 
@@ -239,7 +239,7 @@ def _of_kind(wanted: IdMap, entries: Iterable[IdMap]) -> list[IdMap]:
 
 
 def _covered(wanted: IdMap, ranges: list[tuple[int, int]]) -> bool:
-    """Whether all ids of `wanted` lie in the ranges (first, count), which may adjoin."""
+    """Whether all ids of `wanted` are in the ranges (first, count), which may be adjacent."""
     position, end = wanted.outside, wanted.outside + wanted.count
     for first, count in sorted(ranges):
         if first <= position < first + count:

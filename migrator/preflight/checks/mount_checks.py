@@ -18,7 +18,7 @@ ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
 # File systems that the kernel itself never writes to.
 UNWRITTEN = frozenset({"squashfs", "erofs", "iso9660"})
-# By the kernel's device numbers; the source of a mount may be another device, or an option.
+# By the kernel's device numbers, because a mount's source may be another device, or an option.
 LOSETUP = "losetup --list --output MAJ:MIN,BACK-FILE"
 
 UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU remounts only the file systems that it knows, and takes others
@@ -66,7 +66,7 @@ def _configured(container: ContainerFacts) -> list[str]:
 
 
 def _left_out(container: ContainerFacts) -> list[str]:
-    """What LXC has bind-mounted, and silently skips if it is missing."""
+    """What LXC bind-mounts, and silently skips if it is missing."""
     mounted = {mount.target for mount in container.mounts}
     return [entry.source for entry in container.config.mounts
             if "optional" in entry.options and _binds(entry) and not entry.source.startswith(SYSTEM)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The addresses of a container, by its configuration and by what it has given itself."""
+"""The addresses of a container, from its configuration and from what it has configured itself."""
 
 from __future__ import annotations
 

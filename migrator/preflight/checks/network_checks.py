@@ -18,9 +18,9 @@ from migrator.preflight.facts.host_facts import HostFacts
 from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
-BRIDGES = ("bridge",)  # what LXC and CRIU attach a restored veth to; neither supports Open vSwitch there
+BRIDGES = ("bridge",)  # what LXC and CRIU attach a restored veth to; neither supports Open vSwitch for that
 SHARED = "A bridge that both hosts share"  # a headline of docs/guide.md
-# What lxc-net gives every lxcbr0 on every host (LXC_BRIDGE_MAC in its script): LXC 6.0.4 and 7.0, and older ones.
+# What lxc-net gives every lxcbr0 on every host (LXC_BRIDGE_MAC in its script): LXC 6.0.4 and 7.0, and older versions.
 LXC_NET_MACS = ("10:66:6a:00:00:00", "00:16:3e:00:00:00")
 # What liblxc restores (criu_ok in src/lxc/criu.c).
 RESTORABLE = ("veth", "none", "empty", "phys", "macvlan")
@@ -93,7 +93,7 @@ def silence(case: Case) -> Iterator[Finding]:
 
 
 def made(case: Case) -> Iterator[Finding]:
-    """CRIU itself makes those of a container without an id mapping."""
+    """CRIU itself creates those of a container without an id mapping."""
     there, config = case.destination, case.container.config
     if not there or not config.idmaps:
         return
@@ -195,9 +195,11 @@ def subnet(case: Case) -> Iterator[Finding]:
 
 
 def to_ask(case: Case) -> dict[str, tuple[str, str, str]]:
-    """The questions whose answers tell whether two bridges are one segment: an IPv4 address that the destination has on
-    its bridge, the bridge here on which it must answer for it, and with which hardware address. Each under a name, as
-    `ADDRESS%BRIDGE`."""
+    """The questions whose answers tell whether two bridges are one segment.
+
+    Each has a name, such as `ADDRESS%BRIDGE`, and consists of an IPv4 address that the destination has on its bridge,
+    the bridge here on which it must answer for it, and the MAC address with which it must.
+    """
     found = {}
     for here, there in _bridges(case):
         mine = [ip for ip in net_addresses.parsed(here.addresses) if ip.version == 4]
@@ -241,8 +243,11 @@ def _bridges(case: Case) -> list[tuple[Interface, Interface]]:
 
 
 def _same(here: Interface, there: Interface) -> list[str]:
-    """The addresses that both bridges have; none where both have the same hardware address too, unless it is lxc-net's:
-    a gateway that is meant to be everywhere on one segment (anycast)."""
+    """The addresses that both bridges have.
+
+    None if both have the same MAC address, too, unless it is lxc-net's: then it is a gateway that is meant to be
+    everywhere on one segment (anycast).
+    """
     if here.mac == there.mac and here.mac not in LXC_NET_MACS:
         return []
     theirs = {str(ip) for ip in net_addresses.plain(there.addresses)}
@@ -283,7 +288,7 @@ def hardware_addresses(case: Case) -> Iterator[Finding]:
         if there is None:
             return
         for interface in there.interfaces:
-            # the ends of a veth have the same address only if someone has set it so
+            # The ends of a veth have the same address only if someone has set it so.
             if interface.mac.lower() == mac:
                 yield MAC_TAKEN.found(f"{interface.name} on {there.name} also has the MAC {mac}.",
                                       f"Change it there: ip link set {shlex.quote(interface.name)} address ...")

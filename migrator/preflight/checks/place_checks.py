@@ -64,7 +64,7 @@ def state(case: Case) -> Iterator[Finding]:
         yield NOT_RUNNING.found(f"{facts.name} is {facts.state}.",
                                 f"Start it: lxc-start -P {shlex.quote(facts.lxcpath)} {facts.name}")
     if facts.ephemeral:
-        kept = f"{facts.lxcpath}/{facts.name}.kept"  # its own folder is removed, with everything in it
+        kept = f"{facts.lxcpath}/{facts.name}.kept"  # its own directory is removed with everything in it
         yield EPHEMERAL.found(
             f"{facts.name} was started as ephemeral: once it stops, LXC destroys it, disk and all, whatever its "
             "configuration says now.",
@@ -133,13 +133,14 @@ def storage(case: Case) -> Iterator[Finding]:
 
 
 def _into_a_folder(case: Case, path: str) -> str:
-    """How the subvolume at a path in the container becomes a folder, with what it holds.
+    """How the subvolume at a path in the container is turned into a directory, with its contents.
 
-    Inside, not by its path from here, as the host's root: who is in there could lead that elsewhere meanwhile. So could
-    a user in there, where a folder on the way is his; then it is his to do. What is mounted there refuses to be moved
-    (EBUSY); what is mounted in it, find leaves (-xdev), as rm -r would not. With -T nothing goes into a folder that
-    somebody has put there by the new name, or that a link of his leads to. Root moves it to where nobody else comes: a
-    user who has a folder in it could put a link to /root in its place, and cp would read on there.
+    This is done inside, and not by its path from here as the host's root, because anyone in there could meanwhile make
+    that path lead elsewhere. So could a user in there, if a directory on the way is theirs; then that user has to do
+    it. What is mounted there refuses to be moved (EBUSY); what is mounted in it is left alone by find (-xdev), but
+    would not be by rm -r. With -T, nothing goes into a directory that someone has put there under the new name, or that
+    a symlink of theirs leads to. Root moves it to where nobody else has access: a user with a directory in it could
+    replace that by a symlink to /root, and cp would read on there.
     """
     named, away = shlex.quote(path), shlex.quote(f"{path}.subvolume")
     if case.is_fixed(path):
@@ -158,7 +159,7 @@ def _into_a_folder(case: Case, path: str) -> str:
 
 
 def _as_user(case: Case, words: str) -> str:
-    """By su, which gives him his groups and no others: lxc-attach -u would take any that it is told."""
+    """Through su, which sets that user's groups and no others: lxc-attach -u would take any that it is told."""
     return case.inside("su", "-s", "/bin/sh", "-c", words, "USER")
 
 
@@ -171,7 +172,7 @@ def quota(case: Case) -> Iterator[Finding]:
         for limit, option, of_what in zip(limits, ("", "-e "), ("", " that only it uses"), strict=True):
             if limit >= 0:
                 shown.append(f"{size(limit)}{of_what} (qgroup {group})")
-                # Any other group may have more than this container in it.
+                # Any other group may contain more than this container.
                 commands += [f"btrfs qgroup limit {option}{limit} {copy}"] if group.startswith("0/") else []
     if shown:
         yield QUOTA.found(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Kernel, processor, CRIU, LXC and the other programs of both hosts."""
+"""Kernel, CPU, CRIU, LXC and the other programs of both hosts."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Rule:
 
     kernel: tuple[int, int]
     criu: tuple[int, int]
-    sockets: bool  # only when a process has a network socket
+    sockets: bool  # only if a process has a network socket
     why: str
 
 
@@ -233,7 +233,7 @@ def programs(case: Case) -> Iterator[Finding]:
     if not case.options.memory:
         needed += [program for program in _STARTED if all(host.lxc for host in case.hosts)]
     elif any(mount.type == "tmpfs" and mount.kind == "own" for mount in case.container.mounts):
-        needed.append(("tar", "tar"))  # CRIU packs what lies in a tmpfs (tmpfs_dump in criu/filesystems.c)
+        needed.append(("tar", "tar"))  # CRIU packs the contents of a tmpfs with it (tmpfs_dump in criu/filesystems.c)
     for host in case.hosts:
         restores = host is case.destination and host.lxc and case.options.memory
         wanted = [*needed, ("lxc-checkpoint", "lxc")] if restores else needed
@@ -277,7 +277,7 @@ def cgroups(case: Case) -> Iterator[Finding]:
     if not there or there.cgroups != "unified":
         return
     wanted = {key.removeprefix("lxc.cgroup2.").split(".")[0] for key, _ in case.container.config.cgroup
-              if key.startswith("lxc.cgroup2.")} - {"cgroup", "devices"}  # devices are limited by a BPF program
+              if key.startswith("lxc.cgroup2.")} - {"cgroup", "devices"}  # devices are controlled by a BPF program
     missing = sorted(wanted - set(there.controllers))
     if missing:
         yield CONTROLLERS.found(

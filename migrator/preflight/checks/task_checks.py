@@ -19,7 +19,7 @@ PATH_SHOWN = 300  # characters; a container may have paths of any length
 # What CRIU can dump (dump_one_file in criu/files.c).
 ANON_INODES = frozenset({"eventfd", "eventpoll", "inotify", "fanotify", "signalfd", "timerfd", "pidfd", "bpf-map"})
 BPF = frozenset({"bpf-prog", "bpf_link", "bpf-link", "btf", "bpf_iter", "bpf-token"})
-# By the names in /proc/net/protocols; dump_socket in criu/sockets.c and can_dump_ipproto in criu/sk-inet.c.
+# By their names in /proc/net/protocols; dump_socket in criu/sockets.c and can_dump_ipproto in criu/sk-inet.c.
 SOCKETS = frozenset({
     "TCP", "TCPv6", "UDP", "UDPv6", "UDP-Lite", "UDPLITEv6", "UDPLite", "RAW", "RAWv6", "PING", "PINGv6", "UNIX",
     "UNIX-STREAM", "NETLINK", "PACKET",
@@ -221,7 +221,7 @@ _DEVICE = re.compile(r"(char|block) (\d{1,9}):(\d{1,9}) ")
 
 
 def device_dumpable(note: Note) -> bool:
-    """Whether CRIU dumps this device when it is open (dump_chrdev in criu/files.c, get_tty_driver in criu/tty.c)."""
+    """Whether CRIU dumps this device if it is open (dump_chrdev in criu/files.c, get_tty_driver in criu/tty.c)."""
     found = _DEVICE.match(note.detail)
     if not found or found[1] != "char":
         return False

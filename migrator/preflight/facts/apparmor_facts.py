@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What AppArmor confines a container by: the label of its first process, and where the profile in it comes from.
+"""The AppArmor confinement of a container: the label of its PID 1, and where the profile in it comes from.
 
-LXC loads a profile of its own for a container with `lxc.apparmor.profile = generated` when it starts it, and takes it
-away when it stops it (src/lxc/lsm/apparmor.c). It is called `lxc-NAME_<LXCPATH>`, and where the kernel can stack
-policies the container also gets a policy namespace, which CRIU carries over (criu/apparmor.c); the profile it does not.
+When LXC starts a container with `lxc.apparmor.profile = generated`, it loads a profile made for it, and unloads that
+when it stops (src/lxc/lsm/apparmor.c). The profile is called `lxc-NAME_<LXCPATH>`, and if the kernel can stack policies
+the container also gets a policy namespace. CRIU carries the namespace over (criu/apparmor.c), but not the profile.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GENERATED = re.compile(r"lxc-.+_<.*>|[0-9a-f]{16}")
 
 @dataclasses.dataclass(frozen=True)
 class AppArmor:
-    label: str = ""  # of the first process, without its mode; "" for unconfined
+    label: str = ""  # of PID 1, without its mode; "" for unconfined
     text: str = ""  # where LXC keeps the text of the profile that it has generated
     binary: str = ""  # where the kernel shows that profile as it was loaded
 
@@ -48,7 +48,7 @@ def is_generated(profile: str) -> bool:
 
 
 def gather(init: int, folder: Path) -> AppArmor:
-    """Look at the container whose first process is `init` and whose folder this is."""
+    """Look at the container whose PID 1 is `init` and whose directory is `folder`."""
     if not enabled():
         return AppArmor()
     current = read_text(f"/proc/{init}/attr/apparmor/current") or read_text(f"/proc/{init}/attr/current")

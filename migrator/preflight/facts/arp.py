@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who answers for an IPv4 address on a link: a probe as of RFC 5227, which leaves no trace in anybody's ARP table."""
+"""Who answers for an IPv4 address on a link: a probe as in RFC 5227, which leaves no trace in anybody's ARP table."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from migrator.base import log
 
 ETH_ARP = 0x0806
 REQUEST, REPLY = 1, 2
-PROBES = (0.0, 0.1, 0.3, 0.7, 1.5)  # seconds from the first: an answer takes a millisecond, but any of them may be lost
+# Seconds from the first: an answer takes a millisecond, but any of them may get lost.
+PROBES = (0.0, 0.1, 0.3, 0.7, 1.5)
 LIMIT = 2.5  # seconds from the first
-FRAMES_MAX = 10_000  # that are looked at between two probes
+FRAMES_MAX = 10_000  # frames that are looked at between two probes
 _FRAME = struct.Struct("!6s6sHHHBBH6s4s6s4s")
 
 
 def probe(mac: bytes, address: ipaddress.IPv4Address) -> bytes:
-    """The question, as an Ethernet frame: from hardware address `mac`, and from no address."""
+    """The question, as an Ethernet frame: from the MAC address `mac`, and from no IP address."""
     return _FRAME.pack(b"\xff" * 6, mac, ETH_ARP, 1, 0x0800, 6, 4, REQUEST, mac, bytes(4), bytes(6), address.packed)
 
 
 def answer(frame: bytes, address: ipaddress.IPv4Address) -> str:
-    """The hardware address that answers for `address` in this frame; "" when it is no such answer."""
+    """The MAC address that answers for `address` in this frame; "" if it is not such an answer."""
     if len(frame) < _FRAME.size:
         return ""
     _, _, kind, hardware, protocol, _, _, operation, sender, sender_address, _, _ = _FRAME.unpack_from(frame)
@@ -35,11 +36,11 @@ def answer(frame: bytes, address: ipaddress.IPv4Address) -> str:
 
 
 def who_has(address: str, interface: str, expected: str) -> str | None:
-    """The hardware address that answers for an IPv4 address on the link of `interface`: the `expected` one where that
-    is among those that do, else another, "" when nobody does.
+    """The MAC address that answers for an IPv4 address on the link of `interface`; "" if nobody does.
 
-    A host answers for any of its addresses on any of its interfaces, so the first answer need not be the only one.
-    Takes LIMIT seconds when the expected one does not answer. None where it could not be asked.
+    It is the `expected` one if that is among those that answer, else another: a host answers for any of its addresses
+    on any of its interfaces, so the first answer need not be the only one. Takes LIMIT seconds if the expected one does
+    not answer. None if the question could not be asked.
     """
     wanted, other = ipaddress.IPv4Address(address), ""
     try:
@@ -60,7 +61,7 @@ def who_has(address: str, interface: str, expected: str) -> str | None:
 
 
 def _listen(link: socket.socket, wanted: ipaddress.IPv4Address, expected: str, until: float) -> str:
-    """Who answers in what has come already, and in what comes until then (time.monotonic())."""
+    """Who answers in what has already come, and in what comes until then (time.monotonic())."""
     other = ""
     for _ in range(FRAMES_MAX):
         if not select.select([link], [], [], max(0.0, until - time.monotonic()))[0]:

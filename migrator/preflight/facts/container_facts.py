@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The facts about a running container that decide whether, and how, it can be moved. Gathered on the source.
 
-`quick` facts take some hundredths of a second and are gathered again right before the freeze; `full` ones add what
-needs a walk through the root file system, and what only warns of what a restore leaves out.
+`quick` facts take a few hundredths of a second and are gathered again right before the freeze; `full` ones add what
+requires a walk through the root file system, and what only leads to warnings about what a restore leaves out.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Rootfs:
     filesystem: str = ""
     subvolume: bool = False
     nested: tuple[str, ...] = ()  # subvolumes inside: a snapshot leaves them out
-    nested_unknown: str = ""  # why these could not be told
-    used: int = -1  # bytes on disk; -1 when nobody counted
-    quota: tuple[tuple[str, int, int], ...] = ()  # see `btrfs.quota`; only where somebody has counted
-    replaced: bool = False  # the first process lives on another one
+    nested_unknown: str = ""  # why these could not be determined
+    used: int = -1  # bytes on disk; -1 if nobody counted
+    quota: tuple[tuple[str, int, int], ...] = ()  # see `btrfs.quota`; only if someone has counted
+    replaced: bool = False  # PID 1 lives in a different one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,30 +50,30 @@ class ContainerFacts:
     name: str
     lxcpath: str
     state: str
-    init_pid: int = 0  # on this host; 0 when it does not run
+    init_pid: int = 0  # on this host; 0 if it does not run
     init_name: str = ""
-    init_root: str = "/"  # the first process's root as /proc shows it: "/" unless it is in a chroot
+    init_root: str = "/"  # PID 1's root as shown in /proc: "/" unless it is in a chroot
     config: Config = dataclasses.field(default_factory=Config)
     rootfs: Rootfs = dataclasses.field(default_factory=lambda: Rootfs(""))
     memory: int = 0  # bytes of pages that must be dumped: anonymous and shared
     tasks: Tasks = dataclasses.field(default_factory=Tasks)
     mounts: tuple[Mount, ...] = ()
     interfaces: tuple[Interface, ...] = ()
-    unsaved: Unsaved = dataclasses.field(default_factory=Unsaved)  # of its network; only where all is looked at
-    networks: int = 1  # the network namespaces that its processes are in
+    unsaved: Unsaved = dataclasses.field(default_factory=Unsaved)  # of its network; only in a full look
+    networks: int = 1  # how many network namespaces its processes are in
     encrypted: tuple[str, ...] = ()  # what the kernel encrypts for it in these, or in the first `NAMESPACES_MAX`
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
-    reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, wherever it is
+    reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, on whatever host
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
-    controllers: tuple[str, ...] = ()  # that its cgroup gives to those below it
+    controllers: tuple[str, ...] = ()  # that its cgroup enables for its children
     ephemeral: bool = False  # it runs so: LXC destroys it once it stops
-    frozen: tuple[str, ...] = ()  # the folders of cgroups that stay frozen when its own is thawed, some of them
-    fixed: tuple[str, ...] = ()  # paths in it that only its root can make lead elsewhere, of those that cures name
-    owned: tuple[str, ...] = ()  # likewise, of a subvolume with which only its root and its owner can
+    frozen: tuple[str, ...] = ()  # the directories of some of the cgroups that stay frozen when its own is thawed
+    fixed: tuple[str, ...] = ()  # those paths in it, named by cures, that only its root can make lead elsewhere
+    owned: tuple[str, ...] = ()  # likewise, of a subvolume for which only its root and its owner can
 
 
 def gather(container: Container, *, full: bool = True) -> ContainerFacts:
-    """Look at a container. A stopped one has a configuration and a root file system, and no tasks."""
+    """Look at a container. A stopped one has a configuration and a root file system, but no tasks."""
     begun = time.monotonic()
     config = lxc_settings.read(container.config_file)
     text = _own_text(container)
@@ -94,7 +94,7 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
 
 
 def _own_text(container: Container) -> str:
-    """What its configuration itself says, as it travels; that it cannot be read is told as a fault of it."""
+    """The text of its own configuration, as it travels; if it cannot be read, that is reported as a fault."""
     try:
         text = unfenced(config_reader.read_file(str(container.config_file)))
         return mount_file.inlined(text, str(container.config_file))
@@ -138,7 +138,7 @@ def memory_of(stat: str) -> int:
 
 
 def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:
-    """The root file system; its size and what limits it only when `full`."""
+    """The root file system; its size and quotas only if `full`."""
     kind = filesystem(path)
     if kind != "btrfs":
         return Rootfs(str(path), kind, used=used_bytes(path) if full else -1)
@@ -156,7 +156,7 @@ def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:
 
 
 def filesystem(path: Path) -> str:
-    """The type of the file system that `path` lies on, as /proc/self/mountinfo names it; "" if unknown."""
+    """The type of the file system that `path` is on, as named in /proc/self/mountinfo; "" if unknown."""
     try:
         target = os.path.realpath(path, strict=True)
     except OSError:
@@ -170,7 +170,7 @@ def filesystem(path: Path) -> str:
 
 
 def used_bytes(path: Path) -> int:
-    """What the files below `path` take on disk, without other file systems; -1 when it takes too long to add up."""
+    """What the files below `path` take on disk, without other file systems; -1 if it takes too long to add up."""
     end = time.monotonic() + WALK_LIMIT
     total = 0
     waiting = [str(path)]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a program may find out about the processor, and whether another processor has it too.
+"""What a program may find out about the CPU, and whether another CPU has it too.
 
-A process that was restored goes on using the instructions that it chose at its start (the C library picks its
-memcpy once), so the destination must have every instruction that the source has. `criu cpuinfo dump` writes what
-matters to cpuinfo.img; the comparison follows `criu cpuinfo check --cpu-cap=fpu,ins`, CRIU's default
-(cpu_validate_features in criu/arch/x86/cpu.c), but says which features are missing.
+A restored process goes on using the instructions that it chose when it started (the C library selects its memcpy once),
+so the destination must have every instruction that the source has. `criu cpuinfo dump` writes what matters to
+cpuinfo.img; the comparison follows `criu cpuinfo check --cpu-cap=fpu,ins`, CRIU's default (cpu_validate_features in
+criu/arch/x86/cpu.c), but says which features are missing.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import dataclasses
 import struct
 from collections.abc import Iterator
 
-# The two magic numbers that begin cpuinfo.img (criu/include/magic.h): IMG_COMMON_MAGIC and CPUINFO_MAGIC.
+# The two magic numbers at the beginning of cpuinfo.img (criu/include/magic.h): IMG_COMMON_MAGIC and CPUINFO_MAGIC.
 MAGICS = struct.pack("<II", 0x54564319, 0x61404013)
 
-# Per 32-bit word of the capability array: bit -> the name that /proc/cpuinfo has for it. Only what changes which
-# instructions a program may execute; the words are those of the kernel's asm/cpufeatures.h as CRIU keeps them.
+# Per 32-bit word of the capability array: bit -> its name in /proc/cpuinfo. Only what affects which instructions a
+# program may execute; the words are those of the kernel's asm/cpufeatures.h as CRIU keeps them.
 INSTRUCTIONS: dict[int, dict[int, str]] = {
     0: {0: "fpu", 4: "tsc", 8: "cx8", 11: "sep", 15: "cmov", 19: "clflush", 23: "mmx", 24: "fxsr",
         25: "sse", 26: "sse2"},
@@ -35,7 +35,7 @@ INSTRUCTIONS: dict[int, dict[int, str]] = {
     13: {0: "clzero"},
     18: {2: "avx512_4vnniw", 3: "avx512_4fmaps"},
 }
-# Floating point state that the kernel saves in a way of its own.
+# Floating point state that the kernel saves in a special way.
 FPU = {(0, 0): "fpu", (0, 24): "fxsr", (4, 27): "osxsave", (10, 3): "xsaves"}
 
 
@@ -55,7 +55,7 @@ class Cpu:
 
 
 def parse_image(data: bytes) -> Cpu:
-    """cpuinfo.img as `criu cpuinfo dump` writes it; raises ValueError if it is of another processor or damaged."""
+    """cpuinfo.img as written by `criu cpuinfo dump`; raises ValueError if it is of another CPU type or damaged."""
     if data[:8] != MAGICS or len(data) < 12:
         raise ValueError("cpuinfo.img does not begin with CRIU's magic number")
     (size,) = struct.unpack_from("<I", data, 8)
@@ -126,7 +126,7 @@ def _packed(data: bytes) -> list[int]:
 
 
 def missing(source: Cpu, destination: Cpu) -> list[str]:
-    """What the destination's processor lacks, in words; empty when a process can go on there."""
+    """What the destination's CPU lacks, in words; empty if a process can continue there."""
     lacks = []
     for word, bits in INSTRUCTIONS.items():
         lost = _word(source, word) & ~_word(destination, word)

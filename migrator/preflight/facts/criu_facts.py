@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What CRIU says about this host: its version, `criu check`, the features we use, and the processor.
+"""What CRIU says about this host: its version, `criu check`, the features we use, and the CPU.
 
-Asking takes half a second, so good answers are kept until the next boot or the next CRIU.
+Asking takes half a second, so good answers are kept until the next boot or the next version of CRIU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CACHE = Path("/var/cache/migrator/criu-facts.json")
 LIMIT = 30.0  # seconds for one question
 # Asked with `criu check --feature`; a container can be moved without any of them.
 FEATURES = ("mem_dirty_track", "pagemap_scan", "uffd-noncoop", NFTABLES_LOCK)
-BPF_MAPS = "bpf_maps"  # our own word for it: CRIU has no question for this
+BPF_MAPS = "bpf_maps"  # our own name for it: CRIU has no question for this
 CONFIG = Path("/etc/criu/default.conf")
 USER_CONFIG = ".criu/default.conf"  # in $HOME
 OUTPUT_MAX = 2000  # characters
@@ -40,13 +40,14 @@ class CriuFacts:
     check_ok: bool = False
     check_output: str = ""
     features: tuple[str, ...] = ()
-    cpu: Cpu | None = None  # None where CRIU knows no way to compare processors
-    config_files: tuple[str, ...] = ()  # that change what CRIU does behind our back
-    config_faults: tuple[tuple[str, str], ...] = ()  # those of them that CRIU refuses, and its words: it does nothing
+    cpu: Cpu | None = None  # None if CRIU has no way to compare CPUs of this type
+    config_files: tuple[str, ...] = ()  # files that change what CRIU does without our knowledge
+    # Those that CRIU refuses, and its words: it then does nothing at all.
+    config_faults: tuple[tuple[str, str], ...] = ()
 
 
 def gather(cache: Path = CACHE) -> CriuFacts:
-    """The facts, from the cache if they still hold."""
+    """The facts, from the cache if they are still valid."""
     program = programs.find("criu")
     if program is None:
         return CriuFacts()
@@ -54,7 +55,7 @@ def gather(cache: Path = CACHE) -> CriuFacts:
     facts = _cached(cache, stamp)
     if facts is None:
         facts = ask(Path(program))
-        if facts.check_ok:  # what fails may fail for this once
+        if facts.check_ok:  # a failure may be temporary
             _keep(cache, stamp, facts)
     files = config_files()
     faults = tuple((path, fault) for path in files if (fault := refused(path)))
@@ -62,16 +63,16 @@ def gather(cache: Path = CACHE) -> CriuFacts:
 
 
 def config_files() -> tuple[str, ...]:
-    """The files that CRIU reads before its command line (next_config in criu/config.c), as far as they are there."""
+    """The files that CRIU reads before its command line (next_config in criu/config.c), as far as they exist."""
     home = environment().get("HOME")
     paths = [CONFIG, *([Path(home) / USER_CONFIG] if home else [])]
     return tuple(str(path) for path in paths if path.is_file())
 
 
 def refused(path: str) -> str:
-    """Why CRIU refuses this configuration file, for example for an option that it does not know; "" when it does not.
+    """Why CRIU refuses this configuration file, for example because of an unknown option; "" if it does not.
 
-    It would refuse every command then, and liblxc would say "execing criu failed, is it installed?".
+    It would then refuse every command, and liblxc would say "execing criu failed, is it installed?".
     """
     good, output = _output(["criu", "--config", path, "--version"])
     if good:
@@ -80,7 +81,7 @@ def refused(path: str) -> str:
 
 
 def ask(program: Path) -> CriuFacts:
-    """The facts as CRIU says them now."""
+    """The facts as CRIU reports them now."""
     version = parse_version(_output(["criu", PLAIN, "--version"])[1])
     good, output = _output(["criu", PLAIN, "check"])
     features = [feature for feature in FEATURES if _output(["criu", PLAIN, "check", "--feature", feature])[0]]
@@ -93,7 +94,7 @@ def ask(program: Path) -> CriuFacts:
 
 
 def parse_version(text: str) -> str:
-    """The number in what `criu --version` prints."""
+    """The number in the output of `criu --version`."""
     found = re.search(r"Version:\s*(\d+(?:\.\d+)*)", text)
     return found[1] if found else ""
 

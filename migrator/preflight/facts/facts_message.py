@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The preflight's question to the other host, and the facts in its answer; see `migrator.transfer.messages`.
 
-Facts are many, and each text in them is the other host's: besides their types they have limits, all together too.
+There are many facts, and every text in them comes from the other host: besides types they have limits, individually and
+in total.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from migrator.transfer.wire_codec import Answer, Request
 
 TEXT_MAX = 8192  # characters in one text
 LIST_MAX = 20_000  # items in one list or mapping
-VALUES_MAX = 200_000  # values in one message, however they are nested
+VALUES_MAX = 200_000  # values in one message, at whatever depth
 DEPTH_MAX = 12
 INTEGER_MAX = 2**64  # sizes and capability sets have 64 bits
 
 
 class HostAnswer(Answer, frozen=True, kw_only=True):
     facts: HostFacts
-    fenced_copy: bool  # whether what is there under that name is a copy of the container that an earlier move has left
+    fenced_copy: bool  # whether what has that name there is a copy of the container left by an earlier move
 
     @classmethod
     def look(cls, data: Mapping[str, Any]) -> None:
@@ -49,9 +50,9 @@ class AskFacts(Request[HostAnswer], frozen=True, kw_only=True):
 
 
 def bounded(data: object) -> None:
-    """Raises ProtocolError where plain data goes beyond one of the limits above."""
+    """Raise ProtocolError if plain data exceeds one of the limits above."""
     left, level = VALUES_MAX, [data]
-    for _ in range(DEPTH_MAX + 3):  # below the message itself and its facts, and what stands in the deepest
+    for _ in range(DEPTH_MAX + 3):  # below the message itself and its facts, and what is in the deepest
         below: list[object] = []
         for value in level:
             if isinstance(value, dict | list):
@@ -71,5 +72,5 @@ def bounded(data: object) -> None:
 def _scalar(value: object) -> None:
     if isinstance(value, str) and len(value) > TEXT_MAX:
         raise ProtocolError(reason=f"its facts have a text of {len(value)} characters, more than {TEXT_MAX}")
-    if isinstance(value, int | float) and not abs(value) < INTEGER_MAX:  # nor is NaN
+    if isinstance(value, int | float) and not abs(value) < INTEGER_MAX:  # NaN fails this too
         raise ProtocolError(reason="its facts have a number that is not of a sensible size")

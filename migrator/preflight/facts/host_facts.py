@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The facts about a host that decide whether a container can leave it or come to it.
 
-Gathered on both hosts; the destination's come over the wire and are read with `record`. What the destination
-is asked for depends on the container: `Query` carries it there.
+Gathered on both hosts; the destination's come over the wire. What the destination is asked for depends on the
+container: `Query` carries that.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Other:
 class HostFacts:
     name: str
     identity: str = ""  # the same only for one and the same running system
-    time: float = 0.0  # seconds since 1970
+    time: float = 0.0  # Unix time in seconds
     uptime: float = 0.0  # seconds
     kernel: str = ""
     arch: str = ""
@@ -95,13 +95,13 @@ class HostFacts:
     apparmor_profiles: tuple[str, ...] | None = None  # None: they cannot be listed
     selinux: str = ""  # "enforcing", "permissive" or ""
     capabilities: int = 0  # effective, as bits
-    user_namespaces: int = 0  # how many may be made
-    uid_map: tuple[IdMap, ...] = ()  # the ids that exist here, when this host is itself in a user namespace
+    user_namespaces: int = 0  # how many may be created
+    uid_map: tuple[IdMap, ...] = ()  # the ids that exist here, if this host is itself in a user namespace
     subids: tuple[IdMap, ...] = ()  # root's in /etc/subuid ("u") and /etc/subgid ("g")
     time_namespaces: bool = False
-    hooks_fix: str = ""  # what must be done there for it to take what reaches out of a container; "" where it does
+    hooks_fix: str = ""  # what must be done there so that it accepts what reaches out of a container; "" if it does
     present: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's paths: see `path_kind`
-    digests: dict[str, str] = dataclasses.field(default_factory=dict)  # of the query's includes that are there
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)  # of those of the query's includes that exist
 
     def has_program(self, name: str) -> bool:
         return name in self.programs
@@ -112,7 +112,7 @@ class HostFacts:
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: (6, 18) of "6.18-rc1"; () when it begins with none."""
+    """The leading numbers of a version: (6, 18) for "6.18-rc1"; () if it begins with none."""
     numbers = []
     for part in text.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
@@ -125,7 +125,7 @@ def version_tuple(text: str) -> tuple[int, ...]:
 
 
 def gather(query: Query) -> HostFacts:
-    """Look at this host. Programs that are missing leave their facts empty; nothing here raises for that."""
+    """Look at this host. Missing programs leave their facts empty; nothing here raises because of that."""
     system = os.uname()
     memory = parse_meminfo(read_text("/proc/meminfo"))
     profiles = read_text(str(apparmor_facts.SECURITY / "profiles"))
@@ -170,9 +170,12 @@ def path_kind(path: str) -> str:
 
 
 def digest(path: str) -> str:
-    """The digest of a configuration that containers include; "" when there is none. Nothing is told of other files."""
+    """The digest of a configuration that containers include; "" if there is none.
+
+    Nothing is revealed about other files.
+    """
     try:
-        if not (path.startswith("/") and Path(path).is_file()):  # to open a device may do something
+        if not (path.startswith("/") and Path(path).is_file()):  # opening a device may have side effects
             return ""
         text = config_reader.read_file(path)
     except (OSError, ValueError):
@@ -212,7 +215,7 @@ def _cgroup_layout() -> str:
 
 
 def storage(path: Path) -> Storage:
-    """The room below `path`; a path that is yet to be made counts as its nearest parent."""
+    """The space below `path`; a path that does not exist yet counts as its nearest parent."""
     there = path
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -225,9 +228,9 @@ def storage(path: Path) -> Storage:
 
 
 def active(unix_sockets: str, lxcpath: str) -> frozenset[str]:
-    """The names of the containers that run, by their monitors' sockets in /proc/net/unix: lxc-ls finds them so."""
+    """The names of the running containers, by their monitors' sockets in /proc/net/unix, as lxc-ls finds them."""
     found = set()
-    for line in unix_sockets.split("\n"):  # anybody may put any other line's end into a socket's name
+    for line in unix_sockets.split("\n"):  # anybody may put any other line separator into a socket's name
         name = line.rpartition(" @")[2]
         if name.startswith(lxcpath.rstrip("/") + "/") and name.endswith("/command"):
             found.add(name[len(lxcpath.rstrip("/")) + 1 : -len("/command")])
@@ -265,7 +268,7 @@ def _integer(text: str) -> int:
 
 
 def parse_id_map(kind: str, text: str) -> tuple[IdMap, ...]:
-    """/proc/PID/uid_map or gid_map (user_namespaces(7)). The whole range, as outside a user namespace, is ()."""
+    """/proc/PID/uid_map or gid_map (user_namespaces(7)). The full range, as outside a user namespace, is ()."""
     found = []
     for line in text.splitlines():
         fields = line.split()

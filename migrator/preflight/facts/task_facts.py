@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the processes of a container hold, as far as it decides whether CRIU can dump them: read from /proc.
 
-Processes come and go while we read; what has vanished is left out. Each thing that was seen is a `Note`, and things
-of one kind are counted under the first process that had it, so that a thousand workers make one note.
+Processes come and go while we read; what has vanished is left out. Each thing seen is a `Note`, and things of one kind
+are counted under the first process that had it, so that a thousand workers make one note.
 """
 
-# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# Plain strings: creating a Path for each of ten thousand reads of /proc would double their cost.
 # ruff: noqa: PTH115, PTH208
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ class Tasks:
 
     count: int = 0
     threads: int = 0
-    uids: tuple[int, ...] = ()  # as the host sees them
+    uids: tuple[int, ...] = ()  # as seen from the host
     names: tuple[str, ...] = ()
     memory: int = 0  # bytes, anonymous and shared, summed over the processes
     notes: tuple[Note, ...] = ()
-    complete: bool = True  # False when a limit of this module cut the look short
+    complete: bool = True  # False if a limit of this module cut the look short
 
 
 def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
-    """Look at every process of the container whose first process is `init`.
+    """Look at every process of the container whose PID 1 is `init`.
 
-    `in_cgroup` are the processes in its cgroup, the ones that freezing stops; those that are only in its PID
-    namespace (nsenter(1)) are found besides.
+    `in_cgroup` are the processes in its cgroup, the ones that freezing stops; those that are only in its PID namespace
+    (nsenter(1)) are found in addition.
     """
     look = _Look(init)
     pids = _members(init, in_cgroup)
@@ -111,7 +111,7 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
         look.note("traced", f"{status.name} by process {status.tracer}", status)
     if status.state == "D":
         look.waiting.append(status)
-    if status.state == "Z":  # cgroup.procs and its namespaces no longer name it
+    if status.state == "Z":  # cgroup.procs and its namespaces no longer list it
         return
     if in_cgroup and not _is_in(in_cgroup, status.pid):
         look.note("outside-cgroup", status.name, status)
@@ -124,7 +124,7 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
 
 
 def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
-    """Whether a process is in the container's cgroup; where it was born after that was read, its own file tells."""
+    """Whether a process is in the container's cgroup; if it was born after that was read, its own file tells."""
     if pid in in_cgroup:
         return True
     own = read_text(f"/proc/{pid}/cgroup")
@@ -132,7 +132,7 @@ def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
 
 
 class _Look:
-    """The notes so far, and what is asked again and again while they are made."""
+    """The notes so far, and what is looked up repeatedly while they are made."""
 
     def __init__(self, init: int) -> None:
         self.init = init
@@ -141,7 +141,7 @@ class _Look:
         self.own = {init}  # the processes that descend from it
         self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
         self.left = DESCRIPTORS_MAX
-        self.mounts: dict[str, list[MountLine]] = {}  # of each mount namespace
+        self.mounts: dict[str, list[MountLine]] = {}  # for each mount namespace
         self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
         self.terminals: set[str] = set()  # the devices of its devpts file systems
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
@@ -160,7 +160,7 @@ class _Look:
             self.complete = False
 
     def mounts_of(self, pid: int) -> list[MountLine]:
-        """The mounts that a process of the container's own has."""
+        """The mounts seen by one of the container's own processes."""
         namespace = link(f"/proc/{pid}/ns/mnt")
         if namespace not in self.mounts:
             self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{pid}/mountinfo"))
@@ -169,11 +169,11 @@ class _Look:
         return self.mounts[namespace]
 
     def nested_mounts(self, status: Status) -> None:
-        """What is mounted in a mount namespace of its own that CRIU would make of paths of the host's."""
+        """What is mounted in a mount namespace of its own that CRIU would create anew from paths on the host."""
         made = [line for line in self.mounts_of(status.pid) if line.type in OF_PATHS]
         outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if made else ()
         for line in made:
-            if line.device not in outside:  # that it binds
+            if line.device not in outside:  # which CRIU binds
                 self.note("nested-mount", f"{line.type} {line.target}", status)
 
     def descriptors(self, status: Status) -> None:
@@ -227,7 +227,7 @@ class _Look:
         except FileNotFoundError:  # closed meanwhile
             raise
         except OSError:
-            os.readlink(path)  # nor is it closed now
+            os.readlink(path)  # nor has it been closed by now
             self.note("file-unknown", target, status)
             return
         if stat.S_ISCHR(found.mode) or stat.S_ISBLK(found.mode):
@@ -245,7 +245,7 @@ class _Look:
         self.note("deleted-file", name, status, found.size)
         namespace = self.namespaces["mnt"]
         if link(f"/proc/{status.pid}/ns/mnt") != namespace or may_wait(name, self.mounts.get(namespace, [])):
-            return  # where it has mounts of its own, that path tells nothing of them; as `ghosts.require_here`
+            return  # if it has mounts of its own, that path says nothing about them; as in `ghosts.require_here`
         with contextlib.suppress(OSError):
             root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
             try:
@@ -255,9 +255,9 @@ class _Look:
                 os.close(root)
 
     def bound_sockets(self) -> None:
-        """Those whose names lead where CRIU must not follow; what they lead to besides `bound_sockets` looks at.
+        """Those whose names lead where CRIU must not follow; what they lead to besides is up to `bound_sockets`.
 
-        Of those in other mount and network namespaces it alone does.
+        Those in other mount and network namespaces are entirely up to that module.
         """
         patience = socket_names.Patience()
         for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets else ():
@@ -281,15 +281,18 @@ class _Look:
             self.slaves.setdefault(place, (target, status))
         elif stat.S_ISCHR(found.mode) and (major, minor) == PTMX:
             index = watch_facts.fdinfo(path, "tty-index")
-            if index:  # /dev/ptmx may be a device node of its own, outside every devpts
+            if index:  # /dev/ptmx may be a device node by itself, outside every devpts
                 self.masters.add((found.device if _shown(found.device) in self.terminals else 0, int(index)))
         else:
             kind = "char" if stat.S_ISCHR(found.mode) else "block"
             self.note("device", f"{kind} {major}:{minor} {target}", status)
 
     def is_lxcs(self, place: tuple[int, int] | None) -> bool:
-        """Whether a pseudo-terminal is the console, or one of the ttys, that LXC gives a container: they move along,
-        though its monitor has their other ends (`terminals`), and a restored one comes from the host's devpts."""
+        """Whether a pseudo-terminal is the console, or one of the ttys, that LXC gives a container.
+
+        These move along, although LXC's monitor has their other ends (`terminals`), and a restored one is from the
+        host's devpts.
+        """
         return place is not None and any((line.device, terminals.index(line)) == (_shown(place[0]), place[1])
                                          for line in self.mounts.get(self.namespaces["mnt"], ()))
 
@@ -298,7 +301,7 @@ class _Look:
             self.note(f"watch-{kind}", shown, status)
 
     def still_waiting(self) -> None:
-        """Who waits for a disk, even a busy one, does so for moments only: it counts if it does whenever we look."""
+        """Processes wait for a disk, even a busy one, only for moments: one counts if it is waiting at every look."""
         waiting = self.waiting
         for _ in range(WAITS):
             if not waiting:
@@ -311,7 +314,7 @@ class _Look:
     def half_pairs(self, members: Collection[int]) -> None:
         """Terminals, UNIX sockets and pipes whose other end no process of the container has.
 
-        A pipe with one end only is nothing special, its other end may have been closed: so we look who has it.
+        A pipe with only one end is nothing unusual, as its other end may have been closed: so we check who has it.
         """
         for place, (target, status) in self.slaves.items():
             if not self.masters & {place, (0, place[1])} and not self.is_lxcs(place):
@@ -325,11 +328,11 @@ class _Look:
 
 
 def _pts(found: roots.Opened) -> tuple[int, int] | None:
-    """The devpts and the number of a pseudo-terminal's slave; None for another file."""
+    """The devpts and the number of a pseudo-terminal's slave; None for any other file."""
     major, minor = os.major(found.special), os.minor(found.special)
     return (found.device, (major - PTS[0]) * 256 + minor) if stat.S_ISCHR(found.mode) and major in PTS else None
 
 
 def _shown(device: int) -> str:
-    """A file system's device as mountinfo has it."""
+    """A file system's device as written in mountinfo."""
     return f"{os.major(device)}:{os.minor(device)}"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which UNIX sockets of a network namespace are connected with which, and to what they are bound.
 
-Asked of the kernel by netlink (sock_diag(7)).
+The kernel is asked through netlink (sock_diag(7)).
 
-/proc/net/unix does not tell a socket's peer, and a socket whose peer is a process of the host (through a folder bound
-from there, such as /run/dbus) cannot be dumped.
+/proc/net/unix does not show a socket's peer, and a socket whose peer is a process of the host (through a directory
+bound from there, such as /run/dbus) cannot be dumped.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ ALL_STATES = 0xFFFFFFFF
 
 
 class Bound(NamedTuple):
-    """To what a socket is bound."""
+    """What a socket is bound to."""
 
-    name: str  # as it was given to bind(2), perhaps relative to a folder that nobody knows
-    file: int  # the inode number of what was made there, of which the kernel tells the lowest 32 bits
+    name: str  # as passed to bind(2), possibly relative to an unknown directory
+    file: int  # the inode number of the file created by that; the kernel gives the lowest 32 bits
 
 
 def outside(pid: int, owned: frozenset[int]) -> frozenset[int]:
     """Those of the sockets (inodes) in the network namespace of `pid` that have a peer which is not among them.
 
-    A connection that waits to be accepted belongs to the listening socket. Empty when the kernel cannot be asked.
+    A connection that waits to be accepted belongs to the listening socket. Empty if the kernel cannot be asked.
     """
     peers, waiting = parse(_ask(pid))
     inside = owned | {inode for listener in owned for inode in waiting.get(listener, ())}
@@ -49,9 +49,9 @@ def outside(pid: int, owned: frozenset[int]) -> frozenset[int]:
 
 
 def bound(pid: int) -> dict[int, Bound]:
-    """The sockets (inodes) in the network namespace of `pid` that are bound to a path, or have come of one that is.
+    """The sockets (inodes) in the network namespace of `pid` that are bound to a path, or were accepted by one that is.
 
-    Empty when the kernel cannot be asked.
+    Empty if the kernel cannot be asked.
     """
     return parse_bound(_ask(pid))
 
@@ -134,7 +134,7 @@ def parse(answer: bytes) -> tuple[dict[int, int], dict[int, tuple[int, ...]]]:
 
 
 def parse_bound(answer: bytes) -> dict[int, Bound]:
-    """The sockets, by their inodes, that have a path; those with an abstract name have no file."""
+    """The sockets, by inode, that have a path; those with an abstract name have no file."""
     found: dict[int, Bound] = {}
     for kind, body in messages(answer):
         if kind != SOCK_DIAG_BY_FAMILY or len(body) < 16:

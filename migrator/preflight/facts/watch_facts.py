@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which files a process watches with inotify or fanotify, found as CRIU finds them.
+"""Which files a process watches with inotify or fanotify, found the way that CRIU finds them.
 
-/proc/PID/fdinfo/FD has a watch's inode as a file handle (proc_pid_fdinfo(5)). CRIU opens the handle on a mount of the
-same file system, reads the path back and opens that path: this fails for a symbolic link (it opens what the link
-points to, another inode), and for a file that has been deleted (check_open_handle in criu/fsnotify.c).
+/proc/PID/fdinfo/FD gives a watch's inode as a file handle (proc_pid_fdinfo(5)). CRIU opens the handle on a mount of the
+same file system, reads the path back and opens that path: this fails for a symlink (it opens the link's target, which
+is another inode), and for a file that has been deleted (check_open_handle in criu/fsnotify.c).
 
-No file server is asked, as it may never answer: what it has stays unknown, and what the way leads to through its mount.
+File servers are not asked, because they may never answer: what is on one stays unknown, and so does what a path through
+its mount leads to.
 """
 
-# Plain strings: a Path for each of ten thousand looks into /proc would double their cost.
+# Plain strings: creating a Path for each of ten thousand reads of /proc would double their cost.
 # ruff: noqa: PTH115, PTH116, PTH123
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ
 
 
 def fdinfo(fd_path: str, key: str) -> str:
-    """A value from the descriptor's fdinfo; "" when it is not there."""
+    """A value from the descriptor's fdinfo; "" if it is not there."""
     for line in fdinfo_lines(fd_path):
         name, _, value = line.partition(":")
         if name == key:
@@ -51,7 +52,7 @@ def parse_watch(line: str) -> tuple[str, int, int, bytes] | None:
     told = dict(word.split(":", 1) for word in words[1:] if ":" in word)
     try:
         device = int(told["sdev"], 16)
-        # the kernel's own encoding of a device number: 20 bits of minor (MKDEV in linux/kdev_t.h)
+        # The kernel's own encoding of a device number: 20 bits of minor (MKDEV in linux/kdev_t.h).
         shown = f"{device >> 20}:{device & 0xFFFFF}"
         return shown, int(told["ino"], 16), int(told["fhandle-type"], 16), bytes.fromhex(told["f_handle"])
     except (KeyError, ValueError):
@@ -78,7 +79,7 @@ class _Handle(ctypes.Structure):
 
 
 def _open_by_handle(mount: int, handle_type: int, handle: bytes) -> int:
-    """open_by_handle_at(2), which Python's os does not have; raises OSError."""
+    """open_by_handle_at(2), which Python's os module lacks; raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     structure = _Handle(len(handle), handle_type, (ctypes.c_ubyte * HANDLE_MAX)(*handle[:HANDLE_MAX]))
     fd = int(libc.open_by_handle_at(mount, ctypes.byref(structure), O_PATH | os.O_CLOEXEC))
