@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What anything here may use, the tunnel too: running programs, log, files, names, clocks.
+"""What any package here may use, including the tunnel: running programs, log, files, names, clocks.
 
-It knows nothing of containers.
+It knows nothing about containers.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What may never answer, such as a file on NFS, SMB or FUSE whose server is gone, is asked for only so long.
+"""Limits how long we wait for what may never answer, such as a file on NFS, SMB or FUSE whose server is gone.
 
-On the way of a thaw, say. Who waits in the kernel for such an answer cannot be ended: a thread does that, and who has
-not answered is not asked again before it has.
+That may be on the way to a thaw, for example. A wait for such an answer inside the kernel cannot be interrupted, so a
+thread does the waiting; whoever has not answered is not asked again until that answer has come.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from typing import TypeVar
 Told = TypeVar("Told")
 
 LIMIT = 5.0  # seconds that an answer may take
-_PAUSE = 0.1  # seconds between two looks whether it has come
+_PAUSE = 0.1  # seconds between two checks for it
 
 
 class Asking:
-    """Of those that are asked, each known by a string.
+    """Questions to several parties, each identified by a string.
 
-    One that is late for the second time is not asked any more, as it would be waited for at each look; unless it is to
-    be asked `always`.
+    One that is late for the second time is not asked any more, because each look would wait for it; unless it is to be
+    asked `always`.
     """
 
     def __init__(self, *, always: bool = False) -> None:
         self._always = always
-        self.silent: set[str] = set()  # who has not answered, and is not to be asked
-        self.back: set[str] = set()  # who had not, and has since
+        self.silent: set[str] = set()  # those that have not answered, and are not to be asked
+        self.back: set[str] = set()  # those that had not, and have since
         self._telling = threading.Lock()
 
     def answers(self, asked: Sequence[tuple[str, Callable[[], Told]]]) -> list[Told]:
-        """For one after the other, up to the first that is waited for in vain, which is `silent` from then on.
+        """The answers in order, up to the first that does not come in time; its party is `silent` from then on.
 
-        What is called raises nothing. Without a limit where there can be no more threads.
+        What is called must not raise. There is no limit if no more threads can be created.
         """
         told: list[Told] = []
         given_up: list[str] = []
@@ -55,7 +55,8 @@ class Asking:
         except RuntimeError:
             return [call() for _, call in asked]
         come = pauses = 0
-        while thread.is_alive() and pauses < round(LIMIT / _PAUSE):  # counted: who was stopped (Ctrl-Z) has not waited
+        # Count pauses, not the clock: time spent stopped (Ctrl-Z) is not waiting.
+        while thread.is_alive() and pauses < round(LIMIT / _PAUSE):
             thread.join(_PAUSE)
             come, pauses = len(told), pauses + 1 if come == len(told) else 0
         with self._telling:

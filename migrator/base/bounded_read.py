@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Files whose length somebody else decides: what another host has sent, and what programs say about it."""
+"""Files whose length someone else decides: sent by another host, or written by programs about it."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-LOG_LIMIT = 1 << 20  # bytes: what is kept and read of a log, its end
+LOG_LIMIT = 1 << 20  # bytes from the end of a log that are kept and read
 
 
 def read(path: Path, limit: int) -> bytes:
-    """All of a file; raises ValueError where it has more than `limit` bytes, and OSError."""
+    """All of a file; raises ValueError if it has more than `limit` bytes, and OSError."""
     with path.open("rb") as file:
         data = file.read(limit + 1)
     if len(data) > limit:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Work in threads of their own that is waited for only so long, however it hangs (a file server that is gone).
+"""Work in threads that is waited for only so long, however it hangs (on a file server that is gone, say).
 
-A thread cannot be ended. So one that nobody waits for any more does not keep the program from its end, and what it
-would still make, behind whoever cleans up, it does not make.
+A thread cannot be killed. So an abandoned one does not keep the program from exiting, and must not create anything any
+more behind the back of whoever cleans up.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 class Beside:
-    """Use it with `with`: from the block's end on nothing is made any more.
+    """Use it in a `with` statement: from the end of the block on, nothing is created any more.
 
-    `left` tells how many seconds anything may still take, and raises where there are none.
+    `left` returns how many seconds anything may still take, and raises if there are none.
     """
 
     def __init__(self, left: Callable[[], float]) -> None:
@@ -37,7 +37,8 @@ class Beside:
             self._over = True
 
     def begin(self, work: Callable[..., T], *args: Any) -> Callable[[], T]:
-        """Begin it; what is returned waits for its result, and raises what it raises, or what `left` does."""
+        """Begin the work; the function returned waits for its result, and raises what it raises, or what `left` does.
+        """
         future: Future[T] = Future()
 
         def do() -> None:
@@ -48,7 +49,7 @@ class Beside:
 
         def wait() -> T:
             while not future.done():
-                with contextlib.suppress(TimeoutError):  # then `left` tells
+                with contextlib.suppress(TimeoutError):  # then `left` raises
                     future.exception(self._left())
             return future.result()
 
@@ -57,7 +58,7 @@ class Beside:
 
     @contextlib.contextmanager
     def making(self) -> Iterator[None]:
-        """Around what a piece of work makes: short, and with limits of its own. Raises TimeoutError after the end."""
+        """Wrap what a piece of work creates: short, and with limits of its own. Raises TimeoutError after the end."""
         with self._making:
             if self._over:
                 raise TimeoutError("nobody is waiting for it any more")

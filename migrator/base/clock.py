@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who tells the time: never the system by itself, always somebody whom a test can take the place of.
+"""Where the time comes from: never from the system directly, so that a test can always substitute it.
 
-What runs in an event loop asks `now`, the clock that the loop's own timers go by: with a loop that has another clock,
-sleeps, limits and measurements all follow that. What runs outside of one takes a `Clock`, by default time.monotonic.
+Code in an event loop calls `now`, the clock that the loop's own timers use: with a loop that has another clock, sleeps,
+limits and measurements all follow it. Code outside of one takes a `Clock`, by default time.monotonic.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-Clock = Callable[[], float]  # seconds, counted from wherever it likes
+Clock = Callable[[], float]  # seconds, from an arbitrary start
 
 
 def now() -> float:

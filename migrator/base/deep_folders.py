@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Folders in folders, however deep, and however long their path is: a container's root and users make cgroups so.
+"""Nested directories of any depth and path length: a container's root and users can create such cgroups.
 
-A path of PATH_MAX (4096) bytes or more cannot be opened (ENAMETOOLONG in open(2)), but what it leads to can be made,
-and a process put into it, from a folder on the way. And os.walk calls itself for each level before Python 3.12, up to
-the interpreter's limit of a thousand. Nothing here does either.
+A path of PATH_MAX (4096) bytes or more cannot be opened (ENAMETOOLONG in open(2)), but what it leads to can be created,
+and a process put into it, from a directory on the way. And before Python 3.12, os.walk recurses for each level, up to
+the interpreter's limit of a thousand. The functions here have neither limit.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while a container is down.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_AT_ONCE = 4000  # bytes of a path; a name has 255 at most
+_AT_ONCE = 4000  # bytes of a path; a name has at most 255
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def opener(path: str, flags: int) -> int:
-    """As os.open, for `open(path, opener=)` too, whatever the length of `path` is; raises OSError."""
+    """As os.open, also for `open(path, opener=)`, whatever the length of `path`; raises OSError."""
     rest, fd = os.fsencode(path), -1
     try:
         while len(rest) > _AT_ONCE and (cut := rest.rfind(b"/", 1, _AT_ONCE)) > 0:
@@ -40,24 +40,23 @@ def _open(path: bytes, flags: int, fd: int) -> int:
 
 
 def walk(top: str, unseen: Callable[[str], object] = lambda _: None) -> Iterator[tuple[str, list[str]]]:
-    """The path of each folder from `top` down, before those in it, and the names of the files in it.
+    """The path of each directory from `top` down, before those in it, and the names of the files in it.
 
-    `unseen` hears of one that cannot be read, such as one that is just being removed.
+    `unseen` is called with one that cannot be read, such as one that is just being removed.
     """
     for way, files, _ in descend(top, unseen):
         yield _path(top, way), files
 
 
 def descend(top: str, unseen: Callable[[str], object] = lambda _: None) -> Iterator[tuple[list[str], list[str], int]]:
-    """As `walk`: the names on the way from `top`, those of the files, and a descriptor, all three until the next one.
+    """As `walk`: the names on the way from `top`, those of the files, and a descriptor, valid until the next one.
 
-    Each is opened from the one above it, and left through its `..`. To look up each one's path would take a time that
-    grows with the square of the depth; to keep all open that are on the way, a descriptor for each. And a cgroup stays
-    where it is (cgroup_kf_syscall_ops in the kernel's cgroup.c has no rename). Raises OSError where one cannot be left,
-    as there is no free descriptor.
+    Each is opened from its parent and left through its `..`. Looking up each one's path would take time quadratic in
+    the depth; keeping all on the way open, a descriptor for each. And a cgroup cannot be moved (cgroup_kf_syscall_ops
+    in the kernel's cgroup.c has no rename). Raises OSError if one cannot be left, because there is no free descriptor.
     """
     way: list[str] = []
-    pending: list[list[str]] = []  # in each folder on the way, the last one first
+    pending: list[list[str]] = []  # in each directory on the way, last one first
     try:
         fd = opener(top, _FOLDER)
     except OSError:
@@ -100,7 +99,7 @@ def _path(top: str, way: list[str]) -> str:
 
 
 def _names(fd: int) -> tuple[list[str], list[str]]:
-    """The folders in one that is open, and the files."""
+    """The directories in an open directory, and the files."""
     found: tuple[list[str], list[str]] = [], []
     with os.scandir(fd) as entries:
         for entry in entries:

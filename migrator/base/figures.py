@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def size(count: float) -> str:
-    """Bytes in the largest binary unit that leaves a figure before the point."""
+    """Bytes in the largest binary unit that leaves a digit before the point."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(count) < 1024 or unit == "TiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

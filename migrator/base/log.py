@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a command says while it works: to stderr, so that stdout stays for data.
+"""What a command says while it works: to stderr, so that stdout stays free for data.
 
-Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines with `--json`. Whatever is said goes
-through `migrator.base.printable` here, as does what `show` prints: much of it was written by another host or a
+Plain lines, colour only on a terminal that wants it (NO_COLOR), and JSON lines with `--json`. Whatever is said here
+goes through `migrator.base.printable`, as does what `show` prints: much of it was written by another host or a
 container.
 """
 
@@ -34,36 +34,36 @@ class Level(enum.IntEnum):
 
 level = Level.NORMAL
 as_json = False
-PATIENCE = 1.0  # seconds that whoever reads stderr may keep us waiting, until he reads on
-_ATOMIC = select.PIPE_BUF  # bytes that a pipe takes without blocking where poll(2) says that it takes something
-_stuck = False  # stderr has taken nothing for so long
-_cut = False  # and only a part of the line before
+PATIENCE = 1.0  # seconds that the reader of stderr may keep us waiting, until it reads on
+_ATOMIC = select.PIPE_BUF  # bytes that a pipe takes without blocking once poll(2) reports it writable
+_stuck = False  # stderr has accepted nothing for that long
+_cut = False  # and only part of the line before
 
 _STYLES = {"error": "\033[31;1m", "warning": "\033[33;1m", "cure": "\033[36m", "debug": "\033[2m"}
 
 
 def colour() -> bool:
-    """Whether stderr takes colour: a terminal, and NO_COLOR (no-color.org) is not set."""
+    """Whether stderr takes colour: it is a terminal, and NO_COLOR (no-color.org) is not set."""
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def say(kind: str, text: str, **fields: Any) -> None:
-    """One line to stderr; with `--json` an object with `type`, `time` (seconds since 1970) and `message`."""
+    """One line to stderr; with `--json` an object with `type`, `time` (Unix time in seconds) and `message`."""
     write(f"{_line(kind, text, fields)}\n")
 
 
 def write(text: str) -> None:
     """Text to stderr, if it can be written; if not, the work goes on.
 
-    A terminal that has been closed answers EIO, a full device ENOSPC, a reader that has ended EPIPE; and one that was
-    stopped (Ctrl-S), a pager that nobody scrolls, or an SSH connection that is dead does not answer at all. None of
-    them may keep a frozen container from being thawed: what is not taken soon is not said.
+    A closed terminal returns EIO, a full device ENOSPC, a reader that has ended EPIPE; and a stopped terminal (Ctrl-S),
+    a pager that nobody scrolls, or a dead SSH connection blocks. None of these may keep a frozen container from being
+    thawed: what is not accepted soon is dropped.
     """
     global _cut
     with contextlib.suppress(OSError, ValueError):
         try:
             sys.stderr.fileno()
-        except io.UnsupportedOperation:  # none of the kernel's files
+        except io.UnsupportedOperation:  # not a file of the kernel's
             print(text, end="", file=sys.stderr, flush=True)
             return
         data = (f"\n{text}" if _cut else text).encode(sys.stderr.encoding, "backslashreplace")
@@ -72,7 +72,7 @@ def write(text: str) -> None:
 
 
 def _put(data: bytes) -> int:
-    """Write to stderr what it takes within PATIENCE, or at once where it is stuck; how much that is. Raises OSError."""
+    """Write to stderr what it accepts within PATIENCE, or at once if it is stuck; returns how much. Raises OSError."""
     global _stuck
     done, end = 0, time.monotonic() + (0 if _stuck else PATIENCE)
     ready = select.poll()
@@ -82,7 +82,7 @@ def _put(data: bytes) -> int:
             left = max(0.0, end - time.monotonic())
             try:
                 taken = put(data[done : done + _ATOMIC]) if ready.poll(left * 1000) else 0
-            except BlockingIOError:  # a terminal that takes something, but less than a line's end needs
+            except BlockingIOError:  # a terminal that takes something, but less than a line break needs
                 taken = 0
                 time.sleep(min(left, 0.01))
             done += taken
@@ -94,15 +94,15 @@ def _put(data: bytes) -> int:
 
 @contextlib.contextmanager
 def _without_blocking(fd: int) -> Iterator[Callable[[bytes], int]]:
-    """How to write what a file takes at once; raises OSError.
+    """Returns how to write what a file accepts at once; raises OSError.
 
-    That poll(2) says it takes something is not enough: a terminal may take less than is written, and another program
-    may have filled it since. O_NONBLOCK belongs to what is opened (open(2)), which a shell shares with us: so it is
-    opened once more.
+    It is not enough that poll(2) reports it writable: a terminal may take less than is written, and another program may
+    have filled it since. O_NONBLOCK belongs to the open file description (open(2)), which a shell shares with us: so
+    the file is opened again.
     """
     kind = os.fstat(fd).st_mode
     with contextlib.ExitStack() as stack:
-        # A file on disk, too; a terminal that has gone, which says so; and one of another user's, who freezes nothing.
+        # A file on disk, too; a terminal that is gone, which says so; and one of another user's, who freezes nothing.
         put: Callable[[bytes], int] = partial(os.write, fd)
         if stat.S_ISSOCK(kind):
             own_socket = stack.enter_context(socket.socket(fileno=os.dup(fd)))
@@ -124,14 +124,14 @@ def _line(kind: str, text: str, fields: dict[str, Any]) -> str:
 
 
 def at_signal(text: str) -> None:
-    """A warning from a signal handler, which may have interrupted a print: past Python's buffers."""
+    """A warning from a signal handler, which may have interrupted a print: bypasses Python's buffers."""
     if level >= Level.NORMAL:
         with contextlib.suppress(OSError, ValueError):
             _put(f"{_line('warning', text, {})}\n".encode())
 
 
 def show(text: str, paint: Callable[[str], str] = str) -> None:
-    """What the command was asked for, to stdout. Line ends stay: what is from elsewhere has none."""
+    """What the command was asked for, to stdout. Line breaks stay: text from elsewhere contains none."""
     shown = printable.encodable(printable.text(text), sys.stdout)
     print(paint(shown) if colour() else shown, flush=True)
 
@@ -152,7 +152,7 @@ def debug(text: str) -> None:
 
 
 def trace(text: str) -> None:
-    """A program that is being started, as the shell's `set -x` shows it."""
+    """A program that is being started, in the style of the shell's `set -x`."""
     debug(f"+ {text}")
 
 
@@ -166,5 +166,5 @@ def error(text: str, **fields: Any) -> None:
 
 
 def cure(text: str) -> None:
-    if not as_json:  # the JSON error carries its cure itself
+    if not as_json:  # the JSON error carries its own cure
         say("cure", text)

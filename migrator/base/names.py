@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names that come from a command line or from the other host, before any of them becomes part of a path."""
+"""Names from a command line or from the other host, checked before any of them becomes part of a path."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from migrator.errors.containers import InvalidName
 
-# LXC puts the name into a cgroup's, an abstract socket's and a host's name; 63 is the limit of the last (RFC 1123).
+# LXC uses the name in a cgroup's name, an abstract socket's and a host name; 63 is the limit of the last (RFC 1123).
 _CONTAINER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MIGRATION = re.compile(r"[0-9a-f]{8}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _INTERFACE = re.compile(r"[^\s/:\x00-\x1f\x7f\"]+")
-# Up to IFNAMSIZ bytes without the zero at the end; \xa0 is a space to the kernel (lib/ctype.c), wherever it stands.
+# Up to IFNAMSIZ bytes minus the terminating zero; the kernel treats \xa0 as a space (lib/ctype.c), wherever it is.
 _KERNELS_INTERFACE = re.compile(rb"[^/:\x00\t-\r \xa0]{1,15}")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 PATH_MAX = 4096
@@ -33,14 +33,15 @@ def container_name(name: str) -> str:
 
 
 def migration_id(text: str) -> str:
-    """The id itself if it is one that `new_migration_id` makes; raises InvalidName."""
+    """The id itself if it is of the form that `new_migration_id` makes; raises InvalidName."""
     if not _MIGRATION.fullmatch(text):
         raise InvalidName(what="The migration id", name=repr(text[:20]), reason="it is not 8 hexadecimal digits")
     return text
 
 
 def new_migration_id() -> str:
-    """Eight random hexadecimal digits: short enough to type, and part of the name of all that a migration makes."""
+    """Eight random hexadecimal digits: short enough to type, and part of the name of everything that a migration makes.
+    """
     return secrets.token_hex(4)
 
 
@@ -52,8 +53,9 @@ def uuid(text: str) -> str:
 
 
 def interface_name(name: str) -> str:
-    """The name of an interface of a host: what the kernel allows, but for a quotation mark and what cannot be printed;
-    raises InvalidName.
+    """The name of a host's interface: what the kernel allows, except quotation marks and unprintable characters.
+
+    Raises InvalidName.
     """
     if not _INTERFACE.fullmatch(name):
         raise InvalidName(what="The interface name", name=repr(name[:20]), reason="it is malformed")
@@ -61,8 +63,9 @@ def interface_name(name: str) -> str:
 
 
 def inside_interface(name: str) -> str:
-    """The name of an interface in a container, whose root may give it any that the kernel allows (dev_valid_name in
-    net/core/dev.c): as it comes it must do for a path, and for no program. Raises InvalidName.
+    """The name of an interface in a container, whose root may choose any that the kernel allows.
+
+    It must be usable in a path as it is (dev_valid_name in net/core/dev.c), but not by any program. Raises InvalidName.
     """
     try:
         raw = os.fsencode(name)
@@ -74,21 +77,22 @@ def inside_interface(name: str) -> str:
 
 
 def cut_interface(name: str) -> str:
-    """A configured interface's name as LXC takes it: the bytes that the kernel has room for, whatever comes behind them
-    (network_ifname in its src/lxc/confile_utils.c).
+    """A configured interface's name as LXC uses it: as many bytes as the kernel has room for, whatever follows.
+
+    See network_ifname in LXC's src/lxc/confile_utils.c.
     """
     return os.fsencode(name)[:15].decode(errors="surrogateescape")
 
 
 def host_name(text: str) -> str:
-    """A host's name as one can be given (hostname(7)); raises InvalidName."""
+    """The name of a host, of the form that one can be given (hostname(7)); raises InvalidName."""
     if not _HOST.fullmatch(text):
         raise InvalidName(what="The host name", name=repr(text[:40]), reason="not all of its characters are allowed")
     return text
 
 
 def lxcpath(text: str) -> Path:
-    """An absolute path without `..`, without control characters; raises InvalidName."""
+    """An absolute path without `..` and control characters; raises InvalidName."""
     path = PurePosixPath(text)
     if len(text) > PATH_MAX or not path.is_absolute() or ".." in path.parts or not text.isprintable():
         raise InvalidName(what="The LXC path", name=repr(text[:40]), reason="it must be absolute and without '..'")
@@ -96,17 +100,17 @@ def lxcpath(text: str) -> Path:
 
 
 def in_path(name: str, lxcpath: Path) -> str:
-    """What is told from every other container, of that name too, as the name of a file: `web@` and digits.
+    """A file name that distinguishes a container from every other one, even of the same name: `web@` and digits.
 
-    For what lies on this host and of one boot only: through which links the path leads may change.
+    Only for files on this host and of one boot: where symlinks in the path lead may change.
     """
     return f"{name}@{hashlib.blake2b(os.fsencode(os.path.realpath(lxcpath)), digest_size=8).hexdigest()}"
 
 
 def same_path(one: Path, other: Path) -> bool:
-    """Whether two LXC paths are one folder, however it is spelled: through a link, or a bind mount.
+    """Whether two LXC paths are one directory, however it is spelled: through a symlink or a bind mount.
 
-    Only for comparing: LXC itself knows a running container by the path as it was spelled when it was started.
+    Only for comparing: LXC itself identifies a running container by the path as it was spelled when it was started.
     """
     if one == other:
         return True

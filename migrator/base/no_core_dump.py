@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""No core dump of a program that has keys in its memory.
+"""No core dump of a program that has keys in memory.
 
-Not by its limits (RLIMIT_CORE, LimitCORE= of a unit): a container that it starts would have them too.
+Not by resource limits (RLIMIT_CORE, LimitCORE= of a unit): a container that it starts would inherit them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ _PR_SET_DUMPABLE = 4  # <linux/prctl.h>
 
 
 def of_this() -> None:
-    """The kernel writes none of this process: PR_SET_DUMPABLE in prctl(2). What it executes begins as ever."""
+    """Keep the kernel from dumping this process: PR_SET_DUMPABLE in prctl(2).
+
+    Programs that it executes are not affected.
+    """
     import ctypes
 
     libc = ctypes.CDLL(None)

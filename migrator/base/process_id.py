@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Processes by pid and start time, which no other process ever has, and short-lived programs."""
+"""Processes identified by pid and start time, which no two processes share, and short-lived programs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class ProgramFailed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """One run of a program: a pid is used again, a pid with its start time is not."""
+    """One run of a program: a pid is reused, a pid with its start time is not."""
 
     pid: int
     start: int  # clock ticks after boot, field 22 of /proc/PID/stat (proc_pid_stat(5))
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
-        """The process that has this pid now, None where none has or it is a zombie."""
+        """The process that has this pid now; None if there is none or it is a zombie."""
         try:
             stat = (PROC / str(pid) / "stat").read_text(errors="replace")
         except OSError:
             return None
-        fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+        fields = stat.rpartition(")")[2].split()  # the name before it may contain anything
         if fields[0] in "ZX":
             return None
         return cls(pid, int(fields[19]))
@@ -64,11 +64,11 @@ class Process:
         return dataclasses.asdict(self)
 
     def is_alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether it is still running."""
         return Process.of(self.pid) == self
 
     def end(self, grace: float = GRACE) -> None:
-        """SIGTERM, and SIGKILL `grace` seconds later, to this process and never to one that got its pid.
+        """Send SIGTERM, and SIGKILL `grace` seconds later, to this process and never to one that reuses its pid.
 
         It is waited for after either.
         """
@@ -77,7 +77,7 @@ class Process:
         except ProcessLookupError:
             return
         try:
-            if not self.is_alive():  # asked once the descriptor is there: from now on the two mean the same process
+            if not self.is_alive():  # checked once the descriptor exists: from now on the two mean the same process
                 return
             for number in (signal.SIGTERM, signal.SIGKILL):
                 try:
@@ -93,17 +93,20 @@ class Process:
 
 
 def with_command(argv: Sequence[str]) -> Iterator[Process]:
-    """The processes that were started with this very command, the program by name, and are what they say.
+    """The processes that were started with exactly this command, with the program by name, and really are that program.
 
-    Any user of this host and any container's root may call a process so, and none of them may have one ended, or be
-    waited for, by it. So it is one of our own user, outside of containers, and executes the program's very file.
+    Any user of this host and any container's root may give a process such a command line, and none of them may thereby
+    get one ended or waited for. So it must be one of our own user, outside of containers, that executes the program's
+    very file.
     """
     files = set(_files(argv[0]))
     for folder in PROC.iterdir():
         if folder.name.isdecimal():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 if _uid(folder) != os.geteuid() or not _is_beside_us(folder, "pid"):
-                    continue  # its arguments lie in its memory, and a stranger can have who reads them wait for ever
+                    # Its arguments are in its own memory, and a stranger's process can make whoever reads them wait for
+                    # ever.
+                    continue
                 words = (folder / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")
                 if [Path(os.fsdecode(words[0])).name, *map(os.fsdecode, words[1:])] != list(argv):
                     continue
@@ -120,9 +123,9 @@ def _files(program: str) -> Iterator[tuple[int, int]]:
 
 
 def _executes(folder: Path, program: str, files: set[tuple[int, int]]) -> bool:
-    """By its file, which no other file system has; where an upgrade has replaced that meanwhile, by its path.
+    """By its file, which no other file system has; if an upgrade has replaced that meanwhile, by its path.
 
-    A path means the same file for the two of us only in our own mount namespace.
+    A path means the same file for both of us only in our own mount namespace.
     """
     executed = (folder / "exe").stat()
     if (executed.st_dev, executed.st_ino) in files:
@@ -138,20 +141,20 @@ def _is_beside_us(folder: Path, kind: str) -> bool:
 
 
 def _uid(folder: Path) -> int:
-    """Its real user id (proc_pid_status(5)); its name, which is its own to choose, comes in a line before."""
+    """Its real uid (proc_pid_status(5)); its name, which it chooses itself, is in an earlier line."""
     (line,) = (each for each in (folder / "status").read_bytes().split(b"\n") if each.startswith(b"Uid:"))
     return int(line.split()[1])
 
 
 def which(program: str) -> str | None:
-    """Where a program is, None where it is not installed."""
+    """Where a program is, None if it is not installed."""
     return shutil.which(program, path=ENVIRONMENT["PATH"])
 
 
 def run(argv: Sequence[str], *, given: str = "", limit: float = LIMIT) -> str:
-    """Run a program to its end and return what it printed; raises ProgramFailed.
+    """Run a program to its end and return its output; raises ProgramFailed.
 
-    It gets `given` on stdin and an environment without anything of ours, and `limit` seconds.
+    It gets `given` on stdin, an environment without anything of ours, and `limit` seconds.
     """
     try:
         done = subprocess.run(argv, input=given, capture_output=True, text=True, errors="replace", timeout=limit,

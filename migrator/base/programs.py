@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where the programs of this host are, told without waiting for a folder of $PATH that never answers.
+"""Where the programs of this host are, determined without waiting for a directory in $PATH that never answers.
 
-Whoever starts a program by its name asks each folder of $PATH for it, and one on a mount of NFS, SMB or FUSE whose
-server is gone keeps him waiting without a limit, be it that a container is to be thawed. So a folder is waited for only
-so long, once; and what was found while a container still ran is not looked for while it stands still.
+Starting a program by name asks each directory in $PATH for it, and one on a mount of NFS, SMB or FUSE whose server is
+gone blocks that for ever, even if a container is waiting to be thawed. So a directory is waited for only so long, and
+only once; and what was found while a container was running is not looked for again while it is frozen.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from pathlib import Path
 
 from migrator.base import bounded_ask, log
 
-# What is asked without a thread and a limit: where these do not answer nothing works on this host.
+# Asked without a thread and a limit: if these do not answer, nothing works on this host.
 _SYSTEM = frozenset({"/usr/sbin", "/usr/bin", "/sbin", "/bin"})
 _USUAL = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FOR_ROOT = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # ssh and cron leave these out
-# What is started, or looked for among the processes, while a container stands still.
+# What is started, or looked for among the processes, while a container is frozen.
 _NEEDED = ("btrfs", "criu", "ip", "lxc-checkpoint", "lxc-freeze", "lxc-start", "lxc-stop", "lxc-unfreeze", "nft",
            "nsenter")
 
-_found: dict[tuple[str, str], list[Path]] = {}  # by $PATH and the program's name; of what was found at all
+_found: dict[tuple[str, str], list[Path]] = {}  # by $PATH and the program's name; only what was found
 _folders = bounded_ask.Asking()
 
 
 def path() -> str:
-    """$PATH, with what root needs, and without the folders that have not answered."""
-    folders = [str(Path(folder)) for folder in (os.environ.get("PATH") or _USUAL).split(":")]  # without a slash behind
+    """$PATH, with what root needs, and without the directories that have not answered."""
+    # Without a trailing slash.
+    folders = [str(Path(folder)) for folder in (os.environ.get("PATH") or _USUAL).split(":")]
     folders += [folder for folder in _FOR_ROOT if folder not in folders]
     return ":".join(folder for folder in folders if folder not in _folders.silent)
 
 
 def path_of(*programs: str) -> str:
-    """Of `path` the system's folders, and those that have one of these programs: for who starts them by their names."""
+    """Of `path`, the system's directories and those that have one of these programs: for what starts them by name."""
     return _path_of(path(), programs, len(_folders.back))
 
 
@@ -47,19 +48,20 @@ def _path_of(within: str, programs: tuple[str, ...], _back: int) -> str:
 
 
 def learn() -> None:
-    """Look for all that may be needed while a container stands still."""
+    """Look for everything that may be needed while a container is frozen."""
     _files(_NEEDED, path())
 
 
 def find(program: str, within: str | None = None) -> str | None:
-    """The file of a program, as execvp(3) finds it in `within`, or else in `path`, but in no folder without a leading
-    slash. None where there is none.
+    """The file of a program, as execvp(3) finds it in `within` or in `path`, but only in absolute directories.
+
+    None if there is none.
     """
     return next(each_of(program, within), None)
 
 
 def each_of(program: str, within: str | None = None) -> Iterator[str]:
-    """That one, and then the others of that name, for where it cannot be executed."""
+    """That one, followed by the others of that name, in case it cannot be executed."""
     if "/" in program:
         yield program
         return
@@ -70,7 +72,7 @@ def each_of(program: str, within: str | None = None) -> Iterator[str]:
         if _look([file]):
             there = True
             yield str(file)
-    if files and not there:  # it was, and has been moved since, as by an upgrade
+    if files and not there:  # it was there and has been moved since, by an upgrade for example
         _found.pop((within, program), None)
         yield from each_of(program, within)
 
@@ -87,13 +89,13 @@ def _files(programs: Sequence[str], within: str) -> dict[str, list[Path]]:
     folders = [folder for folder in within.split(":") if folder.startswith("/")]
     there = _look([Path(folder, program) for folder in folders for program in unknown])
     new = {program: [file for file in there if file.name == program] for program in unknown}
-    if _folders.silent.isdisjoint(folders):  # else a folder that comes back would be passed over
+    if _folders.silent.isdisjoint(folders):  # otherwise a directory that comes back would be skipped
         _found.update(((within, program), files) for program, files in new.items() if files)
     return {program: new.get(program) or _found.get((within, program), []) for program in programs}
 
 
 def _look(files: Sequence[Path]) -> dict[Path, os.stat_result]:
-    """Those that are programs, in the same order; none in a folder that does not answer."""
+    """Those that are programs, in the same order; none in a directory that does not answer."""
     told = {file: _stat(file) for file in files if str(file.parent) in _SYSTEM}
     asked = [file for file in files if file not in told]
     while asked := [file for file in asked if str(file.parent) not in _folders.silent]:

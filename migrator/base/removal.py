@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Remove folders that are ours, and nothing that lies in them only by a mount or in a subvolume of its own.
+"""Removes directories of ours, but nothing in them that is there only through a mount or in a subvolume of its own.
 
-What is mounted somewhere below is somebody's live data, perhaps another host's too: a share, a bind mount. As neither
-the device tells a bind mount nor the mount a subvolume, both are looked at, of what was opened and not of its name
-(mnt_id in proc_pid_fdinfo(5)).
+What is mounted somewhere below is someone's live data, perhaps another host's too: a share, a bind mount. Because the
+device number does not reveal a bind mount, nor the mount a subvolume, both are checked, and on what was opened rather
+than on its name (mnt_id in proc_pid_fdinfo(5)).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def tree(path: Path, *, mounted: bool = False) -> list[Path]:
-    """Remove a folder, or file, with all that is in it on the same mount and in the same subvolume; none need be there.
+    """Remove a directory or file with all that is in it on the same mount and in the same subvolume; it need not exist.
 
-    Where it is `mounted` itself, as images in memory are, what it holds goes. Returns what is left, after a warning.
+    If it is itself `mounted`, as images in memory are, its contents are removed. Returns what is left, after a warning.
     """
     left: list[Path] = []
     with contextlib.suppress(FileNotFoundError), _opened(path.parent) as parent:
@@ -50,7 +50,7 @@ def tell(left: list[Path]) -> None:
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether something is mounted on a folder, also of the same file system; False where there is none."""
+    """Whether something is mounted on a directory, even of the same file system; False if it does not exist."""
     try:
         with _opened(path.parent) as parent, _opened(path.name, parent, os.O_PATH) as folder:
             return _mount(parent) != _mount(folder)
@@ -59,10 +59,10 @@ def is_mounted(path: Path) -> bool:
 
 
 def mounts_in(path: Path) -> list[str]:
-    """What is mounted at `path` or below, whatever subvolumes are between: the kernel detaches it with a subvolume.
+    """What is mounted at `path` or below, whatever subvolumes are in between: the kernel detaches it with a subvolume.
 
-    Be it by another mount of the file system, where the same folder has another path. As this process's own mount
-    namespace has it. What is mounted in another one alone, as a container's, is not seen.
+    Even through another mount of the file system, where the same directory has another path. Seen from this process's
+    own mount namespace. What is mounted only in another one, a container's for example, is not seen.
     """
     place, mounts = os.fsencode(os.path.realpath(path)), _mounts()
     its = None
@@ -87,13 +87,14 @@ class _Mount(NamedTuple):
     target: bytes
 
     def inside(self, place: bytes) -> bytes:
-        """Where in its file system that is which has the path `place` on this mount."""
+        """The path, within its file system, of what is at `place` on this mount."""
         return self.root.rstrip(b"/") + place[len(self.target.rstrip(b"/")):]
 
 
 def _mounts() -> dict[bytes, _Mount]:
     found = {}
-    for line in filter(None, Path("/proc/self/mountinfo").read_bytes().split(b"\n")):  # a name may have other ends
+    # A name may contain other line separators.
+    for line in filter(None, Path("/proc/self/mountinfo").read_bytes().split(b"\n")):
         id_, *words = (re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), word)
                        for word in line.split(b" ")[:5])
         found[id_] = _Mount(*words)
@@ -114,7 +115,7 @@ def _opened(path: Path | str, parent: int | None = None, how: int = os.O_RDONLY)
 
 
 def _differ(parent: int, folder: int) -> bool:
-    """The mount first: a share that does not answer is not asked."""
+    """The mount is compared first, so that a share that does not answer is not asked."""
     return _mount(parent) != _mount(folder) or os.fstat(parent).st_dev != os.fstat(folder).st_dev
 
 
@@ -124,7 +125,7 @@ def _mount(fd: int) -> str:
 
 
 def _remove(parent: int, path: Path, left: list[Path]) -> None:
-    """What is called `path.name` in the folder `parent`; raises OSError."""
+    """What is called `path.name` in the directory `parent`; raises OSError."""
     before = len(left)
     try:
         with _opened(path.name, parent, os.O_PATH) as folder:

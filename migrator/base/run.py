@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The one way to start a program.
+"""The only way in which programs are started.
 
 Argument lists and never a shell, stdin closed unless a file is given, a minimal environment, a time limit, and a
-failure that shows the command as one could paste it.
+failure that shows the command in a form that can be pasted.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from migrator.errors import Interrupted
 from migrator.errors.this_host import CommandFailed, CommandTimeout, ProgramMissing
 
 DEFAULT_LIMIT = 60.0  # seconds
-# What is said of a file, where another one of that name in $PATH is tried, as by execvp(3).
+# Errors about a file after which another one of that name in $PATH is tried, as by execvp(3).
 _CANNOT_BE_EXECUTED = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELIBBAD, errno.EIO,
                        errno.ESTALE, errno.ETXTBSY}
 ERROR_TAIL = 2000  # bytes of a program's output that an error message shows
 
-# Which Debian package brings a program that is not there.
+# Which Debian package contains a missing program.
 PACKAGES = {
     "btrfs": "btrfs-progs",
     "criu": "criu",
@@ -45,7 +45,7 @@ PACKAGES = {
 @dataclasses.dataclass(frozen=True)
 class Completed:
     argv: tuple[str, ...]
-    status: int  # as subprocess: negative for a signal
+    status: int  # as in subprocess: negative for a signal
     stdout: bytes
     stderr: bytes
     seconds: float
@@ -56,12 +56,12 @@ class Completed:
 
 
 def shown(argv: Sequence[str | os.PathLike[str]]) -> str:
-    """The command as one could paste it into a shell."""
+    """The command in a form that can be pasted into a shell."""
     return shlex.join(os.fspath(a) for a in argv)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What programs get to see: a fixed locale so that output can be read, and nothing private."""
+    """The environment of programs: a fixed locale so that their output can be parsed, and nothing private."""
     keep = {key: os.environ[key] for key in ("HOME", "TERM") if key in os.environ}
     return keep | {"PATH": programs.path(), "LC_ALL": "C.UTF-8"} | dict(extra or {})
 
@@ -90,9 +90,8 @@ def run(
 ) -> Completed:
     """Run a program to its end.
 
-    `limit` is in seconds. `stdin` and `stdout` take an open file; without one stdin is closed and stdout is
-    captured. `within` and `groups` are those of `started`. Raises ProgramMissing, CommandTimeout and, if `check`,
-    CommandFailed.
+    `limit` is in seconds. `stdin` and `stdout` take an open file; by default stdin is closed and stdout is captured.
+    `within` and `groups` are those of `started`. Raises ProgramMissing, CommandTimeout and, if `check`, CommandFailed.
     """
     begun = time.monotonic()
     with started(argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, within=within,
@@ -108,7 +107,7 @@ def run(
 
 
 class Program:
-    """A program that runs; made by `started`."""
+    """A running program; made by `started`."""
 
     def __init__(self, argv: tuple[str, ...], process: subprocess.Popen[bytes],
                  out: IO[bytes] | None, err: IO[bytes]) -> None:
@@ -123,14 +122,14 @@ class Program:
 
     @property
     def stdout(self) -> IO[bytes]:
-        """The reading end, when it was started with `stdout=subprocess.PIPE`."""
+        """The reading end, if it was started with `stdout=subprocess.PIPE`."""
         if self.process.stdout is None:
             raise ValueError("stdout is not a pipe")
         return self.process.stdout
 
     @property
     def stdin(self) -> IO[bytes]:
-        """The writing end, when it was started with `stdin=subprocess.PIPE`."""
+        """The writing end, if it was started with `stdin=subprocess.PIPE`."""
         if self.process.stdin is None:
             raise ValueError("stdin is not a pipe")
         return self.process.stdin
@@ -143,28 +142,28 @@ class Program:
         return self.process.wait()
 
     def ends_within(self, limit: float) -> bool:
-        """Whether it ends within `limit` seconds; it goes on where it does not."""
+        """Whether it ends within `limit` seconds; if not, it goes on."""
         return _ends_within(self.process, limit)
 
     def finish(self, limit: float = DEFAULT_LIMIT) -> None:
-        """Wait for the end and raise CommandFailed unless it was a good one."""
+        """Wait for its end and raise CommandFailed if it failed."""
         status = self.wait(limit)
         if status != 0:
             raise self.failure(status)
 
     def kill(self) -> None:
-        """End the program and what it started (it leads a process group of its own)."""
+        """Kill the program and what it started (it leads a process group of its own)."""
         self.kill_group()
         self.process.wait()
 
     def kill_group(self) -> None:
-        """As `kill`, without waiting for the end. What has ended and was waited for has no id any more."""
+        """As `kill`, without waiting for the end. Once it has ended and been reaped, it has no pid any more."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Give back what its pipes and output take."""
+        """Release its pipes and output files."""
         for file in (self.process.stdin, self.process.stdout, self._out, self._err):
             if file:
                 with contextlib.suppress(OSError):
@@ -193,17 +192,16 @@ def started(
     within: Callable[[], None] | None = None,
     groups: Sequence[int] | None = None,
 ) -> Iterator[Program]:
-    """Start a program and hand it over while it runs; it is killed if the block is left before its end.
+    """Start a program and yield it while it runs; it is killed if the block is left before it ends.
 
-    With a `limit`, in seconds, it is killed after that and CommandTimeout raised: who feeds it, or reads what it says,
-    does not wait for ever.
+    With a `limit`, in seconds, it is killed after that and CommandTimeout is raised: whoever feeds it, or reads its
+    output, does not wait for ever.
 
-    Output that nobody reads goes to files, never to a pipe: a daemon that keeps them open (LXC's monitor does) cannot
-    block us. The files are in memory (memfd_create(2)): a container can be thawed where no disk has room.
+    Output that nobody reads goes to files, never to a pipe, so that a daemon which keeps them open (LXC's monitor does)
+    cannot block us. The files are in memory (memfd_create(2)): a container can be thawed even if no disk has space.
 
-    It is started by a thread that `within` was called in, if given, and is in whatever namespaces that has put the
-    thread. Where `within` raises anything it is not started. It has `groups`, if given, in place of our supplementary
-    groups.
+    It is started from a thread in which `within`, if given, has been called, and is in whatever namespaces that has put
+    the thread. If `within` raises, it is not started. `groups`, if given, replace our supplementary groups.
     """
     start = functools.partial(_start, argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0,
                               groups=groups)
@@ -232,7 +230,7 @@ def _start_within(within: Callable[[], None], start: Callable[[], Program]) -> P
     try:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(work).result()
-    except Interrupted:  # anywhere in that, also before the pool knows of its thread; nobody else knows of the program
+    except Interrupted:  # anywhere in that, even before the pool knows its thread; nobody else knows of the program
         with starting:
             given_up.set()
         for program in made:
@@ -243,7 +241,8 @@ def _start_within(within: Callable[[], None], start: Callable[[], Program]) -> P
 
 
 def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int) -> Program:
-    """Start a program that may outlive this one: it has a session of its own, and no signal to ours reaches it."""
+    """Start a program that may outlive this one: it has a session of its own, and signals sent to ours do not reach it.
+    """
     return _start(argv, stdin=stdin, stdout=stdout, start_new_session=True)
 
 
@@ -290,7 +289,7 @@ def _missing(program: str) -> ProgramMissing:
 
 @contextlib.contextmanager
 def _ended_after(program: Program, limit: float | None) -> Iterator[None]:
-    """Kill the program when the block takes longer than `limit` seconds: whoever reads from it or writes to it goes on.
+    """Kill the program if the block takes longer than `limit` seconds, so that reading or writing there returns.
 
     Raises CommandTimeout then, whatever the block has made of that.
     """
@@ -319,15 +318,15 @@ def _ended_after(program: Program, limit: float | None) -> Iterator[None]:
 
 
 def _ends_within(process: subprocess.Popen[bytes], limit: float) -> bool:
-    """Wait for a program's end; tells whether it came within `limit` seconds.
+    """Wait for a program's end; returns whether it came within `limit` seconds.
 
-    Popen.wait with a limit looks only every 50 ms (CPython's subprocess.py), which a frozen container would wait for.
+    Popen.wait with a timeout polls only every 50 ms (CPython's subprocess.py), for which a frozen container would wait.
     """
     if process.poll() is not None:
         return True
     try:
         pidfd = os.pidfd_open(process.pid)  # still there: nobody else reaps it
-    except OSError:  # no free descriptor, say, for which no program is to be ended
+    except OSError:  # no free descriptor, for example, which is no reason to end a program
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(limit)
         return process.returncode is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Tell systemd how a service stands: sd_notify(3), without its library."""
+"""Tells systemd about the state of a service: sd_notify(3), without its library."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from migrator.base import printable
 
 
 def status(text: str) -> None:
-    """What `systemctl status` shows beside the service. One line, whatever is in it: the next would be an order."""
+    """What `systemctl status` shows for the service.
+
+    One line, whatever is in it: the next would be a command to systemd.
+    """
     notify(f"STATUS={printable.line(text)}")
 
 
 def notify(state: str) -> None:
-    """Send for example `READY=1` or `STOPPING=1`; nothing where systemd does not listen."""
+    """Send for example `READY=1` or `STOPPING=1`; does nothing if systemd does not listen."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Standard input, output and error are there, whoever has started the program: `2>&-` is no reason to stop half-way.
+"""Makes sure that standard input, output and error are open, however the program was started (`2>&-`, for example).
 
-Python has None for those that are closed, and the next file that is opened takes the number of such a one: what a
-program then writes to its standard error would end in a journal, or on a disk.
+For closed ones Python has None, and the next file opened gets the number of one of them: what a program then writes to
+its standard error would end up in a journal, or on a disk.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 def open_missing() -> None:
     """Open /dev/null on whichever of the three is closed, for this program and those that it starts."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        with contextlib.suppress(OSError):  # a host without /dev/null has worse troubles
+        with contextlib.suppress(OSError):  # a host without /dev/null has bigger problems
             _open(number)
             if getattr(sys, name) is None:
                 setattr(sys, name, open(number, mode, encoding="utf-8", errors="backslashreplace",  # noqa: SIM115

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Strict reading of what comes from the wire: sizes first, then types; one error for all that does not fit."""
+"""Strict reading of what comes from the wire: sizes first, then types; one error for everything that does not fit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(data: bytes | str, limit: int) -> dict[str, Any]:
 
 
 def dump(message: dict[str, Any]) -> bytes:
-    """A JSON object as it is sent: UTF-8, no blanks."""
+    """A JSON object as it is sent: UTF-8, no whitespace."""
     return json.dumps(message, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -92,7 +92,7 @@ def items(message: dict[str, Any], key: str, limit: int) -> list[Any]:
 
 
 def encode(value: bytes) -> str:
-    """Bytes as JSON carries them."""
+    """Bytes in the form that JSON carries them."""
     return base64.b64encode(value).decode()
 
 
