@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Entry point: signals, the command line, and every exception turned into an exit status in one place."""
+"""Entry point: signals, the command line, and the one place that turns every exception into an exit status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     from migrator import cli
 
     for number in (*_BY_HAND, container_lock.ABORT):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1), or a job in a script's background
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup(1), or a background job of a script
             signal.signal(number, _interrupt)
     try:
         result = cli.parse(sys.argv[1:] if argv is None else argv).run()
@@ -59,7 +59,7 @@ def _report(error: DocumentedError, of: BaseException | None = None) -> int:
 
 
 def _print(show: Callable[[], None]) -> None:
-    """Print to stdout. Where that fails, what has been done stays done, and the exit status tells of that alone."""
+    """Print to stdout. If that fails, what has been done stays done, and only the exit status shows it."""
     try:
         show()
         sys.stdout.flush()
@@ -70,7 +70,7 @@ def _print(show: Callable[[], None]) -> None:
 
 
 def _drop_unwritten(stream: TextIO) -> None:
-    """What cannot be written goes nowhere: at its end Python would try again, and exit with status 120."""
+    """Discard what cannot be written: at exit Python would try again, and return status 120."""
     try:
         stream.flush()
     except OSError:
@@ -81,10 +81,10 @@ def _drop_unwritten(stream: TextIO) -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    """The first signal stops the work in an orderly way, undoing what is half done; a second Ctrl-C ends it.
+    """The first signal stops the work cleanly, undoing what is half done; a second Ctrl-C ends it at once.
 
-    What gives a container back is not stopped by the first: see `container_lock.held_back`.
-    `migrator abort` asks once or several times: only the first counts, and none after a signal by hand.
+    What gives a container back is not stopped by the first: see `container_lock.held_back`. `migrator abort` asks once
+    or several times: only the first counts, and none after a signal sent by hand.
     """
     again = partial(_once_more, time.monotonic())
     for each in _BY_HAND:
@@ -103,9 +103,9 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
 def _once_more(first: float, number: int, _frame: FrameType | None) -> None:
     """SIGTERM or SIGHUP after the first signal, which came at `first` by time.monotonic().
 
-    Nobody types SIGHUP: a terminal that closes sends it twice, by the shell (SIGNALS in bash(1)) and by the kernel when
-    that has ended (disassociate_ctty in its tty_jobctrl.c). The end of a session sends it along with SIGTERM
-    (SendSIGHUP= in systemd.kill(5)), and timeout(1) sends SIGTERM to its child and to all of its group.
+    Nobody types SIGHUP: a terminal that closes sends it twice, from the shell (SIGNALS in bash(1)) and from the kernel
+    once the shell has ended (disassociate_ctty in its tty_jobctrl.c). The end of a session sends it along with SIGTERM
+    (SendSIGHUP= in systemd.kill(5)), and timeout(1) sends SIGTERM to its child and to its whole group.
     """
     if number == signal.SIGTERM and time.monotonic() - first > TOGETHER:
         signal.signal(number, signal.SIG_DFL)

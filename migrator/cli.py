@@ -18,7 +18,7 @@ DESCRIPTION = "Move a running LXC container from one host to another, its open c
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are JSON too when `--json` was asked for."""
+    """An argparse parser whose errors are JSON if `--json` was given."""
 
     def error(self, message: str) -> NoReturn:
         if log.as_json:
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What was typed: a command, and its module's record of what was asked of it."""
+    """What was typed: a command, and its module's record of the options."""
 
     stage: ModuleType
     options: object
@@ -39,7 +39,7 @@ class Command:
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The whole command line, or that of one command; the man page and the shell completion are made from it too."""
+    """The parser for the whole command line, or for one command; the man page and completion are made from it too."""
     import stages
 
     parser = Parser(
@@ -60,9 +60,9 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str]) -> Command:
-    """What a command line asks for, with the log set up.
+    """Parse a command line and set up the log.
 
-    Ends the program on wrong usage, as argparse does; raises UsageError, and InvalidName.
+    Exits on wrong usage, as argparse does; raises UsageError, and InvalidName.
     """
     log.as_json = "--json" in argv
     parser = make_parser(argv[0] if argv else None)
@@ -77,4 +77,5 @@ def show(result: Result) -> None:
     if log.as_json:
         print(json.dumps(result.data))
     elif result.text and not (log.level == log.Level.QUIET and "stage" in result.data):
-        log.show(result.text, result.paint)  # with -q only what was asked for (status, check), not what a stage reports
+        # With -q, only what was asked for (status, check), not what a stage reports.
+        log.show(result.text, result.paint)

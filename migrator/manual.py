@@ -63,7 +63,7 @@ Until `restore-dump` has succeeded, `migrator rollback` on the source gives the 
 
 
 def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> dict[str, argparse.ArgumentParser]:
-    """Each command's parser, in the order of the help text; those that have actions stand before them: `peer list`."""
+    """Each command's parser, in the order of the help text; those that have actions come before them: `peer list`."""
     found: dict[str, argparse.ArgumentParser] = {}
     # argparse has no public way to walk through a parser.
     for action in (parser or cli.make_parser())._actions:
@@ -74,7 +74,7 @@ def commands(parser: argparse.ArgumentParser | None = None, above: str = "") -> 
 
 
 def options(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """What a parser takes that begins with a dash."""
+    """The options of a parser: what begins with a dash."""
     return [action for action in parser._actions if action.option_strings]
 
 
@@ -96,7 +96,7 @@ def shown_status(cls: type[DocumentedError]) -> str:
 
 
 def with_fields(template: str, left: str, right: str) -> str:
-    """A message or cure whose fields, written `{so}`, stand between `left` and `right` instead."""
+    """A message or cure in which each field, written `{so}`, is put between `left` and `right` instead."""
     parts = string.Formatter().parse(" ".join(template.split()))
     return "".join(text + (f"{left}{field}{right}" if field is not None else "") for text, field, _, _ in parts)
 
@@ -125,7 +125,7 @@ def errors_page() -> str:
 
 
 def roff(text: str) -> str:
-    """Text as roff shows it: nothing in it is taken for a request."""
+    """Text for roff, escaped so that nothing in it is taken for a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     return "\n".join(f"\\&{line}" if line.startswith(".") else line for line in text.splitlines())
 
@@ -135,7 +135,7 @@ def bold(text: str) -> str:
 
 
 def page_of(command: str) -> str:
-    """What the page about a command is called: `migrator-peer-invite`."""
+    """The name of the page about a command: `migrator-peer-invite`."""
     return "-".join(["migrator", *command.split()])
 
 
@@ -163,13 +163,13 @@ def overview(found: dict[str, argparse.ArgumentParser]) -> str:
 
 
 def command_page(name: str, found: dict[str, argparse.ArgumentParser]) -> str:
-    """The page of one command. One that has actions lists them, and each has a page of its own."""
+    """The page of one command. One with actions lists them, and each of those has a page of its own."""
     parser = found[name]
     actions = [below for below in found if below.startswith(f"{name} ")]
-    vars(parser)["color"] = False  # from Python 3.14 on argparse paints what goes to a terminal
+    vars(parser)["color"] = False  # from Python 3.14 on, argparse adds colours on a terminal
     usage = roff(" ".join(parser.format_usage().split()[1:]).removeprefix(f"{parser.prog} "))
     text = [*_paragraphs(parser.description or "")]
-    parser.epilog = parser.description = None  # set in roff by us
+    parser.epilog = parser.description = None  # we format these ourselves
     parser._positionals.title = "ARGUMENTS"
     for group in parser._action_groups:
         group._group_actions = [one for one in group._group_actions if not isinstance(one, argparse._SubParsersAction)]
@@ -196,7 +196,7 @@ def _page(parser: argparse.ArgumentParser, page: str, summary: str, **sections: 
 
 
 def _summaries() -> dict[str, str]:
-    """Each command's line in the help text of what it belongs to."""
+    """The line about each command in the help text of its parent."""
     found: dict[str, str] = {}
     for above, parser in {"": cli.make_parser(), **commands()}.items():
         for action in parser._actions:
@@ -259,7 +259,7 @@ _migrator_hosts() {
 
 
 def completion(shell: str) -> str:
-    """What makes a shell complete commands, options, containers, folders and hosts."""
+    """The shell code that completes commands, options, containers, directories and hosts."""
     import shtab
 
     parser = cli.make_parser()

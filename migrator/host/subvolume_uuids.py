@@ -30,7 +30,7 @@ _LAST = (1 << 64) - 1
 
 
 def are_all_in(folder: Path, uuid: str) -> bool:
-    """Whether there are subvolumes with this uuid in `folder` itself and none elsewhere on it; raises OSError."""
+    """Whether subvolumes in `folder` itself have this uuid, and no others on its file system; raises OSError."""
     found = _having(folder, uuid)
     return bool(found) and found <= _right_in(folder)
 
