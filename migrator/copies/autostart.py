@@ -24,7 +24,7 @@ from migrator.record import next_commands
 from migrator.record.journal import Migration
 
 NAME = b"lxc-autostart"
-# the monitor of a container it has started: forked from it without an exec, so it has the same comm
+# The monitor of a container it has started: forked from it without an exec, so it has the same comm.
 _MONITOR = b"[lxc monitor] "
 
 
@@ -39,9 +39,7 @@ def under_way() -> int | None:
     for pid in _named():
         with contextlib.suppress(OSError):  # it has ended
             if status(pid, b"Uid")[0] != user or lxc.pid_namespace(pid) != here:
-                # its arguments are in its own memory, and a stranger's process can make whoever reads them wait for
-                # ever
-                continue
+                continue  # its arguments are in its own memory, and a stranger's can make a reader wait for ever
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             if words and not words.startswith(_MONITOR):
                 return pid

@@ -38,7 +38,7 @@ def require(migration: Migration, stage: str, next_: str = "") -> None:
         raise OutOfOrder(stage=stage, next=next_commands.command("status", migration),
                          missing=f"that has ended on {next_commands.this_host()}, where someone has since removed the "
                                  f"fence of {migration.name}, so that it may run here again")
-    # one that has ended by now has started all it ever will
+    # One that has ended by now has started all it ever will.
     late = autostart.under_way() if is_put_back(migration) else None
     if runs(migration):
         raise OutOfOrder(

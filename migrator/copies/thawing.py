@@ -31,7 +31,7 @@ class Frozen:
     cgroup: Path
     ports: tuple[Port, ...]
     dad: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see network.hush_dad
-    # when that process began, see `container_lock.start_time`; older versions did not record it
+    # When that process began, see `container_lock.start_time`; older versions did not record it.
     started: int | None = None
 
     @classmethod

@@ -66,7 +66,7 @@ class Task:
     limit: float  # seconds
     journal: str  # its path
     locks: str = str(container_lock.LOCKS)  # the directory of the containers' locks
-    # the program that freezes it
+    # The program that freezes it.
     program: tuple[int, int] = dataclasses.field(default_factory=container_lock.this_process)
 
     def to_json(self) -> str:
@@ -189,7 +189,7 @@ class Watch:
                         self._end, self._may_be_offered = None, True
                     self._answer(thawed)
                 self.frozen = dataclasses.replace(self.frozen, dad=data.get("dad", self.frozen.dad))
-            # a program that carries on after a stop may freeze it again
+            # A program that carries on after a stop may freeze it again.
             elif self._end is not None and (not thawed or self._is_frozen()):
                 with contextlib.suppress(MigratorError, OSError):  # then try again: nobody else will
                     self._thaw()
@@ -215,7 +215,7 @@ class Watch:
                 if not self._must_run(untouched):
                     return False
                 if not self._criu_is_at_work():  # someone who takes the container over meanwhile waits for CRIU too
-                    # but not for this: whoever finds this process holding the lock waits until it ends
+                    # But not for this: whoever finds this process holding the lock waits until it ends.
                     self._refuse_beside()
                     with locked(self.frozen.name, Path(self.task.locks), lxcpath=self.frozen.lxcpath) as last:
                         untouched = untouched and last <= {self.task.program, container_lock.this_process()}

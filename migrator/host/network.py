@@ -60,7 +60,7 @@ class Address:
 
 
 def _inside(pid: int) -> list[str]:
-    """Where `ip` is, for use in a namespace: nsenter(1) would search all of $PATH for the name."""
+    """The command that runs `ip` in its network namespace, by path: nsenter(1) would search all of $PATH for a name."""
     return ["nsenter", f"--net=/proc/{pid}/ns/net", "--", programs.find("ip") or "ip", "-j"]
 
 

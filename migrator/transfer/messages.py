@@ -22,7 +22,7 @@ from migrator.transfer.segments import check_name
 from migrator.transfer.wire_codec import A, Answer, Message, Request, decoded
 
 FILES_MAX = 10_000  # in one transfer
-LARGEST = (1 << 63) - 1  # bytes: no file can be larger (loff_t)
+LARGEST = (1 << 63) - 1  # bytes: no file or file system can be larger (loff_t)
 
 Seconds = Annotated[float, Meta(ge=0, le=1e300)]  # not NaN, and not for ever
 Size = Annotated[int, Meta(ge=0, le=LARGEST)]  # bytes
