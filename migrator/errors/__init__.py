@@ -41,7 +41,7 @@ class InternalError(MigratorError):
 class Interrupted(DocumentedError):
     """Interrupted by {signal}."""
 
-    # Not a MigratorError: code that carries on after one of those, as too minor to stop for, must not do so after this.
+    # Not a MigratorError: code that goes on after one of those, as too minor to stop for, must not after this one.
 
     @property
     def exit_status(self) -> int:

@@ -31,7 +31,7 @@ class HostUnreachable(MigratorError):
     """{destination} cannot be reached: {reason}."""
 
     silent = False  # whether nothing at all came back from that host's own address, not even a refusal
-    answered = False  # whether a machine at that very address has refused the connection
+    answered = False  # whether a machine at that very address refused the connection
     status = 42
     cure = "Check name, address, port and firewall with: ssh -v {destination}"
 

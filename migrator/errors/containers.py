@@ -66,8 +66,8 @@ class NoMigration(MigratorError):
 class NotKnownThere(MigratorError):
     """{destination} does not know migration {id} of {name}: it is a different host, or has lost its journal."""
 
-    forgotten = False  # it has the name of the host that it was sent to, but knows no migration by that id
-    another = False  # it knows no migration by that id and, from all that can be seen, is not that host
+    forgotten = False  # it has the name of the host that the container was sent to, but knows no migration of that id
+    another = False  # it knows no migration of that id and, as far as can be seen, is not that host
     status = 35
     cure = "It was sent to {peer}: make sure that this name leads to that very host, and not to another one."
 

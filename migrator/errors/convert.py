@@ -25,8 +25,8 @@ from migrator.errors.documented import DocumentedError
 SUBJECTS = (containers, data, jobs, memory, connection, outcomes, ownership, this_host)  # so that their classes exist
 
 
-FIELDS_MAX = 32  # that an error from the other host may have
-FIELD_MAX = 4000  # characters of each
+FIELDS_MAX = 32  # of an error from the other host
+FIELD_MAX = 4000  # characters in each
 
 
 def as_ours(error: BaseException, doing: str = "") -> DocumentedError:
@@ -58,11 +58,11 @@ def from_json(sent: dict[str, Any], host: str) -> MigratorError:
     """The error that the other host sent, as an exception that names that host."""
     cls = by_code().get(str(sent.get("code")), InternalError)
     fields = sent.get("fields")
-    if sent.get("code") == Interrupted.code():  # there; what is done here was not interrupted
+    if sent.get("code") == Interrupted.code():  # it was interrupted there, not here
         cls, fields = MigratorError, {"reason": str(sent.get("message"))[:1000]}
     if issubclass(cls, outcomes.OutcomeError) or not isinstance(fields, dict):
         cls, fields = InternalError, {"reason": str(sent.get("message"))[:1000]}
-    named = {"host": host[:255]} if issubclass(cls, memory.NamesLog) else {}  # an older version does not say
+    named = {"host": host[:255]} if issubclass(cls, memory.NamesLog) else {}  # an older version does not send it
     some = itertools.islice(fields.items(), FIELDS_MAX)
     error = cls(**named | {str(key)[:100]: str(value)[:FIELD_MAX] for key, value in some})
     error.host = host[:255]

@@ -19,7 +19,7 @@ class DocumentedError(Exception):
     def __init__(self, /, **fields: Any) -> None:
         self.fields = fields
         self.host: str | None = None  # set when the error comes from the other host
-        self.instead = ""  # what to do, where a caller that passes it on knows better than its class
+        self.instead = ""  # advice from a caller that passes it on and knows better than its class
         super().__init__(self.message)
 
     @classmethod

@@ -88,9 +88,7 @@ class MoveOptions(StandstillOptions):
 
     @classmethod
     def resumed(cls, migration: Migration, given: Mapping[str, Any]) -> Self:
-        """Those that are `given` now, else what the migration began with; the defaults where that was by single stages,
-        or by an older version.
-        """
+        """The options `given` now, else those it began with; defaults if single stages or an older version began it."""
         found: Mapping[str, Any] = migration.begun.options or {}
         known = {key: found[key] for key in MOVE_OPTIONS if found.get(key) is not None}
         return cls(**known | {"ignore": tuple(known.get("ignore", ()))} | dict(given))

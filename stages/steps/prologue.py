@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What stages begin with: the journal, the lock on the container, its migration, and whether it is the stage's turn."""
+"""How every stage begins: the journal, the lock on the container, its migration, and whether it is the stage's turn."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def arrived(journal: Journal, container: NamedContainer, stage: str) -> Migratio
 
 
 def require_turn(stage: str, migration: Migration, there: State | None = None) -> Decision:
-    """That of `decide`: to go, or that it was done already. Raises OutOfOrder where neither is so."""
+    """The decision of `decide` to go, or that it was done already; raises OutOfOrder if it refuses."""
     decision = decide(stage, migration.state, there)
     if decision.verdict is Verdict.REFUSE:
         raise out_of_order(stage, migration, decision)
@@ -74,10 +74,10 @@ def require_turn(stage: str, migration: Migration, there: State | None = None) -
 
 
 def out_of_order(stage: str, migration: Migration, decision: Decision) -> OutOfOrder:
-    """What is missing for the stage, and which command comes before it."""
+    """The error that says what is missing for the stage and which command comes before it."""
     return OutOfOrder(stage=stage, missing=decision.missing, next=next_command(migration, decision))
 
 
 def next_command(migration: Migration, decision: Decision) -> str:
-    """The one that a decision names, "" where it names none."""
+    """The command that a decision names, "" if it names none."""
     return next_commands.command(decision.next_stage, migration) if decision.next_stage else ""

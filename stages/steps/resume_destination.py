@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`resume` on the destination: what this host can do by itself, and what hangs on the word of the source."""
+"""`resume` on the destination: what this host can do by itself, and what depends on the word of the source."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""`resume` on the source: the container is brought to where it may run, and the stages that are left are taken."""
+"""`resume` on the source: get the container to run wherever it may, and take the stages that are left."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ DATA_FLOWS = {State.PREPARING, State.PREPARED}
 
 def go_on(request: MoveRequest, given: Mapping[str, Any], journal: Journal, migration: Migration, *,
           at_boot: bool) -> Result:
-    """Give the container back where it has to stay, or take the stages that are left: with the options that are `given`
-    now, and for all others those that it began with.
+    """Give the container back if it has to stay here, or take the stages that are left.
 
-    At boot it is only brought to where it may run.
+    Options in `given` override those that the migration began with. At boot, only make the container run wherever it
+    may.
     """
     older_journal.bring_up(migration)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""On the destination: where what a dump sends goes, the last of the disk and the memory's images."""
+"""On the destination: where a dump's data goes, that is the last disk changes and the memory images."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def receive_increment(service: Service, asked: IncrementTransfer) -> Place:
 
 
 def receive_images(service: Service, asked: ImagesTransfer) -> Place:
-    """Where the images go: memory if there is enough. They need not be on disk, as the source keeps what they hold."""
+    """Where the images go: memory if there is enough. They need not be on disk, because the source keeps the original.
+    """
     migration = service.migration(asked.id)
     _must_receive_dump(migration, asked)
     if not migration.memory:
         raise UsageError(reason=f"migration {migration.id} moves no memory")
     here = Layout(migration.lxcpath, migration.name, migration.id)
-    folder = here.images()  # of the same dump: when it began, those of an earlier one were dropped
+    folder = here.images()  # of the same dump: when that began, those of an earlier one were dropped
     if folder is None:
         service.refuse_more(migration)
         folder, why = image_folders.place_images(here.image_folders(), asked.bytes)
@@ -54,7 +55,8 @@ def receive_images(service: Service, asked: ImagesTransfer) -> Place:
 def _must_receive_dump(migration: Migration, asked: IncrementTransfer | ImagesTransfer) -> None:
     if migration.state is not State.RECEIVING_DUMP or asked.attempt != offer.attempt(migration):
         raise UsageError(reason=f"migration {migration.id} is in state {migration.state} and does not expect this dump")
-    room.require(migration, Layout(migration.lxcpath, migration.name, migration.id))  # or a spool is made elsewhere
+    # Otherwise a spool would be made elsewhere.
+    room.require(migration, Layout(migration.lxcpath, migration.name, migration.id))
 
 
 RECEIVERS: Receivers = {IncrementTransfer: receive_increment, ImagesTransfer: receive_images}
