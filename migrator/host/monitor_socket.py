@@ -52,7 +52,7 @@ def _fnv_1a(data: bytes) -> int:
 def holder(name: str, lxcpath: Path) -> tuple[int, int] | None:
     """The process and the user that listen there (SO_PEERCRED in unix(7)), None if nobody does.
 
-    They are those at the time of listen(2). Raises CommandTimeout if no connection is accepted.
+    They are those from when it began to listen. Raises CommandTimeout if no connection is accepted.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         # Not by settimeout(): with a non-blocking socket, a full queue fails at once.
