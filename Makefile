@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 #   make demo     move a running container between two hosts made on this machine, and see the figures
-#   make test     the checks and tests of every day
+#   make test     the checks and tests for every change
 #   make test-all every test: all cells of the fault matrix, many more examples, the equipment, the mutants; writes the
 #                 pages in docs/
 #
-# All do all of their set-up themselves, on a Debian machine (12 or newer), as root. They also work offline once that is done.
+# All of them do their own set-up, on a Debian machine (12 or newer), as root. They also work offline once that is done.
 #
-#   make test-mutants  is there a line that could be wrong and no test would notice? (an hour, or more)
+#   make test-mutants  is there a line that could be wrong without a test noticing? (an hour, or more)
 #   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
 #   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
@@ -18,19 +18,19 @@ PYTHON = python3
 ARGS =
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
-# Four tests at a time, as most of them wait for something, each on a rig of its own; and then those beside which nothing
-# runs: the fault matrix. ARGS go to one pytest, which runs one test at a time.
+# Four tests at a time, as most of them wait for something, each on a rig of its own; and then those that need the
+# machine to themselves: the fault matrix. ARGS go to a single pytest, which runs one test at a time.
 EVERY_TEST = $(if $(ARGS),$(PYTEST) $(ARGS),$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not alone" \
     && $(PYTEST) -m alone -o testpaths=tests/rig/test_fault_matrix.py)
-# mutmut is in no extra of setup.cfg: nothing else needs it, and what stands there is in the digest of the equipment. Its
-# version is a certain one, as tests/mutants/operators.py changes its insides.
+# mutmut is not in an extra of setup.cfg: nothing else needs it, and setup.cfg is part of the digest of the equipment.
+# Its version is fixed, as tests/mutants/operators.py patches its internals.
 MUTANTS = $(BIN)/python -m pip install -q --disable-pip-version-check 'mutmut==3.8.1' && $(BIN)/python -m tests.mutants
-# Container images often set it: each of those processes would compile all tests again.
+# Container images often set this: each of those processes would compile all tests again.
 unexport PYTHONDONTWRITEBYTECODE
 
 # What the rig is made with: root file systems, namespaces, links, loop devices.
 RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap util-linux
-# What the tests need beside that.
+# What the tests need in addition.
 TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck strace systemd vagrant \
     vagrant-libvirt
 
@@ -43,16 +43,16 @@ demo: rig-packages
 test: packages .venv/ready
 	$(EVERY_TEST)
 
-# Pages in docs/ are written here and nowhere else. With ARGS, which are for pytest, no mutants are made.
+# Pages in docs/ are written only here. With ARGS, which are for pytest, no mutants are made.
 test-all: export MIGRATOR_TESTS = all
 test-all: packages .venv/ready
 	$(BIN)/python -m tests.equipment; equipment=$$?; $(EVERY_TEST) $(if $(ARGS),,&& $(MUTANTS)) && exit $$equipment
 
-# The tests of the rig alone; tests/equipment.digest records what they have passed for.
+# Only the tests of the rig; tests/equipment.digest records what they have passed for.
 test-equipment: packages .venv/ready
 	$(BIN)/python -m tests.equipment
 
-# Mutants of what the promises hang on.
+# Mutants of the code on which the promises depend.
 test-mutants: packages .venv/ready
 	$(MUTANTS)
 
@@ -78,7 +78,7 @@ rig-packages:
 packages:
 	@.ci/packages $(RIG_PACKAGES) $(TEST_PACKAGES)
 
-# Run-time dependencies and the `test` extra of setup.cfg; made anew when that file changes.
+# Run-time dependencies and the `test` extra of setup.cfg; rebuilt when that file changes.
 .venv/ready: setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
