@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where a migration's things lie, below a folder of the test's."""
+"""Where a migration's things lie."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from migrator.record import image_folders
+from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 
 
@@ -17,3 +18,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     for name in ("run", "pool"):
         (tmp_path / name).mkdir()
     return Layout(tmp_path / "pool", "web", "0badc0de")
+
+
+def layout_of(migration: Migration) -> Layout:
+    return Layout(migration.lxcpath, migration.name, migration.id)

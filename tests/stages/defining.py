@@ -11,10 +11,10 @@ import pytest
 from migrator.config import lxc_settings
 from migrator.copies import origins
 from migrator.record.journal import Journal, Migration
-from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.remote.answering import keep_config
 from stages.steps import import_round
+from tests.migrator.layouts import layout_of
 from tests.stages.asks import begins
 
 ID = "0badc0de"
@@ -32,7 +32,7 @@ def arriving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Migrat
 
 def define(migration: Migration, text: str, includes: dict[str, str]) -> lxc_settings.Config:
     """The container's configuration after this text and these files have come; it must be one that LXC accepts."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = layout_of(migration)
     layout.make_folder()
     layout.spool.mkdir(exist_ok=True)
     keep_config(layout, begins(config=text, includes=includes))

@@ -16,7 +16,7 @@ from migrator.host import btrfs, lxc
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role
-from tests.stages.snapshots import layout_of
+from tests.migrator.layouts import layout_of
 
 ID = "0badc0de"
 ITS_OWN, ANOTHER = "11111111-2222-3333-4444-555555555555", "66666666-7777-8888-9999-000000000000"

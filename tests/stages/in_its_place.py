@@ -18,9 +18,9 @@ from migrator.errors.data import SnapshotFailed
 from migrator.host import btrfs, empty_cgroups, lxc, network
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
-from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from stages.steps import restore_here
+from tests.migrator.layouts import layout_of
 
 ID, EARLIER = "0badc0de", "aaaaaaaa"
 CONFIG = "lxc.uts.name = web\n"
@@ -97,10 +97,6 @@ def owned(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
         monkeypatch.setattr(restore_here, "receive", receive)
         yield made
-
-
-def layout_of(migration: Migration) -> Layout:
-    return Layout(migration.lxcpath, migration.name, migration.id)
 
 
 def attempt(migration: Migration) -> None:

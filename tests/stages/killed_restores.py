@@ -15,8 +15,8 @@ from migrator.criu import criu_dump, restore
 from migrator.errors.containers import ContainerNotRunning
 from migrator.host import empty_cgroups, lxc, network
 from migrator.record.journal import Migration
-from migrator.record.migration_paths import Layout
 from stages.steps import settling
+from tests.migrator.layouts import layout_of
 from tests.stages.restoring import ID
 
 
@@ -87,7 +87,3 @@ def acts(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def fence(restoring: Migration) -> str:
     return container_config.fence_of((restoring.lxcpath / "web" / "config").read_text())
-
-
-def layout_of(migration: Migration) -> Layout:
-    return Layout(migration.lxcpath, migration.name, migration.id)

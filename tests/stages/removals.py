@@ -12,7 +12,6 @@ import pytest
 from migrator.criu import criu_dump, restore
 from migrator.host import btrfs, lxc
 from migrator.record.journal import Migration
-from migrator.record.migration_paths import Layout
 
 
 @pytest.fixture(autouse=True)
@@ -30,10 +29,6 @@ def no_lxc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(criu_dump, "processes", lambda _: [])
     monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
     monkeypatch.setattr(restore, "clear", lambda _: None)
-
-
-def there(migration: Migration) -> Layout:
-    return Layout(migration.lxcpath, migration.name, migration.id)
 
 
 def asked(migration: Migration) -> Any:

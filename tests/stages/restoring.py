@@ -21,6 +21,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from stages.steps import settling
 from tests import btrfs_roots
+from tests.migrator.layouts import layout_of
 
 ID = "0badc0de"
 
@@ -65,7 +66,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def mark(migration: Migration, boot: str = "") -> Path:
-    path = ran_mark.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+    path = ran_mark.mark(layout_of(migration).spool)
     ran_mark.record(str(path))
     if boot:
         path.write_text(boot)

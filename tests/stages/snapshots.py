@@ -17,13 +17,14 @@ from migrator.errors.connection import ConnectionLost
 from migrator.host import btrfs
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
-from migrator.record.migration_paths import Layout, locked
+from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role
 from migrator.transfer.rpc import Connection
 from migrator.transfer.wire_codec import Request
 from stages import rollback
 from stages.steps import give_back, prologue, thaw_again
 from stages.steps.options import EndOptions, NamedContainer
+from tests.migrator.layouts import layout_of
 from tests.migrator.wire import by_op
 
 SENT = "11111111-2222-3333-4444-555555555555"
@@ -53,10 +54,6 @@ def snapshot(migration: Migration, number: int, uuid: str) -> Path:
     path.mkdir(parents=True)
     (path / "uuid").write_text(uuid)
     return path
-
-
-def layout_of(migration: Migration) -> Layout:
-    return Layout(migration.lxcpath, migration.name, migration.id)
 
 
 def fence(migration: Migration) -> Callable[[], str]:

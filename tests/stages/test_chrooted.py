@@ -22,7 +22,8 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages.steps import left_running, settling
 from tests import btrfs_roots
-from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.migrator.layouts import layout_of
+from tests.stages.killed_restores import Container, acts, container, fence
 from tests.stages.other_starts import SLEEP, START, lives
 from tests.stages.restoring import ID, mark, restoring
 

@@ -24,7 +24,8 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import State
 from stages.steps import abandon, left_running, settling
-from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.migrator.layouts import layout_of
+from tests.stages.killed_restores import Container, acts, container, fence
 from tests.stages.restoring import ID, restoring
 
 __all__ = ["acts", "container", "restoring"]

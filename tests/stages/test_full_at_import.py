@@ -17,6 +17,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer import received_snapshot, room_bounds, spool
 from stages.steps import import_round
+from tests.migrator.layouts import layout_of
 from tests.migrator.transfer.spools import store
 
 ID, UUID = "0badc0de", "11111111-2222-3333-4444-555555555555"
@@ -54,11 +55,11 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 
 def imported(migration: Migration) -> None:
-    import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))
+    import_round.import_round(migration, layout_of(migration))
 
 
 def stream(migration: Migration) -> Path:
-    return Layout(migration.lxcpath, migration.name, migration.id).spool / "disk-1"
+    return layout_of(migration).spool / "disk-1"
 
 
 @pytest.mark.parametrize("reason", [FULL, QUOTA])
@@ -83,7 +84,7 @@ def test_others_have_some_left(migration: Migration, says: Callable[[str], None]
     left: list[int] = []
     monkeypatch.setattr(received_snapshot, "receive", lambda *_, leave, **__: left.append(leave))
     if stands_still:
-        layout = Layout(migration.lxcpath, migration.name, migration.id)
+        layout = layout_of(migration)
         import_round.receive(migration, layout, stream(migration), 1, UUID)
     else:
         imported(migration)

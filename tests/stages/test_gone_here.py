@@ -23,9 +23,10 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
 from stages import resume
 from stages.steps import give_back, resume_source, thaw_again
+from tests.migrator.layouts import layout_of
 from tests.stages.gone import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, Stopped, begun, host, put, started  # noqa: F401 -- fixtures
 from tests.stages.journals import journal  # noqa: F401 -- a fixture
-from tests.stages.snapshots import fence, layout_of, thaws, typed  # noqa: F401 -- fixtures
+from tests.stages.snapshots import fence, thaws, typed  # noqa: F401 -- fixtures
 
 HONEST = lxc.Container
 

@@ -22,8 +22,9 @@ from migrator.transfer.messages import Done, Running
 from stages.steps import abandon, ask_source, finish_here, force, left_running, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
+from tests.migrator.layouts import layout_of
 from tests.stages.asks import abandons
-from tests.stages.removals import asked, no_lxc, there
+from tests.stages.removals import asked, no_lxc
 from tests.stages.restoring import ID, restoring
 
 __all__ = ["no_lxc", "restoring"]
@@ -34,7 +35,7 @@ def replaced(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> Migration
     """It has run, was destroyed, and another one of its name was made, which runs; the snapshots are still here."""
     restoring.note("rounds", rounds=[])
     restoring.move(Event.RESTORED)
-    folder = there(restoring).container
+    folder = layout_of(restoring).container
     folder.mkdir()
     (folder / "config").write_text("lxc.uts.name = web\n")
     monkeypatch.setattr(lxc, "container_processes", lambda _: [])
@@ -60,10 +61,10 @@ def test_another_one_in_its_place_is_not_taken_for_it(replaced: Migration) -> No
 def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     """The source was forced to run it again: all that is of its own here goes, and nothing of the other one's."""
     monkeypatch.setattr(ask_source, "state_of_source", lambda *_: State.ROLLED_BACK)
-    copies = there(replaced).container / include_copies.FOLDER / "feedface"
+    copies = layout_of(replaced).container / include_copies.FOLDER / "feedface"
     copies.mkdir(parents=True)
     assert resume_destination.go_on(Asking(), replaced).data["state"] is State.FINISHED
-    assert copies.is_dir() and (there(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
+    assert copies.is_dir() and (layout_of(replaced).container / "config").read_text() == "lxc.uts.name = web\n"
 
 
 @pytest.mark.parametrize(("of", "recorded", "ours"), [
@@ -73,7 +74,7 @@ def test_another_one_is_no_second_copy(replaced: Migration, monkeypatch: pytest.
 def test_a_snapshot_of_it_is_still_it(replaced: Migration, monkeypatch: pytest.MonkeyPatch, of: list[str],
                                       recorded: str | None, ours: bool) -> None:
     """Somebody has gone back to what he had put by: what he has made is not removed, but it is no other container."""
-    here = there(replaced)
+    here = layout_of(replaced)
     replaced.note("restored", rootfs_uuid=recorded or "")
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path == here.rootfs)
     monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(
@@ -110,7 +111,7 @@ def test_what_may_be_it_has_not_left(replaced: Migration, monkeypatch: pytest.Mo
     elif how == "its own":
         monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     elif how == "fenced":
-        container_config.fence(there(replaced).container, "", ID, "no")
+        container_config.fence(layout_of(replaced).container, "", ID, "no")
     else:  # somebody has removed them: nothing tells
         monkeypatch.setattr(Layout, "own_snapshots", lambda _: [])
     assert finish_here.running(asked(replaced), Running(id=ID)) == Done(state=State.RESTORED)
@@ -124,7 +125,7 @@ def test_which_disk_has_run_is_on_record(restoring: Migration, monkeypatch: pyte
     """Its snapshots may be removed, or one of it take its place. What cannot be told keeps nothing back."""
     def rootfs_uuid(migration: Migration) -> str:
         if uuid is None:
-            raise NotBtrfs(path=there(migration).rootfs)
+            raise NotBtrfs(path=layout_of(migration).rootfs)
         return uuid
 
     monkeypatch.setattr(origins, "rootfs_uuid", rootfs_uuid)

@@ -20,10 +20,11 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages.steps import ask_state, drive, examine, freeze_and_offer, give_back, offer, send_disk, thaw_again
 from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
+from tests.migrator.layouts import layout_of
 from tests.stages.downtimes import TOO_LATE, There
 from tests.stages.gone import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
 from tests.stages.journals import journal
-from tests.stages.snapshots import fence, layout_of
+from tests.stages.snapshots import fence
 
 __all__ = ["host", "journal", "started"]
 

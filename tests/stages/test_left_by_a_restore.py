@@ -25,7 +25,8 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
 from stages.steps import abandon, ask_source, consented, finish_here, force, restore_here, resume_destination, settling
 from stages.steps.ask_source import Asking
-from tests.stages.killed_restores import Container, acts, container, fence, layout_of  # noqa: F401 -- fixtures
+from tests.migrator.layouts import layout_of
+from tests.stages.killed_restores import Container, acts, container, fence  # noqa: F401 -- fixtures
 from tests.stages.restoring import ID, restoring
 
 __all__ = ["restoring"]

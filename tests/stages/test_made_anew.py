@@ -20,10 +20,10 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from stages.steps import ask_state, drive, examine, freeze_and_offer, same_host, send_disk
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
+from tests.migrator.layouts import layout_of
 from tests.stages.downtimes import There
 from tests.stages.gone import ANOTHER, ID, ITS_OWN, begun, host, put, subvolume
 from tests.stages.journals import journal
-from tests.stages.snapshots import layout_of
 
 __all__ = ["host", "journal"]
 

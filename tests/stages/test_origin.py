@@ -22,8 +22,9 @@ from migrator.record.states import Event, Role
 from stages import cleanup
 from stages.steps import finish_here, put_away, send_disk
 from stages.steps.options import MoveRequest, NamedContainer
+from tests.migrator.layouts import layout_of
 from tests.migrator.wire import by_op
-from tests.stages.in_its_place import EARLIER, Disk, attempt, disk, found, layout_of, owned  # noqa: F401 -- fixtures
+from tests.stages.in_its_place import EARLIER, Disk, attempt, disk, found, owned  # noqa: F401 -- fixtures
 
 
 def origin(migration: Migration) -> str:

@@ -20,7 +20,8 @@ from migrator.record.journal import Migration
 from migrator.record.states import State
 from stages.steps import left_running, put_away, restore_here, settling
 from tests import btrfs_roots
-from tests.stages.killed_restores import Container, acts, container, fence, layout_of
+from tests.migrator.layouts import layout_of
+from tests.stages.killed_restores import Container, acts, container, fence
 from tests.stages.restoring import ID, mark, restoring
 
 __all__ = ["acts", "container", "restoring"]

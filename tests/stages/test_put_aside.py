@@ -19,7 +19,8 @@ from migrator.record.states import Event, Role, State
 from stages import cleanup
 from stages.steps import abandon, finish_here, put_away, restore_here
 from stages.steps.cleaner import Cleaner
-from tests.stages.in_its_place import CONFIG, EARLIER, ID, Disk, attempt, disk, found, layout_of, owned  # noqa: F401 -- fixtures
+from tests.migrator.layouts import layout_of
+from tests.stages.in_its_place import CONFIG, EARLIER, ID, Disk, attempt, disk, found, owned  # noqa: F401 -- fixtures
 
 
 def stayed(migration: Migration, disk: Disk) -> None:

@@ -33,8 +33,9 @@ from migrator.transfer.messages import Done, Running
 from stages.steps import abandon, ask_source, finish_here, force, restore_here, resume_destination, settling
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
+from tests.migrator.layouts import layout_of
 from tests.stages.asks import abandons
-from tests.stages.removals import asked, no_lxc, there  # noqa: F401 -- a fixture
+from tests.stages.removals import asked, no_lxc  # noqa: F401 -- a fixture
 from tests.stages.restoring import ID, mark, restoring
 
 __all__ = ["restoring"]
@@ -79,7 +80,7 @@ def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.M
         assert other.poll() is None
     assert restoring.state is State.OWNED
     assert ended == ([] if memory else [("web", restoring.lxcpath, ID)])
-    assert left == [("web", True), there(restoring)], "of what has ended"
+    assert left == [("web", True), layout_of(restoring)], "of what has ended"
 
 
 def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, mo
 def test_what_may_have_run_is_not_taken_away_with_its_configuration(restoring: Migration,
                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     mark(restoring)
-    there(restoring).rootfs.mkdir(parents=True)
+    layout_of(restoring).rootfs.mkdir(parents=True)
     with process() as made:
         monkeypatch.setattr(lxc, "container_processes", lambda _: [made.pid] if made.poll() is None else [])
         monkeypatch.setattr(Layout, "is_own", lambda layout, path: path in (layout.rootfs,
@@ -103,7 +104,7 @@ def test_what_may_have_run_is_not_taken_away_with_its_configuration(restoring: M
         settling.settle(restoring)
         assert made.wait(10) == -signal.SIGKILL
     assert restoring.state is State.RESTORED
-    assert there(restoring).rootfs.is_dir() and ran_mark.was(ran_mark.mark(there(restoring).spool))
+    assert layout_of(restoring).rootfs.is_dir() and ran_mark.was(ran_mark.mark(layout_of(restoring).spool))
 
 
 @pytest.mark.parametrize("gone", ["its mark", "its root file system"])
@@ -113,27 +114,27 @@ def test_what_never_ran_or_is_gone_altogether_has_not_been_restored(restoring: M
     deleted: list[Layout] = []
     monkeypatch.setattr(settling, "give_back_rootfs", deleted.append)
     if gone == "its mark":
-        there(restoring).rootfs.mkdir(parents=True)
+        layout_of(restoring).rootfs.mkdir(parents=True)
         monkeypatch.setattr(Layout, "is_own", lambda layout, path: path == layout.rootfs)
     else:
         mark(restoring)
     settling.settle(restoring)
-    assert restoring.state is State.OWNED and deleted == [there(restoring)]
-    assert not ran_mark.was(ran_mark.mark(there(restoring).spool))
+    assert restoring.state is State.OWNED and deleted == [layout_of(restoring)]
+    assert not ran_mark.was(ran_mark.mark(layout_of(restoring).spool))
 
 
 def test_it_is_removed_while_the_increment_is_received(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     restoring.move(Event.RESTORE_FAILED)
     restoring.note("rounds", rounds=[{"uuid": "x"}], dad={}, memory=False, increment_uuid="u")
-    folder = there(restoring).container
+    folder = layout_of(restoring).container
     folder.mkdir()
     container_config.fence(folder, "lxc.uts.name = web\n", ID, "no")
-    assert origins.whose(there(restoring)).may_go
+    assert origins.whose(layout_of(restoring)).may_go
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: SimpleNamespace(state="STOPPED")))
 
     def receive(*_: object) -> Any:
         shutil.rmtree(folder)
-        return SimpleNamespace(path=there(restoring).snapshot(2))
+        return SimpleNamespace(path=layout_of(restoring).snapshot(2))
 
     def snapshot(_source: Path, target: Path, **_: object) -> None:
         target.mkdir()
@@ -226,10 +227,10 @@ def test_a_process_that_ends_while_it_is_looked_at_does_not_live(restoring: Migr
 
 def test_a_configuration_that_cannot_be_reached_was_not_removed(restoring: Migration) -> None:
     """A link to a disk that is not mounted yet."""
-    folder = there(restoring).container
+    folder = layout_of(restoring).container
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config").symlink_to("/not/mounted/config")
-    assert not lxc_disk.is_removed(there(restoring))
+    assert not lxc_disk.is_removed(layout_of(restoring))
 
 
 def test_what_was_removed_is_not_finished_by_force(restoring: Migration) -> None:
@@ -264,7 +265,7 @@ def test_resume_there_where_its_configuration_alone_was_removed(restoring: Migra
     """At boot too, every minute: what cannot be read because it is not there is no error. Nor is one made anew."""
     restoring.note("rounds", rounds=[])
     restoring.move(Event.RESTORED)
-    here = there(restoring)
+    here = layout_of(restoring)
     here.rootfs.mkdir(parents=True)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
     monkeypatch.setattr(settling, "lives_on", lambda _: now == "lives")

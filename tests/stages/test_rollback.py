@@ -23,9 +23,10 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
 from stages.steps import force, give_back, thaw_again
+from tests.migrator.layouts import layout_of
 from tests.stages.answering import UUID
 from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
-from tests.stages.snapshots import CUT, SENT, disk, earlier, fence, layout_of, recorded, refuses, snapshot, thaws  # noqa: F401 -- fixtures
+from tests.stages.snapshots import CUT, SENT, disk, earlier, fence, recorded, refuses, snapshot, thaws  # noqa: F401 -- fixtures
 
 
 def test_the_word_is_on_record_before_it_thaws(journal: Journal, thaws: list[str]) -> None:
