@@ -69,7 +69,7 @@ docs: .venv/ready
 	$(BIN)/python -m migrator.manual build/share
 	$(BIN)/python -m migrator.manual --errors >docs/errors.md
 	$(BIN)/python -m migrator.preflight.survey >docs/findings.md
-	$(BIN)/python -m tests.migrator.explorer >docs/model.md
+	$(BIN)/python -m tests.model.explorer >docs/model.md
 	$(BIN)/python docs/picture.py >docs/picture.svg
 
 rig-packages:

@@ -21,7 +21,7 @@ from migrator import cli, manual
 from migrator.record.decisions import next_stage
 from migrator.record.states import TABLES, Event, Role, State, owner
 from stages.steps import arguments
-from tests.migrator import destination_answers, programs
+from tests.model import destination_answers, programs
 
 TREE = Path(__file__).parents[1]
 DOCS = TREE / "docs"

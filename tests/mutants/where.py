@@ -61,7 +61,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "tunnel/identity/seal.py": ("*",),
 }
 # What may notice: the tests of these modules, and of what they work in. Each is run in a second, and needs no host.
-# The model (test_model.py) takes minutes, and goes through the same functions: what it alone would notice is to have
+# The model (tests/model) takes minutes, and goes through the same functions: what it alone would notice is to have
 # its test in test_decisions.py too.
 TESTS = (
     *(f"tests/migrator/base/test_{name}.py" for name in (

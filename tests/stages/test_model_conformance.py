@@ -24,8 +24,9 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from stages.steps import settling
 from tests.effort import tries
-from tests.migrator import around, destination_answers, reply
-from tests.migrator.world import RAN_THERE, Message, World
+from tests.migrator.layouts import layout_of
+from tests.model import around, destination_answers, reply
+from tests.model.world import RAN_THERE, Message, World
 from tests.stages.answering import ID, Destination, arrives
 
 # Asked of both. "arrives" stands for all data of the dump; "restored" for a restore that has succeeded, with what it
@@ -45,7 +46,7 @@ def no_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lxc, "runs_in", lambda *_: False)
 
     def settle(migration: Migration) -> None:
-        lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        lxc_disk.require(layout_of(migration))
         migration.move(Event.RESTORE_FAILED)
 
     monkeypatch.setattr(settling, "settle", settle)

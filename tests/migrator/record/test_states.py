@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The state machines as data, each by itself; both of them together: test_model.py."""
+"""The state machines as data, each by itself; both of them together: tests/model."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Both hosts together, as a model that `tests.migrator.explorer` searches completely.
+"""Both hosts together, as a model that `tests.model.explorer` searches completely.
 
 It moves by the very functions of `migrator.record.states` that the program moves by, and knows beside them which
 records are written in which order around which acts and messages: those of the source are in `source_programs` and
@@ -52,9 +52,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.migrator import destination_answers, destination_commands, programs, source_programs, source_word
-from tests.migrator.around import rebooted_there
-from tests.migrator.world import World
+from tests.model import destination_answers, destination_commands, programs, source_programs, source_word
+from tests.model.around import rebooted_there
+from tests.model.world import World
 
 
 def moves(world: World) -> Iterator[tuple[str, World]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.migrator.world import World
+from tests.model.world import World
 
 OK = "ok"
 REFUSED = "refused"  # the one error that is the destination's last word: DumpRefused, AlreadyRuns, StoppedThere

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The search through every world of `tests.migrator.model`, and the table of what it has seen (docs/model.md).
+"""The search through every world of `tests.model`, and the table of what it has seen (docs/model.md).
 
-`python -m tests.migrator.explorer` prints that page; with `--dumps N` for another number of attempts.
+`python -m tests.model.explorer` prints that page; with `--dumps N` for another number of attempts.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from migrator.copies.origins import Whose
 from migrator.copies.resume_rules import on_destination, on_source
 from migrator.record.decisions import Verdict, decide, next_stage
 from migrator.record.states import ENDED, Role, State
-from tests.migrator import (
+from tests.model import (
     destination_answers,
     destination_commands,
-    model,
     programs,
     reply,
     source_programs,
     source_word,
 )
-from tests.migrator.reply import OK
-from tests.migrator.world import FROZEN, RUNS, STOPPED, Message, World, check, check_move
+from tests.model.moves import moves
+from tests.model.reply import OK
+from tests.model.world import FROZEN, RUNS, STOPPED, Message, World, check, check_move
 
 
 class Broken(AssertionError):
@@ -55,7 +55,7 @@ def explore(*, deep: bool = False) -> Explored:
     while waiting:
         world = waiting.pop() if deep else waiting.popleft()
         last = world
-        for label, reached in model.moves(world):
+        for label, reached in moves(world):
             found.transitions[label] += 1
             if reached is last or reached is world:  # by another answer, or none: most of them
                 continue
@@ -239,9 +239,9 @@ def pending(world: World) -> bool:
 PAGE = """\
 # What the model has seen
 
-`tests/migrator/model.py` is a model of both hosts together. It makes its moves with the same functions as the program
+`tests/model` is a model of both hosts together. It makes its moves with the same functions as the program
 (`after` of `migrator/record/states.py`, `decide` and `step` of `migrator/record/decisions.py`, and
-`migrator/copies/resume_rules.py`). `tests/migrator/explorer.py` explores everything that can happen, breadth first,
+`migrator/copies/resume_rules.py`). `tests/model/explorer.py` explores everything that can happen, breadth first,
 until there is nothing new: up to {dumps} attempts at a dump (or a stop, with --no-memory), each broken off at any
 point, by a failure, a signal or a crash, and any number of rounds, reboots and commands. This page is written by
 `make docs`; a test compares it with what a new search finds.
@@ -316,7 +316,7 @@ container that had given way is back.
 | --- | --- |
 {rows}
 
-That the search finds errors is itself tested: `tests/migrator/config/test_broken_rules.py` breaks one rule after the
+That the search finds errors is itself tested: `tests/model/test_broken_rules.py` breaks one rule after the
 other (the source thaws while its offer is open, the offer goes out before the fence is in place, a refusal is not
 recorded, an offer does not say for which dump it is, the source waits neither for the destination's answer nor for
 its own word to expire, the last check does not cover whether the word still holds or whether the source's copy still

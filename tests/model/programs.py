@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the programs on the source do in `tests.migrator.model`, and which of their messages can still do anything."""
+"""What the programs on the source do in `tests.model`, and which of their messages can still do anything."""
 
 from __future__ import annotations
 
 from migrator.record.states import State
 from tests.effort import tries
-from tests.migrator.world import RAN_THERE, Message, World
+from tests.model.world import RAN_THERE, Message, World
 
 S = State
 # Attempts at a dump: an older one's messages can harm a newer one. The page is made with ALL_DUMPS.

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from migrator.copies.resume_rules import gives_back
 from migrator.record.decisions import Verdict, decide, step
 from migrator.record.states import ENDED, Event, Owner, Role, State, after, owner
-from tests.migrator import destination_answers, programs, reply, source_word
-from tests.migrator.around import strangers_on_the_source
-from tests.migrator.programs import DUMPING_PROGRAMS, GOES_ON, PROGRAMS
-from tests.migrator.world import FROZEN, RUNS, STOPPED, World
+from tests.model import destination_answers, programs, reply, source_word
+from tests.model.around import strangers_on_the_source
+from tests.model.programs import DUMPING_PROGRAMS, GOES_ON, PROGRAMS
+from tests.model.world import FROZEN, RUNS, STOPPED, World
 
 S = State
 

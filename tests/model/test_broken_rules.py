@@ -11,7 +11,7 @@ from migrator.copies.origins import Whose
 from migrator.copies.resume_rules import LETS_RUN, MAY_RESTORE
 from migrator.record import states
 from migrator.record.states import Event, State
-from tests.migrator import (
+from tests.model import (
     around,
     destination_answers,
     destination_commands,
@@ -20,8 +20,8 @@ from tests.migrator import (
     source_programs,
     source_word,
 )
-from tests.migrator.explorer import Broken, explore
-from tests.migrator.world import RAN_THERE, RUNS, STOPPED, World
+from tests.model.explorer import Broken, explore
+from tests.model.world import RAN_THERE, RUNS, STOPPED, World
 
 # Each breaks one rule of the protocol; what is then to be found stands beside it.
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {}

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from migrator.record.states import State
-from tests.migrator.programs import BY_FORCE, GOES_ON, NUMBERED, PROGRAMS
-from tests.migrator.world import RUNS, Message, World
+from tests.model.programs import BY_FORCE, GOES_ON, NUMBERED, PROGRAMS
+from tests.model.world import RUNS, Message, World
 
 S = State
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What befalls a container in `tests.migrator.model`, and no program of ours does: strangers, a reboot, and a disk that
+"""What befalls a container in `tests.model`, and no program of ours does: strangers, a reboot, and a disk that
 is not there for a while."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 from migrator.copies.origins import Whose
 from migrator.record.states import State
-from tests.migrator.programs import PROGRAMS
-from tests.migrator.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, World
+from tests.model.programs import PROGRAMS
+from tests.model.world import FROZEN, RAN_THERE, RUNS, STOPPED, STRANGER, World
 
 S = State
 # What is not done before the disk with the LXC path is to be seen there, see `migrator.record.lxc_disk`.

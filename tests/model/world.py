@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `tests.migrator.model` knows of both hosts at one moment, and what must hold in each."""
+"""What `tests.model` knows of both hosts at one moment, and what must hold in each."""
 
 from __future__ import annotations
 

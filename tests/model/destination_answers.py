@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from migrator.copies.origins import Whose
 from migrator.record.decisions import Verdict, decide
 from migrator.record.states import ENDED, Event, IllegalMove, Role, State, after
-from tests.migrator import programs, reply, source_word
-from tests.migrator.around import unseen
-from tests.migrator.programs import ARRIVING, BY_FORCE, GOES_ON, TAKEN
-from tests.migrator.world import RAN_THERE, RUNS, Message, World
+from tests.model import programs, reply, source_word
+from tests.model.around import unseen
+from tests.model.programs import ARRIVING, BY_FORCE, GOES_ON, TAKEN
+from tests.model.world import RAN_THERE, RUNS, Message, World
 
 S = State
 

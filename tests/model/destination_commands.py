@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from migrator.copies.leave import BY_HAND
 from migrator.copies.resume_rules import LETS_RUN, MAY_RESTORE, TAKEN_BACK, must_ask
 from migrator.record.states import Event, State
-from tests.migrator import destination_answers, programs, reply, source_word
-from tests.migrator.around import disk, rebooted_there, strangers, unseen
-from tests.migrator.world import FROZEN, POWER_CUT, REBOOTED, RUNS, STOPPED, STRANGER, Message, World
+from tests.model import destination_answers, programs, reply, source_word
+from tests.model.around import disk, rebooted_there, strangers, unseen
+from tests.model.world import FROZEN, POWER_CUT, REBOOTED, RUNS, STOPPED, STRANGER, Message, World
 
 S = State
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from migrator.record.states import ENDED, Event, Role, State
-from tests.migrator import destination_answers, destination_commands, programs, source_programs, source_word
-from tests.migrator.explorer import WAYS, Explored, ends, explore, finished, page, runs_again
-from tests.migrator.programs import ARRIVING, TAKEN
 from tests.migrator.record.role_states import OF_ROLE
+from tests.model import destination_answers, destination_commands, programs, source_programs, source_word
+from tests.model.explorer import WAYS, Explored, ends, explore, finished, page, runs_again
+from tests.model.programs import ARRIVING, TAKEN
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_destination_that_has_forgotten_it_leaves_one_way(found: Explored) -> 
 
 def test_the_page_is_current(found: Explored) -> None:
     """docs/model.md says what this search has seen, with all attempts; `make docs` writes it."""
-    text = (Path(__file__).parents[3] / "docs" / "model.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
     if programs.DUMPS == programs.ALL_DUMPS:
         assert text == page(found)
     else:
