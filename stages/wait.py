@@ -88,10 +88,10 @@ def _comes_after(worker: Holder, migration: Migration) -> bool:
     Whoever ends one holds the lock: so a different process that held it before the journal was read, and still does,
     got it from that one.
     """
-    if migration.was_ended_by(worker.pid, worker.started):
+    if migration.was_ended_by(worker.process):
         return False
     still = container_lock.of(migration.name, migration.lxcpath)
-    return still is not None and (still.pid, still.started) == (worker.pid, worker.started)
+    return still is not None and still.process == worker.process
 
 
 def _tell(migration: Migration, worker: Holder | None, line: str) -> None:

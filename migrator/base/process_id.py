@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import select
 import shutil
@@ -12,43 +11,43 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 PROC = Path("/proc")
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 LIMIT = 10.0  # seconds that a short-lived program gets
 GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+_START = 19  # of `stat_fields`
 
 
 class ProgramFailed(Exception):
     """A program could not be started, took too long or ended badly; the text says which and why."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """One run of a program: a pid is reused, a pid with its start time is not."""
 
     pid: int
-    start: int  # clock ticks after boot, field 22 of /proc/PID/stat (proc_pid_stat(5))
+    start: int  # see `start_time`
 
     @classmethod
     def of(cls, pid: int) -> Process | None:
         """The process that has this pid now; None if there is none or it is a zombie."""
         try:
-            stat = (PROC / str(pid) / "stat").read_text(errors="replace")
+            fields = stat_fields(pid)
         except OSError:
             return None
-        fields = stat.rpartition(")")[2].split()  # the name before it may contain anything
-        if fields[0] in "ZX":
-            return None
-        return cls(pid, int(fields[19]))
+        return None if fields[0] in (b"Z", b"X") else cls(pid, int(fields[_START]))
+
+    @classmethod
+    def at(cls, pid: int) -> Process:
+        """The process that has this pid now, even a zombie; raises OSError if there is none."""
+        return cls(pid, start_time(pid))
 
     @classmethod
     def current(cls) -> Process:
         """This process."""
-        found = cls.of(os.getpid())
-        assert found is not None  # noqa: S101
-        return found
+        return cls.at(os.getpid())
 
     @classmethod
     def from_json(cls, data: Any) -> Process | None:
@@ -61,7 +60,7 @@ class Process:
         return cls(pid, start)
 
     def to_json(self) -> dict[str, int]:
-        return dataclasses.asdict(self)
+        return self._asdict()
 
     def is_alive(self) -> bool:
         """Whether it is still running."""
@@ -90,6 +89,26 @@ class Process:
                     return
         finally:
             os.close(fd)
+
+
+def stat_fields(pid: int) -> list[bytes]:
+    """Those of /proc/PID/stat from the third on (proc_pid_stat(5)): the state, the parent and so on. Raises OSError.
+
+    The program's name before them is in brackets, and may hold any character.
+    """
+    return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
+
+
+def start_time(pid: int) -> int:
+    """When a process began, in clock ticks since boot: with its id it means one process for ever. Raises OSError."""
+    return int(stat_fields(pid)[_START])
+
+
+def began(pid: int) -> int | None:
+    """The same; None where it has ended."""
+    with contextlib.suppress(OSError):
+        return start_time(pid)
+    return None
 
 
 def with_command(argv: Sequence[str]) -> Iterator[Process]:

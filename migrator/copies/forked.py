@@ -21,9 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from migrator.base import log
+from migrator.base import log, process_id
 from migrator.host import roots
-from migrator.record import container_lock
 
 Question = Callable[[Path], str | bool | None]
 Told = tuple[int, str | bool | None]
@@ -50,7 +49,7 @@ def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | N
     """
     found: dict[int, str | bool | None] = {}
     # Ask each once: the kernel's list of a cgroup's processes may contain duplicates.
-    left = [pid for pid in dict.fromkeys(pids) if (pid, container_lock.began(pid)) not in _silent]
+    left = [pid for pid in dict.fromkeys(pids) if (pid, process_id.began(pid)) not in _silent]
     while left:
         asked = 0
         try:
@@ -60,7 +59,7 @@ def answers(pids: Sequence[int], question: Question) -> dict[int, str | bool | N
             return found
         except TimeoutError:
             silent = left[asked]
-            _silent.add((silent, container_lock.began(silent)))
+            _silent.add((silent, process_id.began(silent)))
             log.warning(f"Process {silent} does not let anyone see where its root directory is: it is not counted as "
                         "part of this migration")
             left = left[asked + 1:]

@@ -240,7 +240,7 @@ def stay(container: lxc.Container, migration: str, pid: int) -> None:
     """
     time.sleep(STEADY)
     init = remains.init_of(container)
-    if init is None or init[0] != pid:
+    if init is None or init.pid != pid:
         log_file = log_of(container)
         end(container, migration)
         raise StartFailed(name=container.name, reason=_reason(log_file) or "its PID 1 has ended", log=log_file)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import boot_clock
+from migrator.base.process_id import Process
 from migrator.copies import forked, second_start
 from migrator.errors import MigratorError
 from migrator.errors.containers import ContainerNotFound
 from migrator.errors.memory import StartFailed
 from migrator.host import btrfs, cgroups, lxc
-from migrator.record import container_lock
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 
@@ -34,14 +34,10 @@ def record(container: lxc.Container) -> dict[str, Any]:
     return found
 
 
-def init_of(container: lxc.Container) -> list[int] | None:
-    """Identifies a start of a container: the pid of its PID 1, and when that began, in clock ticks since boot.
-
-    None if LXC knows of none.
-    """
+def init_of(container: lxc.Container) -> Process | None:
+    """Identifies a start of a container: its PID 1. None if LXC knows of none."""
     with contextlib.suppress(MigratorError, OSError):
-        pid = container.init_pid
-        return [pid, container_lock.start_time(pid)]
+        return Process.at(container.init_pid)
     return None
 
 
@@ -51,10 +47,10 @@ def is_known(migration: Migration, container: lxc.Container) -> bool | None:
     return None if found is None else _is_on_record(migration, found)
 
 
-def _is_on_record(migration: Migration, found: list[int]) -> bool:
+def _is_on_record(migration: Migration, found: Process) -> bool:
     """Older versions did not record when it began, nor in which boot."""
     pid, began = migration.still.first
-    return _in_this_boot(migration) and found[0] == pid and began in (None, found[1])
+    return _in_this_boot(migration) and found.pid == pid and began in (None, found.start)
 
 
 def _in_this_boot(migration: Migration) -> bool:
@@ -160,7 +156,7 @@ def first_is_here(migration: Migration) -> bool:
     if not cgroup or not _in_this_boot(migration) or not cgroups.has_process(cgroup, pid):
         return False
     try:
-        return _is_on_record(migration, [pid, container_lock.start_time(pid)])
+        return _is_on_record(migration, Process.at(pid))
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -209,7 +209,7 @@ def started_anew(migration: Migration) -> bool:
             return False  # another container has its name
         init = remains.init_of(container)
         if init is not None:
-            return not still or init[0] != migration.still.first[0]
+            return not still or init.pid != migration.still.first[0]
         if not still and lxc.told_state(container) != "STOPPED":
             return True  # starting or stopping
     return remains.on_disk(migration) is not None

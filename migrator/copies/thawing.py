@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Self
 
-from migrator.base import log
+from migrator.base import log, process_id
 from migrator.host import lxc, network
 from migrator.host.network import Port
-from migrator.record import container_lock
 from migrator.record.detail import NO_PROCESS, Still
 
 _BY_HAND = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -31,7 +30,7 @@ class Frozen:
     cgroup: Path
     ports: tuple[Port, ...]
     dad: Mapping[str, str] = dataclasses.field(default_factory=dict)  # see network.hush_dad
-    # When that process began, see `container_lock.start_time`; older versions did not record it.
+    # When that process began, see `process_id.start_time`; older versions did not record it.
     started: int | None = None
 
     @classmethod
@@ -52,7 +51,7 @@ class Frozen:
         it is now another one, its owner may be the one who froze it.
         """
         try:
-            return self.cgroup.is_dir() and self.started in (None, container_lock.start_time(self.pid))
+            return self.cgroup.is_dir() and self.started in (None, process_id.start_time(self.pid))
         except (FileNotFoundError, ProcessLookupError):
             return False
 

@@ -35,6 +35,7 @@ from typing import Any, Self
 import msgspec
 
 from migrator.base import log, programs, standard_files
+from migrator.base.process_id import Process
 from migrator.base.run import Program, detached
 from migrator.copies import second_start, thawing
 from migrator.copies.thawing import Frozen
@@ -66,8 +67,7 @@ class Task:
     limit: float  # seconds
     journal: str  # its path
     locks: str = str(container_lock.LOCKS)  # the directory of the containers' locks
-    # The program that freezes it.
-    program: tuple[int, int] = dataclasses.field(default_factory=container_lock.this_process)
+    program: Process = dataclasses.field(default_factory=Process.current)  # the one that freezes it
 
     def to_json(self) -> str:
         return json.dumps({
@@ -83,7 +83,7 @@ class Task:
         frozen = Frozen.on_record(data["migration"], data["name"], Path(data["lxcpath"]),
                                   msgspec.convert(data["frozen"], Still))
         return cls(frozen, data["attempt"], tuple(data["images"]), data["limit"], data["journal"],
-                   data["locks"], tuple(data["program"]))
+                   data["locks"], Process(*data["program"]))
 
 
 class Watchdog:
@@ -218,7 +218,7 @@ class Watch:
                     # But not for this: whoever finds this process holding the lock waits until it ends.
                     self._refuse_beside()
                     with locked(self.frozen.name, Path(self.task.locks), lxcpath=self.frozen.lxcpath) as last:
-                        untouched = untouched and last <= {self.task.program, container_lock.this_process()}
+                        untouched = untouched and last <= {self.task.program, Process.current()}
                         if self._must_run(untouched):
                             self._thaw()
                             return True

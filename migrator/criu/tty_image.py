@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from migrator.base import process_id
 from migrator.host import processes, roots
 
 IMAGE = "tty-info.img"
@@ -33,7 +34,7 @@ def sessions(pids: Iterable[int]) -> dict[Device, Session]:
     found = {}
     for pid in pids:
         with contextlib.suppress(OSError):
-            _state, _parent, _group, session, terminal, foreground = _stat(pid)
+            _state, _parent, _group, session, terminal, foreground = process_id.stat_fields(pid)[:6]
             if int(session) != pid or not int(terminal):
                 continue
             # The number alone could also be that of a terminal in another devpts.
@@ -43,11 +44,6 @@ def sessions(pids: Iterable[int]) -> dict[Device, Session]:
                     if stat.S_ISCHR(seen.mode) and seen.special == _device(int(terminal)):
                         found[seen.special, seen.device] = _inside(pid), _inside(int(foreground))
     return found
-
-
-def _stat(pid: int) -> list[bytes]:
-    """Fields 3 to 8 of /proc/PID/stat (proc_pid_stat(5))."""
-    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()[:6]
 
 
 def _device(number: int) -> int:

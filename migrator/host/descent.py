@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from pathlib import Path
+
+from migrator.base import process_id
 
 # How many are looked at while everything is frozen, because users in there may make as many as they like. The last ones
 # count, because LXC puts attached processes into a cgroup `.lxc` below the container's own (cgroup_attach_leaf in
@@ -50,6 +51,6 @@ def stranger(init: int, pids: Iterable[int]) -> int | None:
 def _parent(pid: int) -> int:
     """A process's parent (proc_pid_stat(5)); 0 if it has ended or is just being reaped."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split(b" ", 2)[1])
+        return int(process_id.stat_fields(pid)[1])
     except (OSError, IndexError):
         return 0

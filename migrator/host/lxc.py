@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator.base import log
+from migrator.base import log, process_id
 from migrator.base.run import run
 from migrator.errors import MigratorError
 from migrator.errors.containers import ContainerNotFound, ContainerNotRunning
@@ -273,7 +273,7 @@ def states(cgroup: Path) -> set[str]:
     found = set()
     for thread in cgroups.ids(str(cgroup), "cgroup.threads"):
         with contextlib.suppress(OSError):
-            found.add(chr(Path(f"/proc/{thread}/stat").read_bytes().rpartition(b") ")[2][0]))
+            found.add(process_id.stat_fields(int(thread))[0].decode())
     return found
 
 

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from migrator.base import names
+from migrator.base import names, process_id
+from migrator.base.process_id import Process
 from migrator.errors import Interrupted
 from migrator.errors.this_host import HolderUnknown
 from migrator.host import processes, roots
@@ -47,6 +48,10 @@ class Holder:
     lxcpath: str = ""  # of the container, as that process spelled it; "" if unknown
     file: Path = dataclasses.field(default=Path(), compare=False)  # the file that is locked
 
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.started)
+
     def works_on(self, lxcpath: Path) -> bool:
         """Whether that may be the container in this LXC path; an older version's lock is for all containers of a name.
         """
@@ -57,18 +62,19 @@ class Holder:
 
 
 @contextlib.contextmanager
-def recorded(fd: int, lxcpath: Path | None = None) -> Iterator[tuple[int, int] | None]:
+def recorded(fd: int, lxcpath: Path | None = None) -> Iterator[Process | None]:
     """Write who we are into the lock file `fd`, which this process has locked.
 
-    If that fails because /run is full, the lock holds all the same. Yields who held the lock last, in the form of
-    `this_process`; None if that is not on record or nobody did.
+    If that fails because /run is full, the lock holds all the same. Yields who held the lock last; None if that is
+    not on record or nobody did.
     """
     last = None
     with contextlib.suppress(OSError, ValueError):
         pid, started, _command = os.pread(fd, 100, 0).split(maxsplit=2)
-        last = int(pid), int(started)
+        last = Process(int(pid), int(started))
     where = "" if lxcpath is None or "\n" in str(lxcpath) else f" {lxcpath}"
-    head = os.fsencode(f"{os.getpid()} {start_time(os.getpid())} {' '.join(sys.argv[1:2]) or '-'}{where}\n")
+    me = Process.current()
+    head = os.fsencode(f"{me.pid} {me.start} {' '.join(sys.argv[1:2]) or '-'}{where}\n")
     with contextlib.suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, head, 0)
@@ -82,11 +88,6 @@ def recorded(fd: int, lxcpath: Path | None = None) -> Iterator[tuple[int, int] |
 def holds() -> bool:
     """Whether this process holds a lock."""
     return bool(_held)
-
-
-def this_process() -> tuple[int, int]:
-    """What `Holder.pid` and `Holder.started` are for locks of this process."""
-    return os.getpid(), start_time(os.getpid())
 
 
 def interrupted(error: Interrupted) -> None:
@@ -197,7 +198,7 @@ def _has_open(pid: int, file: roots.Root) -> bool:
 
 def _described(pid: int, file: Path) -> Holder:
     """The holder, with what it has written about itself into its lock file so far."""
-    started = start_time(pid)
+    started = process_id.start_time(pid)
     first, _, second = os.fsdecode(file.read_bytes()).partition("\n")
     words = first.split(maxsplit=3)
     if words[:2] != [str(pid), str(started)] or len(words) < 3:
@@ -233,14 +234,14 @@ def go_on(holder: Holder) -> None:
 def _is_still(holder: Holder) -> bool:
     """Whether it holds the lock now."""
     now = of_file(holder.file)
-    return now is not None and (now.pid, now.started) == (holder.pid, holder.started)
+    return now is not None and now.process == holder.process
 
 
 def has_ended(holder: Holder, limit: float) -> bool:
     """Whether a process ends within `limit` seconds."""
     try:
         with _pidfd(holder.pid) as fd:
-            if start_time(holder.pid) != holder.started:
+            if Process.at(holder.pid) != holder.process:
                 return True
             poll = select.poll()
             poll.register(fd, select.POLLIN)
@@ -260,22 +261,6 @@ def _pidfd(pid: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-def start_time(pid: int) -> int:
-    """When a process began, in clock ticks since boot: together with its pid this is unique until the next boot.
-
-    Field 22 of proc_pid_stat(5); the program's name before it is in brackets and may contain any character. Raises
-    OSError.
-    """
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-
-
-def began(pid: int) -> int | None:
-    """As `start_time`; None if the process has ended."""
-    with contextlib.suppress(OSError):
-        return start_time(pid)
-    return None
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:

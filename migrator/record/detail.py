@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import msgspec
 
 from migrator.base.boot_clock import Moment
+from migrator.base.process_id import Process
 from migrator.errors.this_host import JournalBroken
 from migrator.host.network import Port
 
@@ -157,7 +158,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     abandoned: bool | None = None  # on the source: whether the destination has recorded that it will never run it
     forced: bool = False  # without the other host
     forced_at: float | None = None  # Unix time
-    forcing: tuple[int, int] | None = None  # pid and start of the process that is forcing a rollback
+    forcing: Process | None = None  # the one that is forcing a rollback
     forgotten: bool = False  # on the destination: nothing tells any more whether the container has left since
     forgotten_there: bool = False  # on the source: the destination no longer has a record of it
     given_up_here: bool = False  # on the destination: given up there by an operator, without the source

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from migrator.base import boot_clock, log, names
+from migrator.base.process_id import Process
 from migrator.errors.documented import DocumentedError
 from migrator.errors.this_host import JournalBroken
-from migrator.record import container_lock, states
+from migrator.record import states
 from migrator.record.detail import Recorded, Told, written
 from migrator.record.states import Event, Owner, Role, State
 from migrator.record.transactions import Transactions
@@ -78,9 +79,9 @@ class Migration(Recorded):
     def ended(self) -> bool:
         return self.state in states.ENDED
 
-    def was_ended_by(self, pid: int, started: int) -> bool:
+    def was_ended_by(self, process: Process) -> bool:
         """Whether this process of the current boot ended it."""
-        return self.ending.ended_by == (boot_clock.BOOT_ID.read_text().strip(), pid, started)
+        return self.ending.ended_by == (boot_clock.BOOT_ID.read_text().strip(), *process)
 
     @property
     def never_began(self) -> bool:
@@ -229,7 +230,7 @@ class Migration(Recorded):
 
 def _this_process() -> list[Any]:
     """Boot id, pid and start time: together these never identify another process."""
-    return [boot_clock.BOOT_ID.read_text().strip(), *container_lock.this_process()]
+    return [boot_clock.BOOT_ID.read_text().strip(), *Process.current()]
 
 
 class Journal(Transactions):

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from migrator.base import removal
+from migrator.base.process_id import Process
 from migrator.errors.this_host import Busy, JournalBroken
 from migrator.host import btrfs
 from migrator.record import container_lock, image_folders
@@ -192,7 +193,7 @@ def put(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def locked(name: str, folder: Path | None = None, *, lxcpath: Path,
-           needless: Callable[[], bool] = lambda: False) -> Iterator[set[tuple[int, int] | None]]:
+           needless: Callable[[], bool] = lambda: False) -> Iterator[set[Process | None]]:
     """Keep other migrator commands off a container; raises Busy. The lock ends with this process.
 
     A container of the same name in another LXC path is not affected: see `container_lock.files`.

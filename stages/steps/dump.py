@@ -82,7 +82,7 @@ class Dump(Handover):
         image_folders.make_images(self.images, self.facts.memory, room)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
-                        tuple(self.ports), started=self.init[1] if self.init and self.init[0] == self.pid else None)
+                        tuple(self.ports), started=self.init.start if self.init and self.init.pid == self.pid else None)
         self.watchdog = Watchdog(Task(
             frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
             self.max_downtime, str(self.migration.journal_path)))
@@ -93,7 +93,7 @@ class Dump(Handover):
         try:
             if self.init is None or found["init"] != self.init or self.init[0] != self.pid:
                 raise self._rebooted()
-            self.refuse_another_disk(self.init)
+            self.refuse_another_disk(self.pid)
         except ContainerChanged:
             self.unwatched()
             raise
@@ -212,7 +212,7 @@ class Dump(Handover):
         self._note()
         criu_dump.dump(self.container.name, self.dump_command(), self.images)
         self._refuse_strangers()  # that came while CRIU had it thawed; any that come later are frozen at once
-        self.refuse_another_disk([self.pid])  # a process that changed its root since is not the one CRIU is told of
+        self.refuse_another_disk(self.pid)  # a process that changed its root since is not the one CRIU is told of
         try:
             mount_plan.require(self.images)  # mounts made since the preflight
             ghosts.require_here(self.images, self.pid)

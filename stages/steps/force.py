@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 from migrator.base import boot_clock, log
+from migrator.base.process_id import Process
 from migrator.base.result import Result
 from migrator.copies import after_crash, bases, leave
 from migrator.copies.resume_rules import MAY_RESTORE, TAKEN_BACK
@@ -63,7 +64,7 @@ def roll_back(migration: Migration, given: str, tell: Callable[[], str], *,
         known = KNOWN[migration.state].format(there=there, name=migration.name)
         raise ForceRefused(name=migration.name, done="rolled back", reason=what, risk=known + RISK,
                            command=f"{next_commands.command('rollback', migration)} --force {migration.id}")
-    migration.note("forcing", forcing=container_lock.this_process())
+    migration.note("forcing", forcing=Process.current())
     for last in (False, True):
         for ask in (tell, recorded) if recorded else (tell,):
             try:
@@ -246,7 +247,7 @@ def is_under_way(migration: Migration) -> bool:
     if migration.state not in KNOWN or not process:
         return False
     found = container_lock.of(migration.name, migration.lxcpath)
-    return found is not None and [found.pid, found.started] == list(process)
+    return found is not None and found.process == process
 
 
 def tell_late(migration: Migration, tell: Callable[[], str], *, elsewhere: bool = False) -> Result | None:

@@ -150,12 +150,12 @@ class Handover(ABC):
             sent.tell(outcome)
         return sent
 
-    def refuse_another_disk(self, init: list[int] | None) -> None:
+    def refuse_another_disk(self, pid: int | None) -> None:
         """Raise ContainerChanged if something has replaced its root file system since the preflight and would be sent.
 
-        `init` is the result of `remains.init_of`.
+        `pid` is that of its PID 1, None if LXC knows of none.
         """
-        if init and "rootfs-replaced" not in self.ignore and roots.is_elsewhere(init[0], self.container.rootfs):
+        if pid is not None and "rootfs-replaced" not in self.ignore and roots.is_elsewhere(pid, self.container.rootfs):
             raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
                                    reason=f"it lives on another disk, or in another folder, than "
                                           f"{self.container.rootfs}")

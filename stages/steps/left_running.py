@@ -10,11 +10,11 @@ import signal
 import time
 from pathlib import Path
 
+from migrator.base import process_id
 from migrator.copies import forked, second_start
 from migrator.criu import criu_dump
 from migrator.errors import MigratorError
 from migrator.host import btrfs, lxc, roots
-from migrator.record import container_lock
 from migrator.record.migration_paths import Layout
 
 
@@ -56,7 +56,7 @@ def kill(layout: Layout) -> list[int]:
     """
     until = time.monotonic() + lxc.STOP_LIMIT
     while True:
-        pids = {pid: container_lock.began(pid) for pid in lxc.container_processes(layout.name)}
+        pids = {pid: process_id.began(pid) for pid in lxc.container_processes(layout.name)}
         left = [pid for pid in forked.those(list(pids), functools.partial(_is_own, layout))
                 if not _is_in(layout.set_aside(), pid)]
         if not left or time.monotonic() > until:
@@ -64,7 +64,7 @@ def kill(layout: Layout) -> list[int]:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 # Asking may have taken long, and the pid may be another process's by now.
-                if container_lock.began(pid) == pids[pid]:
+                if process_id.began(pid) == pids[pid]:
                     os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
 

@@ -38,7 +38,7 @@ class Stop(Handover):
 
     def record(self) -> dict[str, Any]:
         found = remains.record(self.container)
-        self.refuse_another_disk(found["init"])
+        self.refuse_another_disk(found["init"].pid if found["init"] else None)
         if self.container.is_ephemeral:
             raise ContainerChanged(
                 name=self.container.name, next=next_commands.again("create-dump", self.migration),

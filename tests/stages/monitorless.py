@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from migrator.base import boot_clock
+from migrator.base import boot_clock, process_id
 from migrator.copies import ending, no_memory
 from migrator.criu import criu_dump
 from migrator.errors.containers import ContainerNotRunning
 from migrator.host import lxc
-from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role
 
@@ -62,7 +61,7 @@ def cgroup(tmp_path: Path, init: subprocess.Popen[bytes]) -> Path:
 
 def frozen(journal: Journal, folder: Path, pid: int, *events: Event, **detail: object) -> Migration:
     """One whose first process this is; the folder of its container is made by the test."""
-    record = {"pid": pid, "cgroup": str(folder), "init": [pid, container_lock.start_time(pid)],
+    record = {"pid": pid, "cgroup": str(folder), "init": [pid, process_id.start_time(pid)],
               "boot": boot_clock.BOOT_ID.read_text().strip(), "ports": []} | detail
     migration = journal.create(id="0badc0de", role=Role.SOURCE, name="web", lxcpath=journal.path.parent,
                                peer="root@hostb", event=Event.SEND, destination_host="hostb", rounds=[],

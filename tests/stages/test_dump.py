@@ -20,12 +20,11 @@ from typing import Any, cast
 
 import pytest
 
-from migrator.base import boot_clock
+from migrator.base import boot_clock, process_id
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import btrfs, lxc, network
-from migrator.record import container_lock
 from migrator.record.journal import Migration
 from migrator.record.states import State
 from stages.steps import dump, offer, thaw_again
@@ -88,7 +87,7 @@ def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypa
     monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
     with pytest.raises(SourceRunsAgain, match="it was dumped"):
         made.run()
-    assert migration.still.init == (guest.pid, container_lock.start_time(guest.pid))
+    assert migration.still.init == (guest.pid, process_id.start_time(guest.pid))
     assert migration.still.boot == boot_clock.BOOT_ID.read_text().strip()
 
 

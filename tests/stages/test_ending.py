@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from migrator.base import process_id
 from migrator.copies import ending, origins, remains
 from migrator.errors.memory import CopyNotEnded
 from migrator.host import lxc, network
-from migrator.record import container_lock
 from migrator.record.journal import Journal
 from migrator.record.states import Event
 from stages.steps import end_copy
@@ -81,7 +81,7 @@ def test_finish_leaves_a_strangers_container_alone(journal: Journal, cgroup: Pat
 
 def test_one_that_was_started_since_with_the_same_id_is_another(journal: Journal, cgroup: Path, ran: list[list[str]],
                                                                 init: subprocess.Popen[bytes], known: Known) -> None:
-    began = container_lock.start_time(init.pid)
+    began = process_id.start_time(init.pid)
     migration = frozen(journal, cgroup, init.pid, memory=False, init=[init.pid, began - 1])
     known("RUNNING", init.pid)
     assert not ending.stop(migration, lxc.Container("web", journal.path.parent), 600)

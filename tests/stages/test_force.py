@@ -8,6 +8,7 @@ import contextlib
 import pytest
 
 from migrator.base import boot_clock
+from migrator.base.process_id import Process
 from migrator.base.result import Result
 from migrator.copies import leave, resume_rules
 from migrator.copies.leave import BY_HAND, LEAST
@@ -214,7 +215,7 @@ def test_the_source_records_its_word_before_it_gives_it(journal: Journal) -> Non
     with locked("web", lxcpath=migration.lxcpath):
         with pytest.raises(Busy):
             ask()
-        migration.note("forcing", forcing=container_lock.this_process())
+        migration.note("forcing", forcing=Process.current())
         assert ask().state is State.ROLLING_BACK
     migration.move(Event.ROLL_BACK)
     assert ask() == SourceState(state=State.ROLLING_BACK, owner=Owner.SOURCE)

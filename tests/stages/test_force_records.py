@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from migrator.base import log
+from migrator.base.process_id import Process
 from migrator.copies import leave
 from migrator.errors import Interrupted
 from migrator.errors.containers import AlreadyRuns, BackThere, NotKnownThere, OutOfOrder
@@ -253,7 +254,7 @@ def test_it_is_under_way_while_that_process_has_the_lock(journal: Journal) -> No
     assert not force.is_under_way(migration)
     with locked("web", lxcpath=migration.lxcpath):
         assert not force.is_under_way(migration), "it does something else"
-        pid, started = container_lock.this_process()
+        pid, started = Process.current()
         for process in ([pid + 1, started], [pid, started + 1]):
             migration.note("forcing", forcing=process)
             assert not force.is_under_way(migration)
@@ -267,5 +268,5 @@ def test_it_is_under_way_while_that_process_has_the_lock(journal: Journal) -> No
 
 def test_it_is_not_when_that_process_has_ended(journal: Journal) -> None:
     migration = offered(journal)
-    migration.note("forcing", forcing=container_lock.this_process())
+    migration.note("forcing", forcing=Process.current())
     assert not force.is_under_way(migration)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from migrator.base.process_id import Process
 from migrator.errors.jobs import AbortElsewhere, BrokenOff
 from migrator.errors.this_host import StillUnderWay
 from migrator.record import container_lock
@@ -36,7 +37,7 @@ def at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
 
 def test_abort_stops_nobody_elses(at_work: Journal, tmp_path: Path) -> None:
     worker = abort._worker(at_work, "web", tmp_path / "pool")
-    assert worker and (worker.pid, worker.started) == container_lock.this_process()
+    assert worker and (worker.pid, worker.started) == Process.current()
     assert abort._worker(at_work, "web", tmp_path / "second") is None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator.base import boot_clock
+from migrator.base.process_id import Process
 from migrator.errors.containers import NoMigration
 from migrator.errors.jobs import RolledBack
 from migrator.record import container_lock
@@ -54,7 +55,7 @@ def at_work(monkeypatch: pytest.MonkeyPatch, *seen: Holder | None) -> list[Holde
     return left
 
 
-ME = Holder(*container_lock.this_process(), "migrate")
+ME = Holder(*Process.current(), "migrate")
 ANOTHER = Holder(1, 1, "migrate")
 
 

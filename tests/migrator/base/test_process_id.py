@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -21,7 +20,7 @@ from migrator.base.process_id import Process, ProgramFailed
 def test_a_process_is_known_by_pid_and_start() -> None:
     assert Process.current().is_alive()
     assert Process.from_json(json.loads(json.dumps(Process.current().to_json()))) == Process.current()
-    assert not dataclasses.replace(Process.current(), start=1).is_alive()
+    assert not Process.current()._replace(start=1).is_alive()
     for nonsense in (None, 1, {}, {"pid": 1, "start": 1}, {"pid": "2", "start": 1}, {"pid": 1 << 40, "start": 1}):
         assert Process.from_json(nonsense) is None
 
@@ -30,7 +29,7 @@ def test_only_the_process_that_is_meant_is_ended() -> None:
     with subprocess.Popen(["sleep", "infinity"]) as child:
         found = Process.of(child.pid)
         assert found is not None
-        dataclasses.replace(found, start=found.start - 1).end()  # another process that had the pid before
+        found._replace(start=found.start - 1).end()  # another process that had the pid before
         assert found.is_alive()
         found.end(grace=1000)
         assert child.wait() == -15

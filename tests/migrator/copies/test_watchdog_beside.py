@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from migrator.base import process_id
 from migrator.copies import second_start
 from migrator.copies.watchdog import POLL, Task
 from migrator.host import lxc, network
 from migrator.host.network import Port
-from migrator.record import container_lock, migration_paths
+from migrator.record import migration_paths
 from migrator.record.journal import Migration
 from tests.migrator.copies.watched import LIMIT, cgroup, check, frozen, migration, task, watched  # noqa: F401 -- fixtures
 
@@ -45,7 +46,7 @@ def ours(migration: Migration, cgroup: Path) -> Task:
     made = task(migration, cgroup)
     pid = os.getpid()
     return dataclasses.replace(
-        made, frozen=dataclasses.replace(made.frozen, pid=pid, started=container_lock.start_time(pid)))
+        made, frozen=dataclasses.replace(made.frozen, pid=pid, started=process_id.start_time(pid)))
 
 
 def test_left_alone_it_waits_until_either_has_ended(migration: Migration, cgroup: Path, living: set[int],

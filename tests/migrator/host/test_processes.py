@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from migrator.base import process_id
 from migrator.criu import tty_image
 from migrator.host.proc import parse_status, read_text
 from migrator.host.processes import running, status
-from migrator.record import container_lock
 
 WAIT = "echo up; read x"
 
@@ -116,9 +116,9 @@ def test_a_name_is_no_line_of_its_own(program: Path, name: bytes) -> None:
         assert pids(program.name, owner=4242) == []
         assert pids(program.name, owner=os.getuid()) == [pid]
         assert status(pid, b"NSpid")[0] == str(pid).encode()
-        assert container_lock.start_time(pid) > 0
+        assert process_id.start_time(pid) > 0
         assert tty_image._inside(pid) == int(status(pid, b"NSpid")[-1])
-        assert tty_image._stat(pid)[1] == str(os.getpid()).encode()
+        assert process_id.stat_fields(pid)[:6][1] == str(os.getpid()).encode()
         seen = parse_status(read_text(f"/proc/{pid}/status"))
         assert seen and seen.uids[0] == os.getuid()
 

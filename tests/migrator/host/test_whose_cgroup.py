@@ -17,11 +17,12 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from migrator.base import process_id
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task
 from migrator.host import network
 from migrator.host.network import Port
-from migrator.record import container_lock, migration_paths
+from migrator.record import migration_paths
 from migrator.record.journal import Migration
 from tests.migrator.copies.watched import LIMIT, Unreadable, cgroup, frozen, locks, migration, task, watched
 
@@ -32,7 +33,7 @@ __all__ = ["cgroup", "migration"]
 def first_process(*, ended: bool = False) -> Iterator[tuple[int, int]]:
     """Its id, and when it began."""
     with subprocess.Popen(["sleep", "600"]) as made:
-        started = container_lock.start_time(made.pid)
+        started = process_id.start_time(made.pid)
         try:
             if ended:
                 made.kill()
@@ -72,7 +73,7 @@ def test_what_has_its_cgroup_by_now_is_not_thawed(migration: Migration, cgroup: 
 def test_without_a_free_descriptor_it_is_not_taken_for_gone(migration: Migration, cgroup: Path,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
     failures = [OSError(errno.ENFILE, "Too many open files in system")] * 3
-    look = container_lock.start_time
+    look = process_id.start_time
 
     def start_time(pid: int) -> int:
         if failures and pid != os.getpid():
@@ -82,7 +83,7 @@ def test_without_a_free_descriptor_it_is_not_taken_for_gone(migration: Migration
     monkeypatch.setattr("migrator.copies.watchdog.time.sleep", lambda _seconds: None)
     with first_process() as (pid, started):
         made = of(task(migration, cgroup), pid, started)
-        monkeypatch.setattr(container_lock, "start_time", start_time)
+        monkeypatch.setattr(process_id, "start_time", start_time)
         assert watched(made, "begins", 1.0)
     assert not frozen(cgroup) and not failures
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from migrator.base import names
+from migrator.base import names, process_id
+from migrator.base.process_id import Process
 from migrator.errors.this_host import Busy, HolderUnknown
 from migrator.host import processes, roots
 from migrator.record import container_lock
@@ -199,7 +200,7 @@ def test_who_is_gone_has_ended(worker: subprocess.Popen[str], folder: Path) -> N
     before = len(list(Path("/proc/self/fd").iterdir()))
     assert container_lock.has_ended(found, 0)
     container_lock.ask_to_stop("web", found)
-    mine = container_lock.Holder(*container_lock.this_process(), "?")
+    mine = container_lock.Holder(*Process.current(), "?")
     assert not container_lock.has_ended(mine, 0)
     assert len(list(Path("/proc/self/fd").iterdir())) == before, "no descriptor is left open"
 
@@ -213,7 +214,7 @@ def test_who_is_gone_has_ended(worker: subprocess.Popen[str], folder: Path) -> N
 def test_what_it_says_of_itself_is_believed_only_of_itself(folder: Path, text: bytes, command: str,
                                                            progress: dict[str, str]) -> None:
     """What another one has left in the file, or what was cut off, is not."""
-    pid, started = container_lock.this_process()
+    pid, started = Process.current()
     with locked("web", folder, lxcpath=POOL):
         (folder / names.in_path("web", POOL)).write_bytes(text.replace(b"{pid}", str(pid).encode())
                                                           .replace(b"{started}", str(started).encode()))
@@ -228,7 +229,7 @@ def test_a_program_has_any_name() -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         assert Path(f"/proc/{process.pid}/comm").read_text() == ") S 1 (x\n"
-        began = container_lock.start_time(process.pid)
+        began = process_id.start_time(process.pid)
         ps = subprocess.run(["ps", "-o", "etimes=", "-p", str(process.pid)], capture_output=True, text=True, check=True)
         up = time.clock_gettime(time.CLOCK_BOOTTIME)
         assert abs(up - began / os.sysconf("SC_CLK_TCK") - int(ps.stdout)) < 60, "in ticks since the machine's start"
@@ -250,7 +251,7 @@ def test_which_container_of_that_name_it_is(folder: Path, monkeypatch: pytest.Mo
         again = container_lock.of("web", Path(path), folder)
         assert again and again.progress["bytes"] == 5 and again.lxcpath == found.lxcpath
     with locked("web", folder, lxcpath=Path(path)) as last:
-        assert last == {container_lock.this_process()}
+        assert last == {Process.current()}
 
 
 def test_what_is_called_without_a_command_says_nothing_of_who_had_it(folder: Path,
@@ -286,15 +287,15 @@ def test_one_lxc_path_before_and_after_its_disk_is_mounted(folder: Path, tmp_pat
         with pytest.raises(Busy), locked("web", folder, lxcpath=tmp_path / "pool"):
             pass
     with locked("web", folder, lxcpath=tmp_path / "pool") as last:
-        assert last == {container_lock.this_process(), None}, "who has spelled it otherwise is not known"
+        assert last == {Process.current(), None}, "who has spelled it otherwise is not known"
 
 
 OLDER = """
 import fcntl, os, sys
-from migrator.record import container_lock
+from migrator.base.process_id import Process
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 fcntl.flock(fd, fcntl.LOCK_EX)
-pid, started = container_lock.this_process()
+pid, started = Process.current()
 os.write(fd, f"{pid} {started} migrate /pool\\n".encode())
 print("locked", flush=True)
 sys.stdin.read()

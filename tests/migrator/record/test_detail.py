@@ -16,6 +16,7 @@ import msgspec
 import pytest
 
 from migrator.base.boot_clock import Moment
+from migrator.base.process_id import Process
 from migrator.errors.this_host import JournalBroken
 from migrator.host.network import Port
 from migrator.record import detail
@@ -100,7 +101,7 @@ def test_on_the_source(earlier: Journal) -> None:
     assert migration.arrived == Arrived()
     assert migration.copy == Copy(rootfs_uuid=uuid(2), changed=4242, gone=True, last_copy=["0badc0de.1"])
     assert migration.ending == Ending(ended_by=(BOOT, 4711, 123456), abandoned=True, forced=True,
-                                      forced_at=1764000200.5, forcing=(4711, 123456), forgotten_there=True)
+                                      forced_at=1764000200.5, forcing=Process(4711, 123456), forgotten_there=True)
     assert by_id(earlier, "0badc0e1", Role.SOURCE).handover.figures == Figures(
         increment=4096, wire_bytes=65536, send_seconds=0.1, stop_seconds=2.5, killed=True)
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from migrator.base import boot_clock
+from migrator.base.process_id import Process
 from migrator.errors.data import NoSpace
 from migrator.errors.this_host import JournalBroken
-from migrator.record import container_lock
 from migrator.record.detail import DiskRound
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, Role, State
@@ -143,19 +143,20 @@ def test_what_it_says_of_itself(migration: Migration) -> None:
 
 def test_who_has_ended_it(migration: Migration, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The process that has, of this boot; what is noted of it later changes nothing."""
-    pid, started = container_lock.this_process()
+    here = Process.current()
     migration.note("attempt", attempt=1)
     migration.move(Event.ROLL_BACK)
-    assert not migration.was_ended_by(pid, started) and migration.ending.ended_by is None
+    assert not migration.was_ended_by(here) and migration.ending.ended_by is None
     migration.move(Event.ROLLED_BACK)
-    assert migration.was_ended_by(pid, started)
-    assert not migration.was_ended_by(pid + 1, started) and not migration.was_ended_by(pid, started + 1)
-    monkeypatch.setattr(container_lock, "this_process", lambda: (pid + 1, started))
+    assert migration.was_ended_by(here)
+    assert not migration.was_ended_by(here._replace(pid=here.pid + 1)) and not migration.was_ended_by(
+        here._replace(start=here.start + 1))
+    monkeypatch.setattr(Process, "current", lambda: here._replace(pid=here.pid + 1))
     migration.note("abandoned", abandoned=True)
-    assert migration.was_ended_by(pid, started)
+    assert migration.was_ended_by(here)
     monkeypatch.setattr(boot_clock, "BOOT_ID", tmp_path / "boot_id")
     boot_clock.BOOT_ID.write_text("another boot\n")
-    assert not migration.was_ended_by(pid, started)
+    assert not migration.was_ended_by(here)
 
 
 def test_another_thread_may_record(migration: Migration) -> None:
