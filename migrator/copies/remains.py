@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
+
+from msgspec import UNSET, UnsetType
 
 from migrator.base import boot_clock
 from migrator.base.process_id import Process
@@ -20,18 +21,20 @@ from migrator.errors import MigratorError
 from migrator.errors.containers import ContainerNotFound
 from migrator.errors.memory import StartFailed
 from migrator.host import btrfs, cgroups, lxc
+from migrator.record.detail import BeforeStill
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 
 
-def record(container: lxc.Container) -> dict[str, Any]:
+def record(container: lxc.Container) -> BeforeStill:
     """What the journal must know of a running container before it is frozen or stopped."""
-    found: dict[str, Any] = {"init": init_of(container), "boot": boot_clock.BOOT_ID.read_text().strip(), "cgroup": ""}
+    init, boot, cgroup = init_of(container), boot_clock.BOOT_ID.read_text().strip(), ""
+    rootfs_uuid: str | UnsetType = UNSET
     with contextlib.suppress(MigratorError, OSError):
-        found["cgroup"] = str(container.cgroup)
+        cgroup = str(container.cgroup)
     with contextlib.suppress(MigratorError, OSError):
-        found["rootfs_uuid"] = btrfs.info(container.rootfs).uuid
-    return found
+        rootfs_uuid = btrfs.info(container.rootfs).uuid
+    return BeforeStill(init=init, boot=boot, cgroup=cgroup, rootfs_uuid=rootfs_uuid)
 
 
 def init_of(container: lxc.Container) -> Process | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from migrator.base.boot_clock import Moment
 from migrator.base.process_id import Process
@@ -22,6 +23,22 @@ from migrator.host.network import Port
 
 ROOT_CALLER = "ssh"  # the caller of migrations recorded without one: root, here or over SSH
 NO_PROCESS = -1  # no process has this pid
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of `migrator migrate`. UNSET if an older version has not recorded it, or the move began otherwise."""
+
+    max_downtime: float | UnsetType | None = UNSET  # seconds
+    stop_timeout: float | UnsetType | None = UNSET  # seconds
+    ignore: tuple[str, ...] | UnsetType | None = UNSET  # codes of findings
+    max_rounds: int | UnsetType | None = UNSET
+    bwlimit: int | UnsetType | None = UNSET  # bytes a second; None for no limit
+    reconnect: float | UnsetType | None = UNSET  # seconds
+    undefine_source: bool | UnsetType | None = UNSET
+
+    def given(self) -> dict[str, Any]:
+        """By their names, without those that have no value."""
+        return {key: value for key, value in msgspec.structs.asdict(self).items() if value not in (None, UNSET)}
 
 
 class Begun(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +59,7 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     memory: bool = True  # its memory moves along; False with --no-memory
     one_shot: bool = False  # begun by `migrator migrate`, which runs all stages in one go
     # On the source: options of `migrator migrate`, with which `resume` carries on.
-    options: dict[str, Any] | None = None
+    options: Options | None = None
     ticket: str = ""  # see `resume_rules.is_known`
     never_began: bool = False  # see `Journal.never_begin`
 
@@ -100,6 +117,27 @@ class Still(msgspec.Struct, frozen=True, kw_only=True):
     def first(self) -> tuple[int, int | None]:
         """As `init`, also for the record of an older version; `NO_PROCESS` as the pid if there is none."""
         return self.init or (NO_PROCESS if self.pid is None else self.pid, None)
+
+
+class BeforeStill(msgspec.Struct, frozen=True, kw_only=True):
+    """On the source: what is recorded of a running container right before it is frozen or stopped.
+
+    The fields are some of those of `Still` and `Copy`; what is UNSET stays as it was on record.
+    """
+
+    init: Process | None  # its PID 1, if LXC knows of one
+    boot: str
+    cgroup: str  # "" if that could not be found out
+    rootfs_uuid: str | UnsetType = UNSET
+    frozen_at: float | UnsetType = UNSET
+    pid: int | UnsetType = UNSET
+    ports: list[Port] | UnsetType = UNSET
+    stopped_at: float | UnsetType = UNSET
+    stop_timeout: float | UnsetType = UNSET
+    stopping: bool | UnsetType = UNSET
+
+    def to_json(self) -> dict[str, Any]:
+        return cast(dict[str, Any], msgspec.to_builtins(self))
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):

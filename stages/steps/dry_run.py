@@ -77,7 +77,7 @@ def _described(request: MoveRequest, move: MoveOptions, migration: Migration | N
             if looked is None:
                 return Result({"dry_run": []})
             handover = freeze_and_offer.handover(move, source, container, there, looked)
-            source.note("frozen", **handover.record())
+            source.note("frozen", **handover.record().to_json())
             return handover.described()
 
         stages: dict[str, Callable[[], Result]] = {

@@ -9,7 +9,8 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+
+import msgspec
 
 from migrator.base import log, programs
 from migrator.base.figures import size
@@ -22,7 +23,7 @@ from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
 from migrator.host import cgroup_limits, cgroups, descent, lxc, net_state, network
 from migrator.record import image_folders, next_commands
-from migrator.record.detail import Figures
+from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer import sender, spool
@@ -88,17 +89,17 @@ class Dump(Handover):
             self.max_downtime, str(self.migration.journal_path)))
         self.watchdog.start()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> BeforeStill:
         found = remains.record(self.container)
         try:
-            if self.init is None or found["init"] != self.init or self.init[0] != self.pid:
+            if self.init is None or found.init != self.init or self.init.pid != self.pid:
                 raise self._rebooted()
             self.refuse_another_disk(self.pid)
         except ContainerChanged:
             self.unwatched()
             raise
-        return {**found, "frozen_at": self.still_since, "pid": self.pid, "cgroup": str(self.cgroup),
-                "ports": [port.to_json() for port in self.ports]}
+        return msgspec.structs.replace(found, frozen_at=self.still_since, pid=self.pid, cgroup=str(self.cgroup),
+                                       ports=self.ports)
 
     def _rebooted(self) -> ContainerChanged:
         """The error for a container that rebooted: the watchdog knows one start of it and thaws no other."""

@@ -13,7 +13,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from msgspec import UNSET
 
@@ -27,7 +26,7 @@ from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded
 from migrator.host import btrfs, lxc, roots
 from migrator.record import container_lock, next_commands
-from migrator.record.detail import Figures
+from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
@@ -73,7 +72,7 @@ class Handover(ABC):
         programs.learn()
         btrfs.sync(self.container.rootfs)  # dirty data would otherwise be written while the container is frozen
         self.still_since, self._still_since = time.time(), time.monotonic()
-        self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record())
+        self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record().to_json())
         offering = False  # whether an offer may be on record; known here even if the journal cannot be read
         try:
             figures = self.take()
@@ -108,7 +107,7 @@ class Handover(ABC):
         """Everything that can be done while the container runs."""
 
     @abstractmethod
-    def record(self) -> dict[str, Any]:
+    def record(self) -> BeforeStill:
         """What the journal must hold before the container is touched: enough to give it back after a crash."""
 
     @abstractmethod

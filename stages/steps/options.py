@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from migrator.record.detail import Options
 from migrator.remote.destination import ConnectOptions
 from migrator.transfer import plan
 
@@ -89,12 +90,12 @@ class MoveOptions(StandstillOptions):
     @classmethod
     def resumed(cls, migration: Migration, given: Mapping[str, Any]) -> Self:
         """The options `given` now, else those it began with; defaults if single stages or an older version began it."""
-        found: Mapping[str, Any] = migration.begun.options or {}
-        known = {key: found[key] for key in MOVE_OPTIONS if found.get(key) is not None}
-        return cls(**known | {"ignore": tuple(known.get("ignore", ()))} | dict(given))
+        found = migration.begun.options
+        return cls(**(found.given() if found else {}) | dict(given))
 
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def record(self) -> Options:
+        """For the journal."""
+        return Options(**dataclasses.asdict(self))
 
 
 MOVE_OPTIONS = tuple(field.name for field in dataclasses.fields(MoveOptions))

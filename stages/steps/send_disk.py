@@ -19,7 +19,7 @@ from migrator.errors.containers import AlreadyMigrating
 from migrator.errors.documented import DocumentedError
 from migrator.host import btrfs, lxc
 from migrator.record import next_commands
-from migrator.record.detail import DiskRound
+from migrator.record.detail import DiskRound, Options
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
@@ -109,7 +109,7 @@ def _begin(
         destination_fingerprint=fingerprint(there), origin=asks.origin, source_lxcpath=asks.source_lxcpath,
         destination_lxcpath=asks.lxcpath, lxcpath_given=request.container.given_lxcpath is not None,
         bridges=asks.bridges, rounds=[], one_shot=asks.one_shot, memory=asks.memory,
-        options=move.to_json() if move else {},
+        options=move.record() if move else Options(),
     )
     try:
         reply = there.call(asks)

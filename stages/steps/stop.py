@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+
+import msgspec
 
 from migrator.base.figures import size
 from migrator.base.result import Result, of_dry_run
@@ -12,7 +13,7 @@ from migrator.copies import ending, remains
 from migrator.errors.containers import ContainerChanged
 from migrator.host import lxc
 from migrator.record import next_commands
-from migrator.record.detail import Figures
+from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer.rpc import Connection
@@ -36,14 +37,15 @@ class Stop(Handover):
     def prepare(self) -> None:
         """There is nothing to prepare."""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> BeforeStill:
         found = remains.record(self.container)
-        self.refuse_another_disk(found["init"].pid if found["init"] else None)
+        self.refuse_another_disk(found.init.pid if found.init else None)
         if self.container.is_ephemeral:
             raise ContainerChanged(
                 name=self.container.name, next=next_commands.again("create-dump", self.migration),
                 reason="it is ephemeral, and LXC would destroy it, disk and all, as soon as it is stopped")
-        return {"stopped_at": self.still_since, "stop_timeout": self.stop_timeout, "stopping": False, **found}
+        return msgspec.structs.replace(found, stopped_at=self.still_since, stop_timeout=self.stop_timeout,
+                                       stopping=False)
 
     def take(self) -> Figures:
         """The fence comes first: between the stop and the offer nobody may start the container, not even at boot."""

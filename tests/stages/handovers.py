@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from migrator.base.result import Result
 from migrator.errors import MigratorError
 from migrator.host import btrfs, lxc
-from migrator.record.detail import Figures
+from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.rpc import Connection
@@ -41,8 +41,8 @@ class Plain(Handover):
 
     def prepare(self) -> None: ...
 
-    def record(self) -> dict[str, Any]:
-        return {}
+    def record(self) -> BeforeStill:
+        return BeforeStill(init=None, boot="", cgroup="")
 
     def take(self) -> Figures:
         self._do("take")

@@ -141,7 +141,7 @@ def test_a_start_that_has_failed_is_tried_again(journal: Journal, started: list[
 
 def test_its_root_file_system_is_recorded_when_it_is_brought_to_a_stand(journal: Journal) -> None:
     put(begun(journal), ITS_OWN)
-    assert remains.record(lxc.Container("web", journal.path.parent))["rootfs_uuid"] == ITS_OWN
+    assert remains.record(lxc.Container("web", journal.path.parent)).rootfs_uuid == ITS_OWN
 
 
 @WAYS

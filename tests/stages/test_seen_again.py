@@ -49,7 +49,7 @@ def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: G
         made.run()
     assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
     made.ignore = ("rootfs-replaced",)
-    assert made.record()["pid"] == guest.pid
+    assert made.record().pid == guest.pid
 
 
 def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
@@ -60,7 +60,7 @@ def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
         made.run()
     assert migration.state is State.PREPARED
     made.ignore = ("rootfs-replaced",)
-    assert made.record()["stopping"] is False
+    assert made.record().stopping is False
 
 
 def test_what_lxc_would_destroy_is_not_stopped(migration: Migration, guest: Guest,
@@ -80,7 +80,7 @@ def test_what_lives_on_its_own_is(migration: Migration, guest: Guest, monkeypatc
     monkeypatch.setattr(guest, "rootfs", Path("/"))
     made = dump_of(migration, guest)
     made.prepare()
-    assert made.record()["pid"] == guest.pid and stop_of(migration, guest).record()["stopping"] is False
+    assert made.record().pid == guest.pid and stop_of(migration, guest).record().stopping is False
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def attached(cgroup: Path, init: subprocess.Popen[bytes]) -> int:
 
 def freezing(made: Dump) -> None:
     made.prepare()
-    made.migration.move(Event.FREEZE, **made.record())
+    made.migration.move(Event.FREEZE, **made.record().to_json())
     made._freeze()
 
 

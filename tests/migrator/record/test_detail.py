@@ -30,6 +30,7 @@ from migrator.record.detail import (
     Ending,
     Figures,
     Handover,
+    Options,
     Still,
     Told,
 )
@@ -87,8 +88,7 @@ def test_on_the_source(earlier: Journal) -> None:
         destination_host="hostb", destination_fingerprint="3f1c", source_lxcpath="/var/lib/lxc",
         destination_lxcpath="/pool", lxcpath_given=True, other_name="shop", origin="00000001", bridges={"br0": "br1"},
         memory=False, one_shot=True, ticket="7ea",
-        options={"max_downtime": 120.0, "max_rounds": 5, "reconnect": 300.0, "ignore": ["ghost"],
-                 "stop_timeout": 60.0})
+        options=Options(max_downtime=120.0, max_rounds=5, reconnect=300.0, ignore=("ghost",), stop_timeout=60.0))
     assert migration.consent == Consent(caller="ssh")
     assert migration.data == Data(config_digest="c0ffee", rounds=[
         DiskRound(parent="", uuid=uuid(1), bytes=7340032, full=True, seconds=1.25, wire_bytes=2097152)])
