@@ -9,9 +9,10 @@ The channel vouches for both ends; the signatures only prove that each side owns
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from migrator.base import strict_json
 from migrator.base.strict_json import Malformed
@@ -27,6 +28,67 @@ _PURPOSE = b"migrator exchange 1\0"
 Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Identify:
+    """Who are you? Sign this."""
+
+    nonce: bytes
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Raises Malformed."""
+        return cls(strict_json.exactly(fields, "nonce", NONCE_SIZE))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"nonce": strict_json.encode(self.nonce)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """An identity, where it can be rung, and what only its owner can sign."""
+
+    partner: Partner
+    signature: bytes
+
+    @classmethod
+    def of(cls, identity: Identity, rendezvous: tuple[str, ...], asked: bytes) -> Self:
+        """This host's own, of what the other one has `asked` for."""
+        return cls(Partner(identity.public, rendezvous), identity.sign(_PURPOSE + asked))
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Raises Malformed."""
+        public = PublicIdentity.from_text(strict_json.text(fields, "identity", TEXT_SIZE))
+        signature = strict_json.exactly(fields, "signature", SIGNATURE_SIZE)
+        return cls(Partner(public, checked_rendezvous(fields)), signature)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"identity": self.partner.public.to_text(), "rendezvous": list(self.partner.rendezvous),
+                "signature": strict_json.encode(self.signature)}
+
+    def proved(self, asked: bytes) -> Partner:
+        """Who that is; raises Malformed where it has not signed what it was asked for."""
+        if not self.partner.public.verify(self.signature, _PURPOSE + asked):
+            raise Malformed("its identity is not its own")
+        return self.partner
+
+
+@dataclasses.dataclass(frozen=True)
+class Pin:
+    """This is me: keep it under that name."""
+
+    name: str
+    proof: Proof
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Raises Malformed."""
+        return cls(strict_json.text(fields, "name", NAME_MAX), Proof.from_json(fields))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name} | self.proof.to_json()
+
+
 def pair(call: Call, identity: Identity, peers: Peers, *, name: str, own_name: str,
          rendezvous: tuple[str, ...]) -> Peer:
     """Pair with the host that `call` reaches: it becomes `name` here, and this host `own_name` there.
@@ -34,39 +96,26 @@ def pair(call: Call, identity: Identity, peers: Peers, *, name: str, own_name: s
     Raises PairingFailed, and whatever `Peers.pin` raises. Nothing is pinned there before this host has made sure that
     it can pin too.
     """
-    nonce = secrets.token_bytes(NONCE_SIZE)
+    asked = Identify(secrets.token_bytes(NONCE_SIZE))
     try:
-        partner = _proved(call("identify", {"nonce": strict_json.encode(nonce)}), nonce)
+        partner = Proof.from_json(call("identify", asked.to_json())).proved(asked.nonce)
     except Malformed as error:
         raise PairingFailed(reason=f"the other host sent an invalid answer: {error}") from None
     if partner.public == identity.public:
         raise PairingFailed(reason="that is this host itself, or has a copy of its identity")
     peers.check(name, partner.public)
-    call("pin", {"name": own_name} | _proof(identity, rendezvous, partner.public.id))
+    call("pin", Pin(own_name, Proof.of(identity, rendezvous, partner.public.id)).to_json())
     return peers.pin(name, partner.public, partner.rendezvous or rendezvous)
 
 
 def identify(identity: Identity, rendezvous: tuple[str, ...], fields: dict[str, Any]) -> dict[str, Any]:
     """The other host's first answer; raises Malformed."""
-    return _proof(identity, rendezvous, strict_json.exactly(fields, "nonce", NONCE_SIZE))
+    return Proof.of(identity, rendezvous, Identify.from_json(fields).nonce).to_json()
 
 
 def pin(identity: Identity, peers: Peers, fields: dict[str, Any]) -> dict[str, Any]:
     """The other host's second answer; raises Malformed, and whatever `Peers.pin` raises."""
-    partner = _proved(fields, identity.public.id)
-    peers.pin(strict_json.text(fields, "name", NAME_MAX), partner.public, partner.rendezvous)
+    asked = Pin.from_json(fields)
+    partner = asked.proof.proved(identity.public.id)
+    peers.pin(asked.name, partner.public, partner.rendezvous)
     return {}
-
-
-def _proof(identity: Identity, rendezvous: tuple[str, ...], asked: bytes) -> dict[str, Any]:
-    return {
-        "identity": identity.public.to_text(), "rendezvous": list(rendezvous),
-        "signature": strict_json.encode(identity.sign(_PURPOSE + asked)),
-    }
-
-
-def _proved(fields: dict[str, Any], asked: bytes) -> Partner:
-    public = PublicIdentity.from_text(strict_json.text(fields, "identity", TEXT_SIZE))
-    if not public.verify(strict_json.exactly(fields, "signature", SIGNATURE_SIZE), _PURPOSE + asked):
-        raise Malformed("its identity is not its own")
-    return Partner(public, checked_rendezvous(fields))
