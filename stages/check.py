@@ -49,8 +49,7 @@ class CheckOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
-    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
-    parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination")
+    move_arguments.add_place(parser)
     arguments.add_map_bridge(parser)
     move_arguments.add_no_memory(parser)
     move_arguments.add_ignore(parser)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from migrator.base import names, removal
+from migrator.base import durable, names, removal
 from migrator.config import config_reader, include_copies, mount_file
 from migrator.errors.containers import ConfigInvalid
 
@@ -338,11 +338,5 @@ def write_file(path: Path, text: str, *, mode: int | None = None) -> None:
                 os.fchown(fd, old.st_uid, old.st_gid)
         os.fchmod(fd, mode)
         file.write(text)
-        file.flush()
-        os.fsync(fd)
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        durable.flush(file)
+    durable.replace(temporary, path)

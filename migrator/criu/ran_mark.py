@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import time
 
+from migrator.base import durable
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # as in `at_restore`
     from pathlib import Path
@@ -31,13 +33,8 @@ def record(path: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(fd, "w") as file:
         file.write(boot)
-        file.flush()
-        os.fsync(fd)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        durable.flush(file)
+    durable.sync_folder(os.path.dirname(path))
 
 
 def record_in_time(path: str, end: float) -> None:

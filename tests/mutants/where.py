@@ -38,6 +38,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/criu/mount_plan.py": ("*",),
     "migrator/criu/mount_sources.py": ("*",),
     "migrator/base/names.py": ("*",),
+    "migrator/base/durable.py": ("*",),
     "migrator/base/process_id.py": ("start_time", "began"),
     "migrator/copies/older_journal.py": ("*",),
     "migrator/criu/own_keyring.py": ("*",),

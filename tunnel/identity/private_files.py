@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from migrator.base import durable
 from tunnel.tunnel_errors import TunnelFileUnusable
 
 STATE = Path("/var/lib/migrator")
@@ -51,15 +52,14 @@ def write_private(path: Path, text: str, *, replace: bool) -> bool:
         try:
             with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+                durable.flush(file)
             if replace:
                 new.replace(path)
             else:
                 path.hardlink_to(new)
         finally:
             new.unlink(missing_ok=True)
-        _sync(path.parent)
+        durable.sync_folder(path.parent)
     except FileExistsError:
         return False
     except OSError as error:
@@ -110,14 +110,6 @@ def _is(path: Path, fd: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(fd))
     return False
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _failed(path: Path, error: OSError) -> TunnelFileUnusable:

@@ -186,8 +186,8 @@ def test_it_imports_next_to_nothing() -> None:
     assert set(found.split()) == {
         "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in (
-            "base", "base.deep_folders", "criu", "criu.at_restore", "criu.mount_flags", "criu.mount_sources",
-            "criu.ran_mark", "host", "host.cgroup_limits", "host.cgroups"))}
+            "base", "base.deep_folders", "base.durable", "criu", "criu.at_restore", "criu.mount_flags",
+            "criu.mount_sources", "criu.ran_mark", "host", "host.cgroup_limits", "host.cgroups"))}
 
 
 def test_a_record_is_read_whole_or_not_at_all(images: Path) -> None:
