@@ -40,6 +40,8 @@ def options(args: argparse.Namespace) -> AgentOptions:
 def run(options: AgentOptions) -> None:
     arguments.require_root(NAME)
     no_core_dump.of_this()
+    import asyncio
+
     from migrator.remote import agent_service
     from tunnel.identity.own_identity import Identity
     from tunnel.identity.peers import Peers
@@ -50,4 +52,4 @@ def run(options: AgentOptions) -> None:
     if not servers and not any(peer.servers for peer in peers.all()):
         raise UsageError(reason="No rendezvous server is configured: pair with a host first (migrator peer), or name "
                                 "one in /etc/migrator/tunnel.conf")
-    agent_service.wait(identity, peers, servers, policy=options.path, once=options.once)
+    asyncio.run(agent_service.wait(identity, peers, servers, policy=options.path, once=options.once))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is written survives a power cut: a file's text, and the name that it has got in its folder (fsync(2)).
+"""Writing so that it survives a power cut: a file's contents, and its entry in the directory (fsync(2)).
 
-`at_restore` uses it while a container stands still, so its imports are few.
+`at_restore` uses this while a container is frozen, so it imports very little.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def flush(file: IO[str]) -> None:
-    """Put on disk what was written into an open file; raises OSError."""
+    """Flush an open file to disk; raises OSError."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Give a file that is on disk its name: whoever reads that sees the old file or the new one. Raises OSError."""
+    """Rename a flushed file to its final name, durably: readers see the old file or the new one. Raises OSError."""
     temporary.replace(path)
     sync_folder(path.parent)
 
 
 def sync_folder(path: str | Path) -> None:
-    """Put on disk which names a folder has; raises OSError."""
+    """Flush the entries of a directory to disk; raises OSError."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -92,20 +92,23 @@ class Process(NamedTuple):
 
 
 def stat_fields(pid: int) -> list[bytes]:
-    """Those of /proc/PID/stat from the third on (proc_pid_stat(5)): the state, the parent and so on. Raises OSError.
+    """The fields of /proc/PID/stat from the third on (proc_pid_stat(5)): state, parent and so on. Raises OSError.
 
-    The program's name before them is in brackets, and may hold any character.
+    The program's name before them is in brackets and may contain any character.
     """
     return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
 
 
 def start_time(pid: int) -> int:
-    """When a process began, in clock ticks since boot: with its id it means one process for ever. Raises OSError."""
+    """When a process began, in clock ticks since boot: together with its pid this is unique until the next boot.
+
+    Raises OSError.
+    """
     return int(stat_fields(pid)[_START])
 
 
 def began(pid: int) -> int | None:
-    """The same; None where it has ended."""
+    """As `start_time`; None if the process has ended."""
     with contextlib.suppress(OSError):
         return start_time(pid)
     return None

@@ -27,21 +27,10 @@ from migrator.preflight.facts.container_facts import ContainerFacts
 from migrator.preflight.facts.host_facts import HostFacts, Query
 from migrator.preflight.findings import (
     Finding,
-    Severity,
-    Verdict,
-    apply_ignored,
     catalogue,
     ordered,
-    render,
-    to_json,
-    verdict,
     without_memory,
 )
-
-__all__ = [
-    "CHECKS", "Finding", "PlanOptions", "Severity", "Verdict", "apply_ignored", "find", "query", "render", "to_json",
-    "verdict",
-]
 
 CHECKS = (
     *software_checks.CHECKS, *place_checks.CHECKS, *network_checks.CHECKS, *routing_checks.CHECKS,

@@ -64,12 +64,8 @@ class Places:
         self._taken += Counter()  # drops entries that are zero
 
 
-def wait(identity: Identity, peers: Peers, servers: Sequence[Server], *, policy: Policy, once: bool) -> None:
+async def wait(identity: Identity, peers: Peers, servers: Sequence[Server], *, policy: Policy, once: bool) -> None:
     """Serve paired peers until SIGTERM or SIGINT, or with `once` a single session; raises as `responder.accept`."""
-    asyncio.run(_wait(identity, peers, servers, policy, once))
-
-
-async def _wait(identity: Identity, peers: Peers, servers: Sequence[Server], policy: Policy, once: bool) -> None:
     def tell(text: str) -> None:
         log.info(text)
         status(text)

@@ -15,8 +15,7 @@ from migrator.config import container_config
 from migrator.copies import after_crash, origins
 from migrator.errors.jobs import Blocked
 from migrator.host import lxc
-from migrator.preflight import findings
-from migrator.preflight import survey as preflight
+from migrator.preflight import findings, survey
 from migrator.preflight.checks import network_checks, place_checks
 from migrator.preflight.checks.case import Case, PlanOptions
 from migrator.preflight.facts import arp, container_facts, host_facts
@@ -97,7 +96,7 @@ class Look:
         if not self.options.memory:
             return None
         options = dataclasses.replace(self.options, memory=False)
-        found = preflight.find(self.source, self.destination, self.container, options)
+        found = survey.find(self.source, self.destination, self.container, options)
         verdict = findings.verdict(found, ignored)
         return None if verdict is Verdict.BLOCKED else verdict
 
@@ -127,7 +126,7 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
     facts = container_facts.gather(container, full=full)
     asked = 0
     if there:
-        query = preflight.query(facts, target.lxcpath or "")
+        query = survey.query(facts, target.lxcpath or "")
         begun = time.time()
         asked = there.send_request(_question(target, container, query))
     here = host_facts.gather(Query(str(container.lxcpath)))
@@ -149,7 +148,7 @@ def look(target: TargetOptions, container: lxc.Container, there: Connection | No
             questions = network_checks.to_ask(Case(here, destination, facts, options))
             answers = {key: who for key, each in questions.items() if (who := arp.who_has(*each)) is not None}
             options = dataclasses.replace(options, answers=answers)
-    found = preflight.find(here, destination, facts, options)
+    found = survey.find(here, destination, facts, options)
     return Look(here, destination, facts, options, found)
 
 

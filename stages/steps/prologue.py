@@ -20,7 +20,7 @@ from stages.steps.options import NamedContainer
 
 @contextlib.contextmanager
 def working_on(container: NamedContainer) -> Iterator[Journal]:
-    """The journal, while no other migrator command works on the container; raises Busy."""
+    """Open the journal and keep other migrator commands off the container; raises Busy."""
     with Journal(DEFAULT_PATH) as journal, locked(container.name, lxcpath=container.lxcpath):
         yield journal
 

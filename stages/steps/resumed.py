@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `resume` reports of one migration, on either host."""
+"""What `resume` reports about one migration, on either host."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from migrator.config import container_config
 from migrator.copies import after_crash, standing
 from migrator.host import lxc
 from migrator.host.mountinfo import Mount
-from migrator.preflight import survey as preflight
+from migrator.preflight import survey
 from migrator.preflight.checks import network_checks, place_checks
 from migrator.preflight.checks.case import PlanOptions
 from migrator.preflight.facts import container_facts, host_facts
@@ -60,7 +60,7 @@ def test_without_its_memory_is_no_way_where_a_disk_would_stay_behind() -> None:
     options = PlanOptions()
     for disk, advised in (("", Verdict.READY), ("/dev/vg0/webdata", None)):
         facts = change(CONTAINER, {"mounts": (ROOT, Mount("/srv", "ext4", "unsupported", disk=disk))})
-        look = examine.Look(SOURCE, DESTINATION, facts, options, preflight.find(SOURCE, DESTINATION, facts, options))
+        look = examine.Look(SOURCE, DESTINATION, facts, options, survey.find(SOURCE, DESTINATION, facts, options))
         assert verdict(look.findings) is Verdict.BLOCKED
         assert look.instead([]) is advised
         assert look.instead(["disk-stays-behind"]) in (Verdict.READY, Verdict.WARNINGS)

@@ -30,7 +30,7 @@ Call = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Identify:
-    """Who are you? Sign this."""
+    """Asks the other host who it is and to sign the nonce."""
 
     nonce: bytes
 
@@ -45,14 +45,14 @@ class Identify:
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """An identity, where it can be rung, and what only its owner can sign."""
+    """An identity, its rendezvous servers, and a signature that only its owner can make."""
 
     partner: Partner
     signature: bytes
 
     @classmethod
     def of(cls, identity: Identity, rendezvous: tuple[str, ...], asked: bytes) -> Self:
-        """This host's own, of what the other one has `asked` for."""
+        """This host's own, over what the other one `asked` to have signed."""
         return cls(Partner(identity.public, rendezvous), identity.sign(_PURPOSE + asked))
 
     @classmethod
@@ -67,7 +67,7 @@ class Proof:
                 "signature": strict_json.encode(self.signature)}
 
     def proved(self, asked: bytes) -> Partner:
-        """Who that is; raises Malformed where it has not signed what it was asked for."""
+        """Whose identity it is; raises Malformed unless it signed what it was asked to."""
         if not self.partner.public.verify(self.signature, _PURPOSE + asked):
             raise Malformed("its identity is not its own")
         return self.partner
@@ -75,7 +75,7 @@ class Proof:
 
 @dataclasses.dataclass(frozen=True)
 class Pin:
-    """This is me: keep it under that name."""
+    """Asks the other host to keep this identity under that name."""
 
     name: str
     proof: Proof

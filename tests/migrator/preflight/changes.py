@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 from migrator.config.lxc_settings import Net
-from migrator.preflight import survey as preflight
+from migrator.preflight import survey
 from migrator.preflight.checks.case import PlanOptions
 from migrator.preflight.facts.apparmor_facts import AppArmor
 from migrator.preflight.findings import Finding
@@ -25,7 +25,7 @@ class Change:
     alone: bool = False  # without a destination
 
     def find(self) -> list[Finding]:
-        return preflight.find(
+        return survey.find(
             change(SOURCE, self.source), None if self.alone else change(DESTINATION, self.destination),
             change(CONTAINER, self.container), change(PlanOptions(), self.options),
         )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from migrator.config.lxc_settings import IdMap, Include, MountEntry
 from migrator.host.mountinfo import Mount
 from migrator.host.net_state import Interface, Neighbour
-from migrator.preflight import survey as preflight
+from migrator.preflight import survey
 from migrator.preflight.checks import network_checks
 from migrator.preflight.checks.case import Case, PlanOptions
 from migrator.preflight.facts.container_facts import ContainerFacts
@@ -191,8 +191,8 @@ NOT_FOUND: list[tuple[str, Change]] = [
 
 
 def test_good_facts_have_no_findings() -> None:
-    assert preflight.find(SOURCE, DESTINATION, CONTAINER, PlanOptions()) == []
-    assert preflight.find(SOURCE, None, CONTAINER) == []
+    assert survey.find(SOURCE, DESTINATION, CONTAINER, PlanOptions()) == []
+    assert survey.find(SOURCE, None, CONTAINER) == []
     assert verdict([]) is Verdict.READY
 
 
@@ -271,7 +271,7 @@ def test_query_asks_for_what_the_container_needs() -> None:
         "config.nets": net(script="/bin/up x"),
         "config.cgroup": (("lxc.cgroup2.devices.allow", "/dev/kvm rw"), ("lxc.cgroup2.devices.allow", "c 1:3 r")),
     })
-    query = preflight.query(container, "/pool")
+    query = survey.query(container, "/pool")
     assert query.paths == ("/srv/data", "/bin/x", "/bin/up", "/etc/s", "/dev/kvm", "/etc/lxc/d/")
     assert query.includes == tuple(include.path for include in INCLUDES)
 
@@ -279,7 +279,7 @@ def test_query_asks_for_what_the_container_needs() -> None:
 def test_query_asks_for_disks_and_for_what_is_optional() -> None:
     container = change(CONTAINER, {"config.mounts": (*DISK, MountEntry("/opt/x", "srv/data", "none",
                                                                        ("rbind", "optional"))), "mounts": BOUND})
-    assert preflight.query(container, "/pool").paths == ("/srv/data", "/dev/vg0/webdata", "/opt/x")
+    assert survey.query(container, "/pool").paths == ("/srv/data", "/dev/vg0/webdata", "/opt/x")
 
 
 @pytest.mark.parametrize(("here", "there", "asked"), [
@@ -302,7 +302,7 @@ def test_whom_to_ask_on_the_bridge(here: tuple[str, ...], there: tuple[str, ...]
 @given(anything(HostFacts), st.none() | anything(HostFacts), anything(ContainerFacts), anything(PlanOptions))
 def test_find_never_raises(source: HostFacts, destination: HostFacts | None, container: ContainerFacts,
                            options: PlanOptions) -> None:
-    found = preflight.find(source, destination, container, options)
+    found = survey.find(source, destination, container, options)
     assert {finding.code for finding in found} <= set(codes())
     assert render(found) or not found
     verdict(found)
@@ -311,4 +311,4 @@ def test_find_never_raises(source: HostFacts, destination: HostFacts | None, con
 @pytest.mark.parametrize("place", ["", "guests/lxc.payload.c1"])
 def test_a_cgroup_that_has_lxcs_own_name_is_told(place: str) -> None:
     case = change(CONTAINER, {"config.cgroup_place": place})
-    assert "cgroup-place" not in {each.code for each in preflight.find(SOURCE, DESTINATION, case)}
+    assert "cgroup-place" not in {each.code for each in survey.find(SOURCE, DESTINATION, case)}
