@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Writing so that it survives a power cut: a file's contents, and its entry in the directory (fsync(2)).
+"""Writing so that it survives a power cut: a file's contents, and its entry in the directory.
 
 `at_restore` uses this while a container is frozen, so it imports very little.
 """

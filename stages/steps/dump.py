@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,10 +17,19 @@ from migrator.base.result import Result, of_dry_run
 from migrator.copies import remains, thawing
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watchdog
-from migrator.criu import apart, bound_sockets, criu_dump, ghosts, mount_flags, mount_plan, terminals, tty_image
+from migrator.criu import (
+    apart,
+    bound_sockets,
+    criu_dump,
+    dump_notes,
+    ghosts,
+    mount_plan,
+    terminals,
+    tty_image,
+)
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
-from migrator.host import cgroup_limits, cgroups, descent, lxc, net_state, network
+from migrator.host import cgroups, lxc, network
 from migrator.record import image_folders, next_commands
 from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Migration
@@ -31,7 +39,7 @@ from migrator.transfer.live_file import POLL, Growing
 from migrator.transfer.messages import ImagesTransfer
 from migrator.transfer.progress import Progress
 from migrator.transfer.rpc import Connection
-from stages.steps import examine, offer
+from stages.steps import changed_since, examine, offer
 from stages.steps.handover import Handover
 from stages.steps.options import StandstillOptions
 from stages.steps.reconnect import Link
@@ -94,7 +102,7 @@ class Dump(Handover):
         try:
             if self.init is None or found.init != self.init or self.init.pid != self.pid:
                 raise self._rebooted()
-            self.refuse_another_disk(self.pid)
+            changed_since.refuse_another_disk(self.migration, self.pid, self.container.rootfs, self.ignore)
         except ContainerChanged:
             self.unwatched()
             raise
@@ -103,8 +111,7 @@ class Dump(Handover):
 
     def _rebooted(self) -> ContainerChanged:
         """The error for a container that rebooted: the watchdog knows one start of it and thaws no other."""
-        return ContainerChanged(name=self.container.name, reason="it has just been rebooted or stopped",
-                                next=next_commands.again("create-dump", self.migration))
+        return changed_since.error(self.migration, "it has just been rebooted or stopped")
 
     def take(self) -> Figures:
         with concurrent.futures.ThreadPoolExecutor(1, "dump") as pool:  # leaving this block waits for the dump
@@ -117,8 +124,7 @@ class Dump(Handover):
         if self.watchdog.stop_clock():
             raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
         if remains.was_thawed(self.migration):
-            raise ContainerChanged(name=self.container.name, reason="someone thawed it while it was being dumped",
-                                   next=next_commands.again("create-dump", self.migration))
+            raise changed_since.error(self.migration, "someone thawed it while it was being dumped")
 
     def unwatched(self) -> None:
         self.watchdog.dismiss()
@@ -152,46 +158,15 @@ class Dump(Handover):
                         lxc.thaw(self.container, self.cgroup)
             if rebooted:
                 raise self._rebooted()
-            if besides := cgroups.frozen_besides(str(self.cgroup)):
-                raise ContainerChanged(name=self.container.name,
-                                       next=next_commands.again("create-dump", self.migration),
-                                       reason=cgroups.not_dumped(besides[0]))
-            self._refuse_strangers()
-            self._refuse_encrypted()
+            changed_since.refuse_frozen_besides(self.migration, self.cgroup)
+            changed_since.refuse_strangers(self.migration, self.pid, self.cgroup, self.ignore)
+            changed_since.refuse_encrypted(self.migration, self.pid, self.cgroup, self.ignore)
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)
                 self.watchdog.note_dad(dad)
                 self.migration.note("hush-dad", dad=dad)
                 network.hush_dad(self.pid, dad)
-
-    def _refuse_strangers(self) -> None:
-        """Raise ContainerChanged if processes were started from outside since the preflight: CRIU would not dump them.
-        """
-        if "attached-task" in self.ignore:
-            return
-        stranger = descent.stranger(self.pid, cgroups.processes(str(self.cgroup)))
-        if stranger is not None:
-            raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
-                                   reason=f"process {stranger} was started from outside, as by lxc-attach, and would "
-                                          "be lost; to accept that: --ignore attached-task")
-
-    def _refuse_encrypted(self) -> None:
-        """Raise ContainerChanged for sockets that the kernel encrypts since the preflight: they would go on in clear.
-        """
-        if "kernel-encryption" in self.ignore:
-            return
-        networks = net_state.namespaces(self.pid, cgroups.processes(str(self.cgroup)))
-        reason = ""
-        if len(networks) > net_state.NAMESPACES_MAX:
-            reason = (f"it has more than {net_state.NAMESPACES_MAX} network namespaces; --ignore kernel-encryption "
-                      "lets whatever the kernel encrypts in them continue in the clear")
-        elif count := net_state.tls(networks):
-            reason = (f"the kernel encrypts {count} of its connections, which CRIU does not support; --ignore "
-                      "kernel-encryption lets them continue in the clear")
-        if reason:
-            raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
-                                   reason=reason)
 
     def _dump_and_send(self, pool: concurrent.futures.Executor) -> Figures:
         """Dump while the snapshot is made and its increment sent; both see the frozen container."""
@@ -210,10 +185,12 @@ class Dump(Handover):
 
     def _dump(self) -> float:
         begun = time.monotonic()
-        self._note()
+        dump_notes.write(self.images, self._notes())
         criu_dump.dump(self.container.name, self.dump_command(), self.images)
-        self._refuse_strangers()  # that came while CRIU had it thawed; any that come later are frozen at once
-        self.refuse_another_disk(self.pid)  # a process that changed its root since is not the one CRIU is told of
+        # Strangers that came while CRIU had it thawed; any that come later are frozen at once.
+        changed_since.refuse_strangers(self.migration, self.pid, self.cgroup, self.ignore)
+        # A process that changed its root since is not the one CRIU is told of.
+        changed_since.refuse_another_disk(self.migration, self.pid, self.container.rootfs, self.ignore)
         try:
             mount_plan.require(self.images)  # mounts made since the preflight
             ghosts.require_here(self.images, self.pid)
@@ -224,29 +201,7 @@ class Dump(Handover):
         return time.monotonic() - begun
 
     def _notes(self) -> dict[str, bytes]:
-        """What CRIU does not dump, by file name; raises DumpFailed if the destination would not accept it."""
-        notes = {
-            terminals.RECORD: "".join(terminal.line() for terminal in self.terminals),
-            cgroups.RECORD: cgroups.owners(str(self.cgroup)),
-            cgroup_limits.RECORD: cgroup_limits.record(str(self.cgroup)),
-            cgroup_limits.CONTROLLERS: cgroup_limits.controllers(str(self.cgroup)),
-            mount_flags.RECORD: mount_flags.record([self.pid, *cgroups.processes(str(self.cgroup))]),
-        }
-        for terminal in self.terminals:
-            if terminal.console:
-                notes[criu_dump.CONSOLE_FILE] = terminal.id
-        found = {name: os.fsencode(text) for name, text in notes.items()}
-        for name, data in found.items():
-            if len(data) > criu_dump.NOTE_LIMIT:
-                raise DumpFailed(name=self.container.name, log="not there",
-                                 reason=f"{name} would be larger than {size(criu_dump.NOTE_LIMIT)}")
-        return found
-
-    def _note(self) -> None:
-        """Write these notes into files that go along with CRIU's images."""
-        for name, data in self._notes().items():
-            with (self.images / name).open("xb") as file:
-                file.write(data)
+        return dump_notes.found(self.container.name, self.pid, str(self.cgroup), self.terminals)
 
     def _images(self, total: int) -> ImagesTransfer:
         return ImagesTransfer(id=self.migration.id, attempt=offer.attempt(self.migration), bytes=total)

@@ -20,11 +20,10 @@ from migrator.base import programs
 from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import autostart, leave, standing
-from migrator.errors.containers import ContainerChanged
 from migrator.errors.convert import as_ours
 from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import DowntimeExceeded
-from migrator.host import btrfs, lxc, roots
+from migrator.host import btrfs, lxc
 from migrator.record import container_lock, next_commands
 from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Migration
@@ -34,7 +33,7 @@ from migrator.record.states import Event
 from migrator.transfer import sender
 from migrator.transfer.messages import DumpBegin, IncrementTransfer, Transfer
 from migrator.transfer.rpc import Connection
-from stages.steps import offer
+from stages.steps import changed_since, offer
 from stages.steps.options import StandstillOptions
 from stages.steps.reconnect import Link
 
@@ -138,7 +137,7 @@ class Handover(ABC):
     def send_increment(self) -> sender.TransferResult:
         """Send what has changed on the disk since the last round."""
         with self.migration.step("increment") as outcome:
-            self._refuse_nested()
+            changed_since.refuse_nested(self.migration, self.container.rootfs, self.ignore)
             made = btrfs.snapshot(self.container.rootfs, self.last, read_only=True)
             sent = self.send(
                 IncrementTransfer(id=self.migration.id, attempt=offer.attempt(self.migration), uuid=made.uuid,
@@ -148,27 +147,6 @@ class Handover(ABC):
             )
             sent.tell(outcome)
         return sent
-
-    def refuse_another_disk(self, pid: int | None) -> None:
-        """Raise ContainerChanged if something has replaced its root file system since the preflight and would be sent.
-
-        `pid` is that of its PID 1, None if LXC knows of none.
-        """
-        if pid is not None and "rootfs-replaced" not in self.ignore and roots.is_elsewhere(pid, self.container.rootfs):
-            raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
-                                   reason=f"it lives on another disk, or in another folder, than "
-                                          f"{self.container.rootfs}")
-
-    def _refuse_nested(self) -> None:
-        """A snapshot leaves out subvolumes, and any user may have made one since the preflight looked.
-
-        Raises ContainerChanged, and SnapshotFailed if that cannot be determined.
-        """
-        if {"nested-subvolume", "nested-unknown"} & set(self.ignore):
-            return
-        if found := btrfs.nested(self.container.rootfs):
-            raise ContainerChanged(name=self.container.name, next=next_commands.again("create-dump", self.migration),
-                                   reason=f"its disk has subvolumes inside, which a snapshot leaves out: {found[0]}")
 
     def send(self, asks: Transfer, files: Callable[[contextlib.ExitStack], list[sender.SourceFile]],
              watch: Callable[[int, int], None] | None = None) -> sender.TransferResult:

@@ -17,6 +17,7 @@ from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
 from migrator.transfer.rpc import Connection
+from stages.steps import changed_since
 from stages.steps.handover import Handover
 from stages.steps.options import StandstillOptions
 from stages.steps.reconnect import Link
@@ -39,11 +40,11 @@ class Stop(Handover):
 
     def record(self) -> BeforeStill:
         found = remains.record(self.container)
-        self.refuse_another_disk(found.init.pid if found.init else None)
+        changed_since.refuse_another_disk(self.migration, found.init.pid if found.init else None, self.container.rootfs,
+                                          self.ignore)
         if self.container.is_ephemeral:
-            raise ContainerChanged(
-                name=self.container.name, next=next_commands.again("create-dump", self.migration),
-                reason="it is ephemeral, and LXC would destroy it, disk and all, as soon as it is stopped")
+            raise changed_since.error(
+                self.migration, "it is ephemeral, and LXC would destroy it, disk and all, as soon as it is stopped")
         return msgspec.structs.replace(found, stopped_at=self.still_since, stop_timeout=self.stop_timeout,
                                        stopping=False)
 

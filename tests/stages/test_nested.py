@@ -23,7 +23,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages import cleanup
-from stages.steps import drive, earlier_stay, handover, thaw_again
+from stages.steps import changed_since, drive, earlier_stay, handover, thaw_again
 from stages.steps.cleaner import Cleaner
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.stages.handovers import Plain
@@ -98,7 +98,7 @@ def test_who_has_said_that_they_may_stay_behind_is_not_asked_again(
     monkeypatch.setattr(btrfs, "nested", nested)
     made = Stopped(migration)
     made.ignore = (code,)
-    made._refuse_nested()
+    changed_since.refuse_nested(migration, made.container.rootfs, made.ignore)
     assert bool(asked) is (code == "clock-difference")
 
 

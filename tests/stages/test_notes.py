@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from migrator.criu import at_restore, criu_dump, mount_flags, restore
+from migrator.criu import at_restore, criu_dump, dump_notes, mount_flags, restore
 from migrator.errors.memory import DumpFailed
 from migrator.host import cgroup_limits, cgroups, network
 from migrator.record import image_folders, migration_paths
@@ -66,13 +66,13 @@ def test_a_process_that_ends_meanwhile_is_no_reason(dumping: dump.Dump, monkeypa
 def test_one_that_has_grown_since_fails_the_dump(dumping: dump.Dump, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mount_flags, "record", lambda _: "é" * LIMIT)
     with pytest.raises(DumpFailed, match="larger"):
-        dumping._note()
+        dump_notes.write(dumping.images, dumping._notes())
     assert not (dumping.images / mount_flags.RECORD).exists()
 
 
 def test_what_is_no_text_comes_back_as_it_was(dumping: dump.Dump, monkeypatch: pytest.MonkeyPatch) -> None:
     target = "/\udcff\u00e9"
     monkeypatch.setattr(mount_flags, "record", lambda _: f"1 ro {target}\n")
-    dumping._note()
+    dump_notes.write(dumping.images, dumping._notes())
     assert (dumping.images / mount_flags.RECORD).read_bytes() == b"1 ro /\xff\xc3\xa9\n"
     assert at_restore.noted(str(dumping.images), mount_flags.RECORD, LIMIT) == f"1 ro {target}\n"

@@ -155,7 +155,7 @@ def test_nor_what_is_attached_while_criu_has_it_thawed(migration: Migration, gue
                                                        monkeypatch: pytest.MonkeyPatch) -> None:
     made = dump_of(migration, guest)
     freezing(made)
-    monkeypatch.setattr(made, "_note", lambda: None)
+    monkeypatch.setattr(made, "_notes", dict)
     monkeypatch.setattr(made, "dump_command", list)
     monkeypatch.setattr(criu_dump, "dump",
                         lambda *_: (cgroup / "cgroup.procs").write_text(f"{guest.pid}\n{os.getpid()}\n"))
@@ -170,7 +170,7 @@ def test_nor_what_was_mounted_since(migration: Migration, guest: Guest, tmp_path
     made = dump_of(migration, guest)
     freezing(made)
     made.images = tmp_path
-    monkeypatch.setattr(made, "_note", lambda: None)
+    monkeypatch.setattr(made, "_notes", dict)
     monkeypatch.setattr(made, "dump_command", list)
     image = tmp_path / "mountpoints-11.img"
     monkeypatch.setattr(criu_dump, "dump", lambda *_: image.write_bytes(HEAD + entry(17, "./mnt")))
