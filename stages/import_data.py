@@ -44,9 +44,8 @@ def run(options: ImportDataOptions) -> Result:
         migration = prologue.arrived(journal, options.container, NAME)
         decision = prologue.require_turn(NAME, migration)
         if decision.verdict is Verdict.ALREADY:
-            name, next_ = migration.name, prologue.next_command(migration, decision)
-            return Result({"migration": migration.id, "name": name, "stage": NAME, "already": True, "next": next_},
-                          f"{name} has already been imported. Next: {next_}")
+            return prologue.already(NAME, migration, f"{migration.name} has already been imported.",
+                                    prologue.next_command(migration, decision))
         if options.dry_run:
             return import_round.described(migration)
         return import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))

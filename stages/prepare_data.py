@@ -65,7 +65,8 @@ def run(options: PrepareDataOptions) -> Result:
             if migration:
                 decision = prologue.require_turn(NAME, migration, ask_state.state(there, migration))
                 if decision.verdict is Verdict.ALREADY:
-                    return send_disk.already(migration, decision.next_stage)
+                    text = f"The data of {migration.name} has already been sent and is waiting to be imported."
+                    return prologue.already(NAME, migration, text, prologue.next_command(migration, decision))
             checked = examine.before_stage(request, options.ignore, container, there, full=True,
                                            known_copy=migration is not None,
                                            memory=send_disk.with_memory(request, migration))

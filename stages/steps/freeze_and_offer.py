@@ -31,7 +31,6 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
 
     In a move in one go, `link` can make new connections.
     """
-    name = migration.name
     with offer.undecided(migration):
         state_there = ask_state.state(there, migration)
     decision = decide(STAGE, migration.state, state_there)
@@ -48,8 +47,7 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
         offer.make(migration, there)
         next_ = next_commands.next_command(migration)
     if offer.settled(migration, state_there) is State.DUMPED:
-        return Result({"migration": migration.id, "name": name, "stage": STAGE, "already": True, "next": next_},
-                      f"{name} has already been dumped and handed over. Next: {next_}")
+        return prologue.already(STAGE, migration, f"{migration.name} has already been dumped and handed over.", next_)
     bases.refuse_another(migration, STAGE)
     looked = examine.before_stage(request, standstill.ignore, container, there, known_copy=True,
                                   bridges=migration.begun.bridges, memory=migration.memory)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from migrator.base.result import Result
 from migrator.errors.containers import AlreadyMigrating, NoMigration, OutOfOrder
 from migrator.errors.this_host import Busy
 from migrator.record import next_commands
@@ -71,6 +72,12 @@ def require_turn(stage: str, migration: Migration, there: State | None = None) -
     if decision.verdict is Verdict.REFUSE:
         raise out_of_order(stage, migration, decision)
     return decision
+
+
+def already(stage: str, migration: Migration, text: str, next_: str) -> Result:
+    """The result of a stage that was done before; `next_` is the command that comes next, "" if there is none."""
+    return Result({"migration": migration.id, "name": migration.name, "stage": stage, "already": True, "next": next_},
+                  text + (f" Next: {next_}" if next_ else ""))
 
 
 def out_of_order(stage: str, migration: Migration, decision: Decision) -> OutOfOrder:

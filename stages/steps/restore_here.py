@@ -30,7 +30,7 @@ from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer import spool
-from stages.steps import consented, settling, unrecorded
+from stages.steps import consented, prologue, settling, unrecorded
 from stages.steps.handover import INCREMENT
 from stages.steps.import_round import receive
 from stages.steps.put_away import give_back_rootfs, put_aside, put_rootfs_aside
@@ -48,9 +48,7 @@ def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool =
     decision = decide(STAGE, migration.state)
     next_ = next_commands.again(decision.next_stage, migration) if decision.next_stage else ""
     if decision.verdict is Verdict.ALREADY:
-        return Result(
-            {"migration": migration.id, "name": migration.name, "stage": STAGE, "already": True, "next": next_},
-            f"{migration.name} already runs here." + (f" Next: {next_}" if next_ else ""))
+        return prologue.already(STAGE, migration, f"{migration.name} already runs here.", next_)
     if decision.verdict is Verdict.REFUSE:
         raise OutOfOrder(stage=STAGE, missing=decision.missing, next=next_)
     if dry_run:

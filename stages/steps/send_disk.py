@@ -198,14 +198,6 @@ def _send_round(
     )
 
 
-def already(migration: Migration, next_stage: str) -> Result:
-    next_ = next_commands.command(next_stage, migration)
-    return Result(
-        {"migration": migration.id, "name": migration.name, "stage": STAGE, "already": True, "next": next_},
-        f"The data of {migration.name} has already been sent and is waiting to be imported. Next: {next_}",
-    )
-
-
 def _dry_run(container: lxc.Container, there: Connection, asks: Begin, number: int) -> Result:
     layout, lxcpath = Layout(container.lxcpath, container.name, asks.id), asks.lxcpath or ""
     reply = there.call(AskSubvolumes(name=asks.name, lxcpath=lxcpath, origin=asks.origin))
