@@ -54,6 +54,8 @@ class MountLine:
     options: frozenset[str]
     type: str
     source: str
+    shared: int = 0  # its peer group, 0 for none
+    master: int = 0  # the peer group that it receives mounts from, 0 for none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +82,14 @@ def parse_mountinfo(text: str) -> list[MountLine]:
         found.append(MountLine(
             int(first[0]), int(first[1]), first[2], unescape(first[3]), unescape(first[4]),
             frozenset(first[5].split(",")), last[0], unescape(last[1]),
+            _peer_group(first, "shared"), _peer_group(first, "master"),
         ))
     return found
+
+
+def _peer_group(fields: list[str], kind: str) -> int:
+    found = next((field for field in fields[6:] if field.startswith(f"{kind}:")), "").partition(":")[2]
+    return int(found) if found.isdecimal() else 0
 
 
 def unescape(field: str) -> str:

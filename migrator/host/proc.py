@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Collection
 
 
@@ -65,6 +66,21 @@ def link(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
+
+
+# Not longer than UNIT_NAME_MAX in systemd, and never an option.
+_UNIT = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,246}\.(?:service|scope)", re.ASCII)
+
+
+def unit_of(cgroup: str) -> str:
+    """Which unit of a systemd in a container a process is of, by its /proc/PID/cgroup; "" for PID 1's and for none.
+
+    Of a user's own unit that of his whole manager, user@1000.service: only this one the container's root can restart.
+    """
+    path = next((line.partition("::")[2] for line in cgroup.split("\n") if line.startswith("0::")), "")
+    _, _, inside = path.partition("/lxc.payload")
+    found = next(filter(_UNIT.fullmatch, inside.split("/")[1:]), "")
+    return "" if found == "init.scope" else found
 
 
 def pipe_holders(pipes: Collection[str], members: Collection[int]) -> dict[str, str]:

@@ -86,9 +86,10 @@ def size(count: float) -> str:
 
 
 def holder(note: Note) -> str:
-    """The process that a note is about, and how many others were seen with the same."""
+    """The process that a note is about, its unit, and how many others were seen with the same."""
+    of = f" of {note.unit}" if note.unit else ""
     more = f", and {note.count - 1} more" if note.count > 1 else ""
-    return f"{note.task} (process {note.pid}{more})"
+    return f"{note.task} (process {note.pid}{of}{more})"
 
 
 def listed(words: list[str]) -> str:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from migrator.config.lxc_settings import MountEntry
@@ -11,6 +12,7 @@ from migrator.host.mountinfo import ON_DISKS, SOURCELESS, Mount
 from migrator.preflight.checks.case import Case, Check, holder
 from migrator.preflight.checks.config_checks import answered
 from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.facts.task_facts import Note
 from migrator.preflight.findings import Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
@@ -20,6 +22,8 @@ SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
 UNWRITTEN = frozenset({"squashfs", "erofs", "iso9660"})
 # By the kernel's device numbers, because a mount's source may be another device, or an option.
 LOSETUP = "losetup --list --output MAJ:MIN,BACK-FILE"
+# Where systemd gives each unit its credentials, as a ramfs if it may.
+_CREDENTIALS = re.compile(r"/run/credentials/([A-Za-z0-9:_.\\@-]+)", re.ASCII)
 
 UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU remounts only the file systems that it knows, and takes others
     from the host only as bind mounts (criu/filesystems.c). It knows overlays, but would build them from the folders
@@ -41,6 +45,13 @@ BOUND = define("bind-mount", WARNING, """Files on the host stay there: the resto
     destination has under that path.""")
 TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
     none. (LXC's own console and ttys do not matter: they are replaced by new ones.)""", memory_only=True)
+
+SHARING = define("mount-propagation", ERROR, """CRIU restores how a mount propagates by copying that from another of its
+    peer group, which the kernel allows only where that one shows all that this one shows
+    (restore_one_sharing_group in criu/mount-v2.c). systemd makes such groups: /run/systemd/incoming of all services
+    with a mount namespace of their own is one.""", memory_only=True)
+PRESSURE = define("memory-pressure-bound", ERROR, """CRIU cannot bind a service's memory.pressure to its place in the
+    service's own mount namespace again ("Failed to move_mount" in criu/mount-v2.c).""", memory_only=True)
 
 
 def externals(container: ContainerFacts) -> list[Mount]:
@@ -110,6 +121,9 @@ def supported(case: Case) -> Iterator[Finding]:
 def _unmount(case: Case, mount: Mount) -> str:
     """How to unmount it, as part of a sentence."""
     if case.is_fixed(mount.target):
+        if (unit := _CREDENTIALS.fullmatch(mount.target)) and mount.type == "ramfs":
+            return (f"unmount it if it is empty: {case.inside('umount', mount.target)} -- or stop what uses it: "
+                    f"{case.inside('systemctl', 'stop', unit[1])}")
         return f"unmount it in the container: {case.inside('umount', mount.target)}"
     return ("unmount it as the user who mounted it, or restart the container without it: a user inside may lead root "
             "elsewhere by that path; for FUSE: fusermount3 -u")
@@ -119,12 +133,37 @@ def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def nested(case: Case) -> Iterator[Finding]:
-    for note in case.notes("nested-mount"):
-        type_, _, target = note.detail.partition(" ")
-        yield UNSUPPORTED.found(
-            f"{holder(note)} has a mount namespace of its own, in which {target} is a file system of type {type_}.",
-            f"End what runs in it: kill {note.pid}")
+def sandboxes(case: Case) -> Iterator[Finding]:
+    """The mount namespaces that processes have of their own."""
+    for note in case.notes("sandbox-unsupported"):
+        type_, where = _sandboxed(note)
+        yield UNSUPPORTED.found(f"{where} is a file system of type {type_}.", _end(case, note))
+    for note in case.notes("sandbox-unreachable"):
+        type_, where = _sandboxed(note)
+        yield UNREACHABLE.found(f"{where} is a folder of a {type_} that is mounted nowhere as a whole, as "
+                                "PrivateTmp=disconnected makes it.", _end(case, note))
+    for note in case.notes("sandbox-pressure"):
+        yield PRESSURE.found(
+            f"{_sandboxed(note)[1]} is bound from its own cgroup.",
+            "For a systemd service: MemoryPressureWatch=off in a drop-in such as "
+            f"/etc/systemd/system/service.d/migrator.conf in the container, and restart {note.unit or note.task}.")
+    for note in case.notes("sandbox-terminal"):
+        yield SHARING.found(f"{_sandboxed(note)[1]} is a slave of a terminal that LXC has mounted.", _end(case, note))
+    for note in case.notes("sandbox-sharing"):
+        yield SHARING.found(f"{_sandboxed(note)[1]} has its mounts from the same peer group as others that show "
+                            "another folder.", _end(case, note))
+
+
+def _sandboxed(note: Note) -> tuple[str, str]:
+    """The type of a mount in a mount namespace within, and the begin of a sentence on it."""
+    type_, _, target = note.detail.partition(" ")
+    return type_, f"{holder(note)} has a mount namespace of its own, in which {target}"
+
+
+def _end(case: Case, note: Note) -> str:
+    if note.unit:
+        return f"Stop it for the move: {case.inside('systemctl', 'stop', note.unit)}"
+    return f"End what runs in it: kill {note.pid}"
 
 
 def sources(case: Case) -> Iterator[Finding]:
@@ -193,4 +232,4 @@ def _terminal(path: str) -> bool:
     return path.startswith("/dev/pts/") or path == "/dev/console"
 
 
-CHECKS: tuple[Check, ...] = (supported, nested, sources, disks, bound)
+CHECKS: tuple[Check, ...] = (supported, sandboxes, sources, disks, bound)

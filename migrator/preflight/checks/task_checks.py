@@ -29,6 +29,7 @@ SERVICE_OPTIONS = {
     "uts": "ProtectHostname=no", "ipc": "PrivateIPC=no", "user": "PrivateUsers=no", "pid": "PrivatePIDs=no",
     "cgroup": "ProtectControlGroups=yes (not private or strict)", "time": "no time namespace",
 }
+LOCALTIME = "/etc/localtime"  # systemd watches it, and whatever comes in its place
 
 DROP_IN = (r"mkdir -p /etc/systemd/system/service.d && printf '[Service]\nProtectHostname=no\nPrivateUsers=no\n"
            r"PrivateIPC=no\nMemoryPressureWatch=off\n' > /etc/systemd/system/service.d/migrator.conf "
@@ -73,6 +74,8 @@ BPF_FD = define("bpf-descriptor", ERROR, """CRIU cannot dump BPF programs and li
     services' resource control.""", memory_only=True)
 BPF_MAP = define("bpf-map", ERROR, "CRIU dumps BPF maps only if it was built with libbpf (Debian's was not).",
     memory_only=True)
+IO_URING = define("io-uring", ERROR, """CRIU cannot dump io_uring. Node.js opens one also with UV_USE_IO_URING=0, and
+    does without where the kernel refuses it.""", memory_only=True)
 DESCRIPTOR = define("descriptor-kind", ERROR, "CRIU cannot dump this kind of descriptor.", memory_only=True)
 SOCKET = define("socket-kind", ERROR, "CRIU cannot dump sockets of this protocol.", memory_only=True)
 SOCKET_UNKNOWN = define("socket-unknown", WARNING, "The kernel did not name the protocol of a socket.",
@@ -104,6 +107,9 @@ INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or d
     memory_only=True)
 SYSTEMD = define("systemd-guest", WARNING, """Unless told not to, systemd uses what CRIU cannot dump: nested namespaces,
     BPF programs, watches on symbolic links.""", memory_only=True)
+RUNIT = define("runit-guest", WARNING, """runsvdir knows its services by the device and inode numbers of their folders
+    (runsvdir.c of runit and busybox). btrfs receive keeps neither, so after the move it takes them for other services:
+    it ends each one that runs, and starts it again.""", memory_only=True)
 CHROOT = define("root-not-mount-root", ERROR, """The root folder of the container's PID 1 differs from that of its mount
     namespace, which CRIU refuses ("The root task has another root than mntns").""", memory_only=True)
 
@@ -182,7 +188,8 @@ def namespaces(case: Case) -> Iterator[Finding]:
             yield NESTED.found(
                 f"{holder(note)} has a {note.detail} namespace of its own.",
                 "Start it without one" + (f"; for systemd services, {option} in a drop-in such as "
-                "/etc/systemd/system/service.d/migrator.conf in the container." if option else "."),
+                "/etc/systemd/system/service.d/migrator.conf in the container"
+                f"{f', and restart {note.unit}' if note.unit else ''}." if option else "."),
             )
     for note in case.notes("namespace-file"):
         yield NS_FILE.found(f"{holder(note)} has {note.detail} open, which is not the container's own namespace.",
@@ -201,6 +208,11 @@ def descriptors(case: Case) -> Iterator[Finding]:
                 if host.criu.version and BPF_MAPS not in host.criu.features:
                     yield BPF_MAP.found(f"{holder(note)} has a BPF map open, and CRIU on {host.name} lacks libbpf.",
                                         "Configure the program not to use BPF, or build CRIU with libbpf.")
+        elif note.detail == "io_uring":
+            yield IO_URING.found(
+                f"{holder(note)} has an io_uring open.",
+                "Refuse it in the container: lines `io_uring_setup errno 38`, `io_uring_enter errno 38`, "
+                "`io_uring_register errno 38` in its seccomp profile (lxc.seccomp.profile), and restart it.")
         elif note.detail not in ANON_INODES:
             yield DESCRIPTOR.found(f"{holder(note)} has a descriptor of kind {note.detail} open.",
                                    "Configure the program not to use it, or stop it for the move.")
@@ -240,12 +252,13 @@ def device_dumpable(note: Note) -> bool:
 
 def watches(case: Case) -> Iterator[Finding]:
     for note in case.notes("watch-symlink"):
-        path = shlex.quote(note.detail)
-        copied = f'cp -p --remove-destination "$(readlink -f {path})" {path}'
+        path, copy = shlex.quote(note.detail), shlex.quote(f"{note.detail}.copy")
+        copied = f"cp -pL {path} {copy} && mv -T {copy} {path}"
+        then = "systemd then watches that" if note.detail == LOCALTIME else f"and restart {shlex.quote(note.task)}"
         yield SYMLINK.found(
             f"{holder(note)} watches the symbolic link {note.detail}.",
-            f"Make it a regular file in the container: {case.inside('sh', '-c', copied)} -- and restart "
-            f"{shlex.quote(note.task)}." if case.is_fixed(note.detail) else
+            f"Rename a regular copy over it in the container: {case.inside('sh', '-c', copied)} -- {then}."
+            if case.is_fixed(note.detail) else
             f"Let it watch a regular file instead, or end it: kill {note.pid}",
         )
     for kind, what in (("watch-deleted", "has been deleted"), ("watch-hidden", "is hidden by a mount over it")):
@@ -263,6 +276,9 @@ def guests(case: Case) -> Iterator[Finding]:
     if case.container.init_name == "systemd":
         yield SYSTEMD.found(f"PID 1 of {case.container.name} is systemd.",
                             f"To avoid some of the errors that this check reports, run in the container: {DROP_IN}")
+    if case.container.init_name == "runsvdir":
+        yield RUNIT.found(f"PID 1 of {case.container.name} is runsvdir: its services are restarted after the move.",
+                          "Expect them to be restarted, or run them without runsvdir.")
 
 
 CHECKS: tuple[Check, ...] = (origin, files, namespaces, descriptors, watches, guests)

@@ -17,9 +17,9 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator.criu import ghost_paths, socket_names, terminals
+from migrator.criu import ghost_paths, sandbox_mounts, socket_names, terminals
 from migrator.host import descent, proc, roots
-from migrator.host.mountinfo import OF_PATHS, MountLine, may_wait, parse_mountinfo
+from migrator.host.mountinfo import MountLine, may_wait, parse_mountinfo
 from migrator.host.proc import Status, link, read_text
 from migrator.preflight.facts import unix_facts, watch_facts
 
@@ -42,6 +42,7 @@ class Note:
     pid: int = 0  # on the host; of the first process that had it
     task: str = ""  # that process's name
     size: int = 0  # bytes, of the largest
+    unit: str = ""  # the unit of systemd in the container that this process is of, see `proc.unit_of`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,7 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
     for status in statuses.values():
         _look_at_task(look, status, statuses, in_cgroup)
         look.descriptors(status)
+    look.sandboxed()
     look.half_pairs(statuses.keys())
     look.still_waiting()
     return Tasks(
@@ -118,9 +120,9 @@ def _look_at_task(look: _Look, status: Status, statuses: dict[int, Status], in_c
     for kind in NAMESPACES:
         found = link(f"/proc/{status.pid}/ns/{kind}")
         if found and look.namespaces[kind] and found != look.namespaces[kind]:
-            look.note("nested-namespace", kind, status)
+            look.note("nested-namespace", kind, status, of_unit=kind not in ("mnt", "net"))
             if kind == "mnt" and status.pid in look.own:
-                look.nested_mounts(status)
+                look.sandboxes.setdefault(found, status)
 
 
 def _is_in(in_cgroup: Collection[int], pid: int) -> bool:
@@ -142,6 +144,7 @@ class _Look:
         self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
         self.left = DESCRIPTORS_MAX
         self.mounts: dict[str, list[MountLine]] = {}  # for each mount namespace
+        self.sandboxes: dict[str, Status] = {}  # the first process in each mount namespace of their own
         self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
         self.terminals: set[str] = set()  # the devices of its devpts file systems
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
@@ -150,12 +153,15 @@ class _Look:
         self.unix_sockets: dict[int, Status] = {}  # by inode
         self.waiting: list[Status] = []  # those in uninterruptible sleep
 
-    def note(self, kind: str, detail: str, status: Status, size: int = 0) -> None:
-        before = self.notes.get((kind, detail))
-        if before:
-            self.notes[kind, detail] = dataclasses.replace(before, count=before.count + 1, size=max(size, before.size))
+    def note(self, kind: str, detail: str, status: Status, size: int = 0, *, of_unit: bool = False) -> None:
+        """What was seen; the same of another unit is another thing where it is `of_unit`."""
+        unit = proc.unit_of(read_text(f"/proc/{status.pid}/cgroup")) if of_unit else ""
+        key = (kind, f"{detail}\0{unit}")
+        if before := self.notes.get(key):
+            self.notes[key] = dataclasses.replace(before, count=before.count + 1, size=max(size, before.size))
         elif len(self.notes) < NOTES_MAX:
-            self.notes[kind, detail] = Note(kind, detail[:4096], 1, status.pid, status.name, size)
+            unit = unit or proc.unit_of(read_text(f"/proc/{status.pid}/cgroup"))
+            self.notes[key] = Note(kind, detail[:4096], 1, status.pid, status.name, size, unit)
         else:
             self.complete = False
 
@@ -168,13 +174,15 @@ class _Look:
             self.terminals |= {line.device for line in self.mounts[namespace] if line.type == "devpts"}
         return self.mounts[namespace]
 
-    def nested_mounts(self, status: Status) -> None:
-        """What is mounted in a mount namespace of its own that CRIU would create anew from paths on the host."""
-        made = [line for line in self.mounts_of(status.pid) if line.type in OF_PATHS]
-        outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if made else ()
-        for line in made:
-            if line.device not in outside:  # which CRIU binds
-                self.note("nested-mount", f"{line.type} {line.target}", status)
+    def sandboxed(self) -> None:
+        """What CRIU cannot restore in the mount namespaces that processes have of their own."""
+        if not self.sandboxes:
+            return
+        nested = {namespace: self.mounts.get(namespace, []) for namespace in self.sandboxes}
+        outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))}
+        for each in sandbox_mounts.troubles(self.mounts_of(self.init), nested, outside):
+            self.note(f"sandbox-{each.kind}", f"{each.line.type} {each.line.target}", self.sandboxes[each.namespace],
+                      of_unit=True)
 
     def descriptors(self, status: Status) -> None:
         folder = f"/proc/{status.pid}/fd"

@@ -10,6 +10,7 @@ from migrator.criu.criu_dump import NFTABLES_LOCK
 from migrator.host.mountinfo import Mount
 from migrator.host.net_state import Interface, Neighbour
 from migrator.preflight.facts.host_facts import Other
+from migrator.preflight.facts.task_facts import Note
 from migrator.preflight.findings import Severity
 from tests.migrator.made_up import BRIDGE, CPU, ETH0, GIB, LO, ROOT, SOURCE, notes
 from tests.migrator.preflight.changes import Change, allows, by_lxc_net, confined, net, task
@@ -186,7 +187,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("namespace-file", ERROR, task("namespace-file", "net:[4026531840]"), "net:[4026531840]"),
     ("bpf-descriptor", ERROR, task("anon-inode", "bpf-prog"), "seccomp"),
     ("bpf-map", ERROR, task("anon-inode", "bpf-map"), "libbpf"),
-    ("descriptor-kind", ERROR, task("anon-inode", "io_uring"), "io_uring"),
+    ("descriptor-kind", ERROR, task("anon-inode", "secretmem"), "secretmem"),
+    ("io-uring", ERROR, task("anon-inode", "io_uring"), "io_uring_setup errno 38"),
     ("socket-kind", ERROR, task("socket", "AF_VSOCK"), "AF_VSOCK"),
     ("socket-kind", ERROR, task("socket", "MPTCPv6"), "GODEBUG"),
     ("socket-unknown", WARNING, task("socket", ""), "unknown protocol"),
@@ -194,16 +196,30 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("device-open", ERROR, task("device", "block 7:0 /dev/loop0"), "/dev/loop0"),
     ("socket-astray", ERROR, task("socket-astray", "/h/s leads through /proc"), "rebound: /h/s leads through"),
     ("inotify-symlink", ERROR, Change(container={
-        "tasks.notes": notes(("watch-symlink", "/etc/localtime")), "fixed": ("/etc/localtime",)}), "cp -p --remove"),
+        "tasks.notes": notes(("watch-symlink", "/etc/localtime")), "fixed": ("/etc/localtime",)}),
+     "mv -T /etc/localtime.copy /etc/localtime' -- systemd then"),
+    ("inotify-symlink", ERROR, Change(container={
+        "tasks.notes": notes(("watch-symlink", "/etc/x")), "fixed": ("/etc/x",)}), "and restart worker"),
     ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "or end it: kill 4712"),
     ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
     ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
+    ("runit-guest", WARNING, Change(container={"init_name": "runsvdir"}), "restarted after the move"),
     ("systemd-guest", WARNING, Change(container={"init_name": "systemd"}), "systemd"),
     # mounts
     ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
-    ("mount-unsupported", ERROR, task("nested-mount", "overlay /var/lib/a b"),
+    ("mount-unsupported", ERROR, task("sandbox-unsupported", "overlay /var/lib/a b"),
      "/var/lib/a b is a file system of type overlay"),
+    ("mount-unsupported", ERROR, Change(container={
+        "mounts": (ROOT, Mount("/run/credentials/a@1.service", "ramfs", "unsupported")),
+        "fixed": ("/run/credentials/a@1.service",)}), "systemctl stop a@1.service"),
+    ("mount-unreachable", ERROR, task("sandbox-unreachable", "tmpfs /tmp"), "in which /tmp is a folder of a tmpfs"),
+    ("memory-pressure-bound", ERROR, task("sandbox-pressure", "cgroup2 /p"), "MemoryPressureWatch=off"),
+    ("mount-propagation", ERROR, task("sandbox-terminal", "devpts /dev/tty1"), "in which /dev/tty1 is a slave"),
+    ("mount-propagation", ERROR, task("sandbox-sharing", "tmpfs /run/systemd/incoming"), "kill 4712"),
+    ("mount-propagation", ERROR, Change(container={"tasks.notes": (
+        Note("sandbox-sharing", "tmpfs /i", 1, 4712, "redis", 0, "redis-server.service"),)}),
+     "redis (process 4712 of redis-server.service) has a mount namespace of its own, in which /i"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
     *(("mount-source-missing", ERROR, Change(container={"config.mounts": (MountEntry(path, "srv/data", "ext4"),)}),

@@ -381,10 +381,27 @@ inside = 'mount -t overlay o -o lowerdir="$1/below:$1/under" "$1/own"; echo; rea
 with subprocess.Popen(["sh", "-c", 'unshare --mount sh -c "$0" sh "$1"; :', inside, sys.argv[1]],
                       stdin=subprocess.PIPE, stdout=subprocess.PIPE) as init:
     init.stdout.readline()
-    print([note.detail for note in task_facts.gather(init.pid, []).notes if note.kind == "nested-mount"])
+    print([note.detail for note in task_facts.gather(init.pid, []).notes if note.kind == "sandbox-unsupported"])
     init.stdin.close()
 """
     done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", str(tmp_path),
                            sys.executable, str(Path(__file__).parents[4]), look], capture_output=True, text=True,
                           timeout=120, check=False)
     assert done.stdout == f"['overlay {tmp_path}/own']\n", done.stderr
+
+
+@pytest.mark.parametrize(("cgroup", "unit"), [
+    ("9:name=systemd:/\n0::/lxc.payload.s1/system.slice/redis-server.service\n", "redis-server.service"),
+    ("0::/host.slice/a.service/lxc.payload.s1-1/system.slice/system-container\\x2dgetty.slice/container-getty@1.service",
+     "container-getty@1.service"),
+    ("0::/lxc.payload.s1/user.slice/user-0.slice/user@0.service/app.slice/x.service\n", "user@0.service"),
+    ("0::/lxc.payload.s1/user.slice/user-0.slice/session-3.scope\n", "session-3.scope"),
+    ("0::/lxc.payload.s1/init.scope\n", ""),
+    ("0::/lxc.payload.s1/system.slice/a b.service\n", ""),
+    ("0::/lxc.payload.s1/-Hx.service\n", ""),  # an option
+    ("0::/lxc.payload.s1/" + "x" * 300 + ".service\n", ""),
+    ("0::/system.slice/ssh.service\n", ""),  # of the host
+    ("0::/lxc.payload.s1\n", ""), ("", ""),
+])
+def test_the_unit_of_a_process(cgroup: str, unit: str) -> None:
+    assert proc.unit_of(cgroup) == unit
