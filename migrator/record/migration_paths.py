@@ -110,6 +110,12 @@ class Layout:
             return False
         return btrfs.info(path).parent_uuid in {btrfs.info(each).uuid for each in self.own_snapshots()}
 
+    def is_made_of(self, path: Path, number: int) -> bool:
+        """Whether `path` is the top of a subvolume that was made of the snapshot of round `number`."""
+        made_of = self.snapshot(number)
+        return (btrfs.is_subvolume(path) and btrfs.is_subvolume(made_of)
+                and btrfs.info(path).parent_uuid == btrfs.info(made_of).uuid)
+
     def make_folder(self) -> None:
         """Create `folder` and `work`, accessible to root only."""
         for path in (self.folder, self.work):

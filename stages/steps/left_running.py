@@ -48,16 +48,25 @@ def _is_own(layout: Layout, root: Path) -> bool:
     return False
 
 
-def kill(layout: Layout) -> list[int]:
-    """End what lives in a subvolume made by this migration, half restored or not; returns what does not end.
+def _is_restored(layout: Layout, number: int, root: Path) -> bool:
+    """Whether the root of a process is a subvolume made from the snapshot of round `number`."""
+    with contextlib.suppress(MigratorError, OSError):
+        return layout.is_made_of(root, number)
+    return False
 
-    LXC may know nothing of it, and the subvolume may be elsewhere by now. What was put aside is only considered if
-    there is reason to: what runs in there is another container.
+
+def kill(layout: Layout, number: int) -> list[int]:
+    """End what lives in a root file system that a restore made, half restored or not; returns what does not end.
+
+    Every restore makes it from the snapshot of the last increment, round `number`. What was made from an earlier round
+    is a container that somebody is trying out, and not ours to end. LXC may know nothing of what has to end, and the
+    subvolume may be elsewhere by now. What was put aside is only considered if there is reason to: what runs in there
+    is another container.
     """
     until = time.monotonic() + lxc.STOP_LIMIT
     while True:
         pids = {pid: process_id.began(pid) for pid in lxc.container_processes(layout.name)}
-        left = [pid for pid in forked.those(list(pids), functools.partial(_is_own, layout))
+        left = [pid for pid in forked.those(list(pids), functools.partial(_is_restored, layout, number))
                 if not _is_in(layout.set_aside(), pid)]
         if not left or time.monotonic() > until:
             return left

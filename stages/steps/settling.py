@@ -298,7 +298,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
             another = bool(lxc.processes(cgroup)) and not _is_of(layout, cgroup)
             if not another:
                 (cgroup / "cgroup.kill").write_text("1")
-    left = left_running.kill(layout)
+    left = left_running.kill(layout, len(migration.data.rounds) + 1)
     if not migration.memory:
         left += left_running.live_below(layout)
     left += _live_untold(layout)
@@ -322,7 +322,7 @@ def end(migration: Migration, container: lxc.Container, layout: Layout) -> bool:
 def _end_removed(migration: Migration, layout: Layout) -> None:
     """As `end`, if no container is defined in its place: LXC cannot be asked, and there is nothing to fence."""
     left_running.end_criu(layout)
-    _require_none(migration, left_running.kill(layout))
+    _require_none(migration, left_running.kill(layout, len(migration.data.rounds) + 1))
     if not migration.memory:
         no_memory.end(layout, migration.id)  # LXC's monitor has ended together with what it had started
         _require_none(migration, left_running.live_below(layout))

@@ -36,7 +36,7 @@ while True:
             sys.exit()
 """
 LOOKS: dict[str, Callable[[int], object]] = {
-    "_is_own": lambda _: left_running.kill(LAYOUT),
+    "_is_restored": lambda _: left_running.kill(LAYOUT, 1),
     "is_in_own": lambda pid: left_running.all_in_own(LAYOUT, [pid]),
     "_lies_in": lambda pid: forked.those([pid], lambda root: renamed._lies_in(root, {"none"})),
     "_disk_of": remains._disk_of,

@@ -91,6 +91,7 @@ def live_in(monkeypatch: pytest.MonkeyPatch, *, own: list[subprocess.Popen[bytes
     monkeypatch.setattr(lxc, "container_processes", lambda name: [
         each.pid for each in (*own, *others) if name == "web" and each.poll() is None])
     monkeypatch.setattr(Layout, "is_own", lambda _, path: path in roots)
+    monkeypatch.setattr(Layout, "is_made_of", lambda _, path, number: path in roots and number == 1)
 
 
 @pytest.mark.parametrize("removed", [True, False])
@@ -143,7 +144,7 @@ def test_one_that_has_ended_meanwhile_is_ended(restoring: Migration, container: 
     gone.wait()
     monkeypatch.setattr(criu_dump, "processes", lambda _: [gone.pid])
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda _: True)
-    monkeypatch.setattr(Layout, "is_own", lambda *_: True)
+    monkeypatch.setattr(Layout, "is_made_of", lambda *_: True)
     looks = [[gone.pid]]
     monkeypatch.setattr(lxc, "container_processes", lambda _: looks.pop() if looks else [])
     container.states = ["ABORTING"]
@@ -204,7 +205,7 @@ def test_what_lxc_does_not_have_any_more_is_nobody_elses(restoring: Migration, c
 def test_what_does_not_end_is_not_forgotten_for_what_a_start_has_left(
         restoring: Migration, container: Container, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     restoring.note("memory", memory=False)
-    monkeypatch.setattr(left_running, "kill", lambda _: [4711])
+    monkeypatch.setattr(left_running, "kill", lambda *_: [4711])
     monkeypatch.setattr(left_running, "live_below", lambda _: [])
     with pytest.raises(CopyNotEnded, match="4711"):
         settling.end(restoring, cast("lxc.Container", container), layout_of(restoring))

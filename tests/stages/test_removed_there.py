@@ -30,7 +30,16 @@ from migrator.record.migration_paths import Layout
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Done, Running
-from stages.steps import abandon, ask_source, finish_here, force, restore_here, resume_destination, settling
+from stages.steps import (
+    abandon,
+    ask_source,
+    finish_here,
+    force,
+    left_running,
+    restore_here,
+    resume_destination,
+    settling,
+)
 from stages.steps.ask_source import Asking
 from tests import btrfs_roots
 from tests.migrator.layouts import layout_of
@@ -74,6 +83,7 @@ def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.M
                             lambda name: [pid for pid in (own.pid, other.pid) if Path(f"/proc/{pid}/root/.").exists()])
         monkeypatch.setattr(Layout, "is_own",
                             lambda _, path: path == Path(f"/proc/{own.pid}/root") and own.poll() is None)
+        monkeypatch.setattr(Layout, "is_made_of", lambda here, path, _: here.is_own(path))
         monkeypatch.setattr(no_memory, "end", lambda of, id_: ended.append((of.name, of.lxcpath, id_)))
         settling.settle(restoring)
         assert own.wait(10) == of_criu.wait(10) == -signal.SIGKILL
@@ -83,10 +93,37 @@ def test_what_is_left_of_it_is_ended(restoring: Migration, monkeypatch: pytest.M
     assert left == [("web", True), layout_of(restoring)], "of what has ended"
 
 
+def test_a_container_made_of_an_earlier_round_to_try_it_is_not_ended(restoring: Migration,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the last increment becomes a restore's root file system; two rounds have arrived before it."""
+    restoring.note("rounds", rounds=[{"uuid": "one"}, {"uuid": "two"}])
+    with process() as tried, process() as restored:
+        parents = {f"/proc/{tried.pid}/root": "round 2", f"/proc/{restored.pid}/root": "round 3"}
+        for number in (1, 2, 3):
+            parents[str(there(restoring).snapshot(number))] = ""
+        monkeypatch.setattr(btrfs, "is_subvolume", lambda path: str(path) in parents)
+        monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(
+            uuid=f"round {path.suffix[1:]}", parent_uuid=parents[str(path)]))
+        monkeypatch.setattr(lxc, "container_processes", lambda _: [
+            each.pid for each in (tried, restored) if each.poll() is None])
+        assert left_running.kill(there(restoring), 3) == []
+        assert (tried.poll(), restored.wait(10)) == (None, -signal.SIGKILL)
+
+
+def test_nothing_is_ended_while_the_increment_is_not_there(restoring: Migration,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    """No restore has made anything by then."""
+    monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.name == "root")
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [os.getpid()])
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("something is ended"))
+    assert left_running.kill(there(restoring), 1) == []
+
+
 def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(lxc, "container_processes", lambda name: [4711])
     monkeypatch.setattr(Layout, "is_own", lambda _, path: path == Path("/proc/4711/root"))
+    monkeypatch.setattr(Layout, "is_made_of", lambda here, path, _: here.is_own(path))
     monkeypatch.setattr(os, "kill", lambda *args: killed.append(args))
     with pytest.raises(CopyNotEnded, match="4711"):
         settling.settle(restoring)
@@ -101,6 +138,7 @@ def test_what_may_have_run_is_not_taken_away_with_its_configuration(restoring: M
         monkeypatch.setattr(lxc, "container_processes", lambda _: [made.pid] if made.poll() is None else [])
         monkeypatch.setattr(Layout, "is_own", lambda layout, path: path in (layout.rootfs,
                                                                             Path(f"/proc/{made.pid}/root")))
+        monkeypatch.setattr(Layout, "is_made_of", lambda here, path, _: here.is_own(path))
         settling.settle(restoring)
         assert made.wait(10) == -signal.SIGKILL
     assert restoring.state is State.RESTORED
