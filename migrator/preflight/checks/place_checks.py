@@ -54,6 +54,9 @@ MEMORY_TIGHT = define("memory-tight", WARNING, """The memory fits once, but not 
 CLOCK = define("clock-difference", WARNING, """Programs in the container see the time jump: certificates, leases and
     tickets may count as expired, and timestamps may go backwards.""")
 
+# GNU's: any other refuses these options, and so does nothing.
+TAR = "tar --xattrs --xattrs-include='*' --acls --numeric-owner"
+
 
 def state(case: Case) -> Iterator[Finding]:
     facts = case.container
@@ -139,16 +142,18 @@ def _into_a_folder(case: Case, path: str) -> str:
     that path lead elsewhere. So could a user in there, if a directory on the way is theirs; then that user has to do
     it. What is mounted there refuses to be moved (EBUSY); what is mounted in it is left alone by find (-xdev), but
     would not be by rm -r. With -T, nothing goes into a directory that someone has put there under the new name, or that
-    a symlink of theirs leads to. Root moves it to where nobody else has access: a user with a directory in it could
-    replace that by a symlink to /root, and cp would read on there.
+    a symlink of theirs leads to. Root moves it to where nobody else has access; but a user who is in there already, if
+    only by an open descriptor, can still replace a directory of theirs by a symlink to /root. cp opens directories by
+    their paths and would read on there; GNU tar opens each one relative to the last (openat(2)).
     """
     named, away = shlex.quote(path), shlex.quote(f"{path}.subvolume")
     if case.is_fixed(path):
         inner = shlex.quote(f"{path}.subvolume/{posixpath.basename(path)}")
-        made = f"mkdir -m 700 {away} && mv -T {named} {inner} && cp -aT {inner} {named}"
+        made = (f"{TAR} --version >/dev/null && mkdir -m 700 {away} && mv -T {named} {inner} && mkdir -m 700 {named}"
+                f" && {TAR} -C {inner} -Scf - . | {TAR} -C {named} -xpf -")
         ended = f"find {inner} -xdev -delete && rmdir {away}"
-        return (f"Make {named} a folder, with nothing at work in it: {case.inside('sh', '-c', made)} -- and once all "
-                f"is there: {case.inside('sh', '-c', ended)}")
+        return (f"Make {named} a folder, with nothing at work in it, by GNU tar and no other: "
+                f"{case.inside('sh', '-c', made)} -- and once all is there: {case.inside('sh', '-c', ended)}")
     if path not in case.container.owned:
         return (f"Let those whose it is move what {named} holds into a folder, or delete it, not root: a user in there "
                 "may make that path lead elsewhere.")

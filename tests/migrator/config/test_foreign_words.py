@@ -34,7 +34,9 @@ COPIED = f"cp -pL {QUOTED} {COPY} && mv -T {COPY} {QUOTED}"
 AWAY = shlex.quote(f"{EVIL}.subvolume")
 INNER = shlex.quote(f"{EVIL}.subvolume{EVIL}")
 FIXED = {"fixed": (EVIL,)}
-MADE = f"mkdir -m 700 {AWAY} && mv -T {QUOTED} {INNER} && cp -aT {INNER} {QUOTED}"
+TAR = "tar --xattrs --xattrs-include='*' --acls --numeric-owner"
+MADE = (f"{TAR} --version >/dev/null && mkdir -m 700 {AWAY} && mv -T {QUOTED} {INNER} && mkdir -m 700 {QUOTED} && "
+        f"{TAR} -C {INNER} -Scf - . | {TAR} -C {QUOTED} -xpf -")
 NEW = shlex.quote(f"{EVIL}.new")
 ROOTFS = CONTAINER.rootfs.path
 RESTORED = shlex.quote(f"{EVIL}/c1/rootfs")
