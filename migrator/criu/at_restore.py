@@ -31,6 +31,7 @@ EARLY = "post-setup-namespaces"
 LAST = "pre-resume"
 FILTER = "device-filter"  # in the images directory: the program of `device_filter`, in hexadecimal; empty for none
 EARLY_FILTER = "device-filter.early"  # the same, if not even CRIU may open another device for it; else empty
+NAME, NAME_LIMIT = "container", 64  # in the images directory: what the container is called here; bytes
 GHOSTS, GHOSTS_LIMIT = "ghosts", 16 << 20  # in the images directory: the plan of `ghost_paths`; bytes
 REASON = "at-restore.error"  # in the images directory: why it failed
 LET_GO = "at-restore.let-go"  # in the images directory: says that LAST was reached by all
@@ -109,12 +110,12 @@ def cgroup_owners(images: str, init: int) -> None:
     """Give the container's own users their cgroup files back; see `cgroups`."""
     if record := noted(images, cgroups.RECORD, cgroups.RECORD_LIMIT):
         uids, gids = (cgroups.mapped(_read(f"/proc/{init}/{kind}_map")) for kind in ("uid", "gid"))
-        cgroups.give_back(_cgroup(init), record, uids, gids, cgroups.delegated())
+        cgroups.give_back(_cgroup(images, init), record, uids, gids, cgroups.delegated())
 
 
 def controllers(images: str, init: int) -> None:
     """Enable the controllers of its cgroups; see `cgroup_limits`."""
-    cgroup_limits.enable(_cgroup(init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
+    cgroup_limits.enable(_cgroup(images, init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
 
 
 def early_controllers(images: str, init: int) -> None:
@@ -130,7 +131,7 @@ def limits(images: str, init: int) -> None:
     planned, record = (noted(images, name, cgroup_limits.RECORD_LIMIT)
                        for name in (cgroup_limits.PLAN, cgroup_limits.TAKEN))
     if planned or record:
-        cgroup_limits.apply(_cgroup(init), planned, record)
+        cgroup_limits.apply(_cgroup(images, init), planned, record)
 
 
 def devices(images: str, init: int, name: str = FILTER) -> None:
@@ -138,7 +139,7 @@ def devices(images: str, init: int, name: str = FILTER) -> None:
     if program := noted(images, name, cgroup_limits.RECORD_LIMIT):
         from migrator.host import device_filter  # imported only if there is a filter, with all that it imports itself
 
-        top = _cgroup(init)
+        top = _cgroup(images, init)
         if cgroups.holds(top, _read("/proc/self/cgroup")):  # if someone has forged the images
             raise ValueError(f"{top} is not a container's cgroup: CRIU is in it")
         device_filter.attach(top, bytes.fromhex(program))
@@ -160,17 +161,17 @@ def early_devices(images: str, init: int) -> None:
 def mounts(images: str, init: int) -> None:
     """Forbid on the container's mounts what was forbidden before; see `mount_flags`."""
     if record := noted(images, mount_flags.RECORD, mount_flags.RECORD_LIMIT):
-        mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(init))])
+        mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(images, init))])
 
 
 def sources(images: str, init: int) -> None:
     """Check where its mounts lead, once they are in their final state; see `mount_sources`."""
     if plan := noted(images, mount_sources.PLAN, mount_sources.PLAN_LIMIT):
-        mount_sources.require(plan, [init, *cgroups.processes(_cgroup(init))], mount_sources.terminals(init))
+        mount_sources.require(plan, [init, *cgroups.processes(_cgroup(images, init))], mount_sources.terminals(init))
 
 
-def _cgroup(init: int) -> str:
-    return cgroups.payload(_read(f"/proc/{init}/cgroup"))
+def _cgroup(images: str, init: int) -> str:
+    return cgroups.payload(_read(f"/proc/{init}/cgroup"), noted(images, NAME, NAME_LIMIT))
 
 
 def noted(images: str, name: str, limit: int) -> str:

@@ -135,6 +135,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             _write(images / cgroup_limits.PLAN, cgroup_limits.plan(limits), 0o600)
             _write(images / cgroup_limits.TAKEN, recorded, 0o600)
             _write(images / mount_sources.PLAN, leads, 0o600)
+            _write(images / at_restore.NAME, container.name, 0o600)
             _write(images / at_restore.GHOSTS, deleted, 0o600)
             devices = device_filter.program(limits, device_filter.numbers).hex()
             _write(images / at_restore.FILTER, devices, 0o600)

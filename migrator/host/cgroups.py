@@ -19,6 +19,7 @@ import stat
 from migrator.base import deep_folders
 
 TOP = "/sys/fs/cgroup"
+PAYLOAD = "lxc.payload."  # and the container's name (cgfsng.c in liblxc)
 PROC = "/proc"
 RECORD = "cgroup-owners"  # the file that travels beside the images
 RECORD_LIMIT = 16 << 20  # bytes
@@ -31,18 +32,32 @@ DELEGATE = "/sys/kernel/cgroup/delegate"
 _DELEGATED = ("cgroup.procs", "cgroup.threads", "cgroup.subtree_control", "memory.oom.group")
 
 
-def payload(proc_cgroup: str) -> str:
+def payload(proc_cgroup: str, name: str = "") -> str:
     """The payload's cgroup directory from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name.
 
-    Raises ValueError if there is no cgroup v2.
+    If `name` is given, LXC must have named it for this container: everything in the directory may be frozen, limited or
+    killed, so one that several containers share (lxc.cgroup.dir.container = lxc.payload/web) must never be mistaken for
+    it. Without `name` it is that of any container, or the whole path if there is none.
+
+    Raises ValueError if there is no cgroup v2, or no part that LXC has named for this container.
     """
     for line in filter(None, proc_cgroup.split("\n")):
         hierarchy, _controllers, path = line.split(":", 2)
         if hierarchy == "0":
             parts = path.strip("/").split("/")
-            depth = next((number for number, part in enumerate(parts, 1) if part.startswith("lxc.payload")), None)
+            depth = next((number for number, part in enumerate(parts, 1) if is_named(part, name)), None)
+            if name and depth is None:
+                raise ValueError(f"{path[:PATH_SHOWN]} has no part that LXC has named for {name}")
             return "/".join([TOP, *parts[:depth]]).rstrip("/")
     raise ValueError("no cgroup v2 line")
+
+
+def is_named(part: str, name: str = "") -> bool:
+    """Whether LXC gives the payload's cgroup of container `name`, or of any, this name; numbered if it was taken."""
+    if not name:
+        return part.startswith(PAYLOAD)
+    own, number = part[:len(PAYLOAD + name)], part[len(PAYLOAD + name):]
+    return own == PAYLOAD + name and (not number or (number[0] == "-" and number.isascii() and number[1:].isdecimal()))
 
 
 def holds(top: str, proc_cgroup: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from migrator.base import log, process_id
 from migrator.base.run import run
 from migrator.errors import MigratorError
-from migrator.errors.containers import ContainerNotFound, ContainerNotRunning
+from migrator.errors.containers import ConfigInvalid, ContainerNotFound, ContainerNotRunning
 from migrator.errors.memory import FreezeFailed
 from migrator.errors.this_host import CommandTimeout, PackageMissing
 from migrator.host import cgroups, monitor_socket, roots
@@ -84,8 +83,8 @@ class Container:
 
     def _is_its_own(self, pid: int) -> bool:
         with contextlib.suppress(OSError, ValueError):
-            if is_payload(self.name, cgroup_of(pid)):
-                return True
+            cgroup_of(pid, self.name)
+            return True
         with contextlib.suppress(OSError):
             return roots.is_in(pid, self.rootfs)
         return False
@@ -147,9 +146,13 @@ class Container:
         """The cgroup v2 directory that holds all of the container's processes.
 
         Read from the process itself: it is not always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
-        and a systemd inside moves itself on into `init.scope`).
+        and a systemd inside moves itself on into `init.scope`). Raises ConfigInvalid if LXC has not named it for this
+        container: others may be in there, and all of it is frozen, limited and killed at once.
         """
-        return cgroup_of(self.init_pid)
+        try:
+            return cgroup_of(self.init_pid, self.name)
+        except ValueError as error:
+            raise ConfigInvalid(name=self.name, reason=f"its cgroup is not its own: {error}.") from error
 
     def tell_frozen(self) -> None:
         """Let LXC know that the container, already frozen, is frozen."""
@@ -198,19 +201,19 @@ def rootfs_path(value: str) -> Path:
     return Path(rest if colon and not head.startswith("/") else value)
 
 
-def payload_cgroup(proc_cgroup: str) -> Path:
-    """The payload's cgroup directory from the text of /proc/PID/cgroup (cgroups(7)): the part up to LXC's own name."""
-    return Path(cgroups.payload(proc_cgroup))
+def payload_cgroup(proc_cgroup: str, name: str = "") -> Path:
+    """The payload's cgroup directory from the text of /proc/PID/cgroup, see `cgroups.payload`; raises ValueError."""
+    return Path(cgroups.payload(proc_cgroup, name))
 
 
-def cgroup_of(pid: int) -> Path:
+def cgroup_of(pid: int, name: str = "") -> Path:
     """A process's `payload_cgroup`; raises OSError, ValueError."""
-    return payload_cgroup(os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()))
+    return payload_cgroup(os.fsdecode(Path(f"/proc/{pid}/cgroup").read_bytes()), name)
 
 
 def is_payload(name: str, cgroup: Path) -> bool:
     """Whether LXC uses this name for the payload cgroup of container `name`; with a number if the name was taken."""
-    return re.fullmatch(rf"lxc\.payload\.{re.escape(name)}(-[0-9]+)?", cgroup.name) is not None
+    return cgroups.is_named(cgroup.name, name)
 
 
 def is_frozen(cgroup: Path) -> bool:

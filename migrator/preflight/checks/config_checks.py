@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from migrator.config import consent
 from migrator.config.lxc_settings import Config, IdMap, Include
 from migrator.criu import restore_config
-from migrator.host import cgroup_limits, device_filter
+from migrator.host import cgroup_limits, cgroups, device_filter
 from migrator.preflight.checks.case import Case, Check, listed
 from migrator.preflight.facts.container_facts import ContainerFacts
 from migrator.preflight.facts.host_facts import HostFacts
@@ -40,9 +40,10 @@ DEVICE_MISSING = define("device-missing", ERROR, """A rule of lxc.cgroup2.device
     the host. If that is not a device, LXC does not start the container, and it is not restored without its rules.""")
 DEVICE_RULE = define("device-rule", ERROR, """LXC does not start a container with a device rule that it cannot parse,
     and the container is not restored without its rules.""")
-CGROUP_PLACE = define("cgroup-place", ERROR, """Everything in a container is frozen, and ended, through its
-    cgroup, which is recognised by LXC's own name for it, lxc.payload. With lxc.cgroup.dir.container it has a
-    different name.""")
+CGROUP_PLACE = define("cgroup-place", ERROR, """Everything in a container is frozen, limited, and ended, through its
+    cgroup, which is recognised by LXC's own name for it, lxc.payload.NAME: any other, as lxc.cgroup.dir.container and
+    lxc.cgroup.pattern make it, may hold other containers too. The container is not moved then, even if this is
+    ignored.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
 FSTAB = define("fstab-missing", WARNING, """LXC does not start a container whose lxc.mount.fstab it cannot read: the
@@ -155,11 +156,16 @@ def devices(case: Case) -> Iterator[Finding]:
 
 
 def cgroup_place(case: Case) -> Iterator[Finding]:
-    place = case.container.config.cgroup_place
-    if place and not any(part.startswith("lxc.payload") for part in place.split("/")):
+    place, name = case.container.config.cgroup_place, case.container.name
+    if place and not any(cgroups.is_named(part, name) for part in place.split("/")):
         yield CGROUP_PLACE.found(
-            f"The cgroup of {case.container.name} is {place[:200]} (lxc.cgroup.dir.container).",
+            f"The cgroup of {name} is {place[:200]} (lxc.cgroup.dir.container).",
             f"Remove lxc.cgroup.dir.* from {case.config_file} and restart the container.")
+    elif case.container.cgroup_shared:
+        yield CGROUP_PLACE.found(
+            f"The cgroup of {name} is {case.container.cgroup_shared[:200]}.",
+            f"Remove lxc.cgroup.pattern from LXC's own configuration (lxc.system.conf(5)), or lxc.cgroup.dir.* from "
+            f"{case.config_file}, and restart the container.")
 
 
 def includes(case: Case) -> Iterator[Finding]:

@@ -17,8 +17,9 @@ from migrator.base import log
 from migrator.config import config_reader, consent, lxc_settings, mount_file
 from migrator.config.container_config import unfenced
 from migrator.config.lxc_settings import Config
+from migrator.errors.containers import ConfigInvalid
 from migrator.errors.data import SnapshotFailed
-from migrator.host import cgroups, mountinfo, net_state, roots
+from migrator.host import cgroups, lxc, mountinfo, net_state, roots
 from migrator.host.mountinfo import Mount, parse_mountinfo
 from migrator.host.net_state import Interface, Unsaved
 from migrator.host.proc import link, read_text
@@ -65,6 +66,7 @@ class ContainerFacts:
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, on whatever host
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
+    cgroup_shared: str = ""  # its cgroup, if LXC has not named that for this container alone
     controllers: tuple[str, ...] = ()  # that its cgroup enables for its children
     ephemeral: bool = False  # it runs so: LXC destroys it once it stops
     frozen: tuple[str, ...] = ()  # the directories of some of the cgroups that stay frozen when its own is thawed
@@ -85,8 +87,13 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
         rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
     )
     if state in ("RUNNING", "FROZEN"):
-        facts = dataclasses.replace(_running(facts, container.init_pid, container.cgroup),
-                                    ephemeral=container.is_ephemeral)
+        try:
+            cgroup, shared = container.cgroup, ""
+        except ConfigInvalid:
+            cgroup = lxc.cgroup_of(container.init_pid)
+            shared = str(cgroup)
+        facts = dataclasses.replace(_running(facts, container.init_pid, cgroup), ephemeral=container.is_ephemeral,
+                                    cgroup_shared=shared)
         if full:
             facts = dataclasses.replace(facts, unsaved=net_state.unsaved(facts.init_pid))
     log.debug(f"facts about {container.name}: {(time.monotonic() - begun) * 1000:.0f} ms")

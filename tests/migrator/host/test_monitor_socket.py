@@ -17,7 +17,7 @@ import pytest
 
 from migrator.base import bounded_ask, names
 from migrator.copies import ending, no_memory, remains
-from migrator.errors.containers import ContainerNotRunning
+from migrator.errors.containers import ConfigInvalid, ContainerNotRunning
 from migrator.errors.this_host import CommandTimeout
 from migrator.host import lxc, monitor_socket, roots
 from migrator.record.detail import Still
@@ -129,11 +129,31 @@ def test_a_first_process_that_is_not_the_containers(container: lxc.Container, li
     """Neither its root file system nor its cgroup says so."""
     listen()
     monkeypatch.setattr(lxc.Container, "rootfs", property(lambda _: tmp_path))
-    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/user.slice"))
+    said = "0::/user.slice\n"
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _, name="": lxc.payload_cgroup(said, name))
     with pytest.raises(ContainerNotRunning):
         _ = container.init_pid
-    monkeypatch.setattr(lxc, "cgroup_of", lambda _: Path("/sys/fs/cgroup/lxc.payload.c1-1"))
+    said = "0::/lxc.payload.c1-1/init.scope\n"
     assert (container.init_pid, container.cgroup.name) == (os.getpid(), "lxc.payload.c1-1")
+
+
+@pytest.mark.parametrize("place", [
+    "/lxc.payload/c1", "/lxc.payload.guests/c1", "/lxc.payload", "/lxc.payload.c1x", "/",
+])
+def test_a_cgroup_that_others_may_be_in_is_never_its_own(container: lxc.Container, listen: Listen, place: str,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recognised by its root file system alone: to freeze or kill all of that cgroup would hit other containers."""
+    listen()
+    monkeypatch.setattr(lxc.Container, "rootfs", property(lambda _: Path("/")))
+    monkeypatch.setattr(lxc, "cgroup_of", lambda _, name="": lxc.payload_cgroup(f"0::{place}\n", name))
+    assert container.init_pid == os.getpid()
+    with pytest.raises(ConfigInvalid, match="not its own"):
+        _ = container.cgroup
+
+
+def test_its_own_cgroup_in_one_of_a_similar_name() -> None:
+    said = "0::/lxc.payload.guests/lxc.payload.c1/lxc.payload.c1/x\n"
+    assert lxc.payload_cgroup(said, "c1") == Path("/sys/fs/cgroup/lxc.payload.guests/lxc.payload.c1")
 
 
 @pytest.mark.parametrize(("name", "cgroup", "is_its"), [

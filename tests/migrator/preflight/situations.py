@@ -263,6 +263,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("apparmor-parser-missing", ERROR, Change(container={"config.apparmor": "generated"}, destination={
         "apparmor": True, "programs": ("lxc-start",)}), "apt-get install apparmor"),
     ("cgroup-place", ERROR, Change(container={"config.cgroup_place": "lxc/101"}), "is lxc/101"),
+    ("cgroup-place", ERROR, Change(container={"config.cgroup_place": "lxc.payload/c1"}), "is lxc.payload/c1"),
+    ("cgroup-place", ERROR, Change(container={"cgroup_shared": "/sys/fs/cgroup/lxc.payload"}), "lxc.cgroup.pattern"),
     ("selinux-differs", ERROR, Change(source={"selinux": "enforcing"}, container={"config.selinux": "u:r:t"}), "u:r:t"),
     ("selinux-differs", WARNING, Change(destination={"selinux": "permissive"}), "on there and disabled on here"),
     ("seccomp-notify", WARNING, Change(container={"config.seccomp_notify": "unix:/run/x"}), "unix:/run/x"),
