@@ -143,11 +143,10 @@ class Container:
 
     @property
     def cgroup(self) -> Path:
-        """The cgroup v2 directory that holds all of the container's processes.
+        """The cgroup v2 directory that holds all of the container's processes, and no others.
 
-        Read from the process itself: it is not always `lxc.payload.NAME` (a stale one makes it `lxc.payload.NAME-1`,
-        and a systemd inside moves itself on into `init.scope`). Raises ConfigInvalid if LXC has not named it for this
-        container: others may be in there, and all of it is frozen, limited and killed at once.
+        Read from PID 1 itself: a stale `lxc.payload.NAME` makes it `lxc.payload.NAME-1`, and a systemd inside moves
+        itself on into `init.scope`. Raises ConfigInvalid if LXC has not named it for this container alone.
         """
         try:
             return cgroup_of(self.init_pid, self.name)

@@ -144,7 +144,7 @@ def _into_a_folder(case: Case, path: str) -> str:
     would not be by rm -r. With -T, nothing goes into a directory that someone has put there under the new name, or that
     a symlink of theirs leads to. Root moves it to where nobody else has access; but a user who is in there already, if
     only by an open descriptor, can still replace a directory of theirs by a symlink to /root. cp opens directories by
-    their paths and would read on there; GNU tar opens each one relative to the last (openat(2)).
+    their paths and would read on there; GNU tar opens each one relative to the last.
     """
     named, away = shlex.quote(path), shlex.quote(f"{path}.subvolume")
     if case.is_fixed(path):
