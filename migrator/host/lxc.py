@@ -64,7 +64,7 @@ class Container:
 
     @property
     def state(self) -> str:
-        """LXC's word for it: STOPPED, RUNNING, FROZEN, ... STOPPED if a stranger would answer. Raises CommandTimeout."""
+        """LXC's word for it: STOPPED, RUNNING, FROZEN, ...; STOPPED if a stranger answers. Raises CommandTimeout."""
         return str(self._asked(lambda: self._container.state) or "STOPPED")
 
     @property

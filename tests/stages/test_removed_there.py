@@ -100,13 +100,13 @@ def test_a_container_made_of_an_earlier_round_to_try_it_is_not_ended(restoring: 
     with process() as tried, process() as restored:
         parents = {f"/proc/{tried.pid}/root": "round 2", f"/proc/{restored.pid}/root": "round 3"}
         for number in (1, 2, 3):
-            parents[str(there(restoring).snapshot(number))] = ""
+            parents[str(layout_of(restoring).snapshot(number))] = ""
         monkeypatch.setattr(btrfs, "is_subvolume", lambda path: str(path) in parents)
         monkeypatch.setattr(btrfs, "info", lambda path: SimpleNamespace(
             uuid=f"round {path.suffix[1:]}", parent_uuid=parents[str(path)]))
         monkeypatch.setattr(lxc, "container_processes", lambda _: [
             each.pid for each in (tried, restored) if each.poll() is None])
-        assert left_running.kill(there(restoring), 3) == []
+        assert left_running.kill(layout_of(restoring), 3) == []
         assert (tried.poll(), restored.wait(10)) == (None, -signal.SIGKILL)
 
 
@@ -116,7 +116,7 @@ def test_nothing_is_ended_while_the_increment_is_not_there(restoring: Migration,
     monkeypatch.setattr(btrfs, "is_subvolume", lambda path: path.name == "root")
     monkeypatch.setattr(lxc, "container_processes", lambda _: [os.getpid()])
     monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("something is ended"))
-    assert left_running.kill(there(restoring), 1) == []
+    assert left_running.kill(layout_of(restoring), 1) == []
 
 
 def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
