@@ -13,7 +13,7 @@ import dataclasses
 
 from migrator.base.result import Result
 from migrator.copies import after_crash
-from migrator.errors.containers import ContainerNotRunning, OutOfOrder
+from migrator.errors.containers import OutOfOrder
 from migrator.host import lxc
 from migrator.record.decisions import Verdict, decide
 from migrator.record.states import FROZEN
@@ -59,8 +59,7 @@ def run(options: PrepareDataOptions) -> Result:
         if migration and migration.state in FROZEN:  # it is frozen for a reason: nobody is to let it run
             raise OutOfOrder(stage=NAME, missing=decide(NAME, migration.state).missing,
                              next=after_crash.next_command(migration))
-        if container.state != "RUNNING":
-            raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=container.state)
+        examine.require_running(container)
         with connected(request.connect, request.destination) as there:
             if migration:
                 decision = prologue.require_turn(NAME, migration, ask_state.state(there, migration))

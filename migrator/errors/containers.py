@@ -27,6 +27,13 @@ class ContainerNotRunning(MigratorError):
     cure = "Start it with: lxc-start -P {lxcpath} {name} -- or, where it is frozen: lxc-unfreeze -P {lxcpath} {name}"
 
 
+class MovedAway(ContainerNotRunning):
+    """{name} has moved to {there} (migration {id}), and its copy here is fenced."""
+
+    status = 90
+    cure = "To move it back, run on {host}: {back}"
+
+
 class ContainerExists(MigratorError):
     """{host_name} already has a container {name} in {lxcpath}, or a rootfs there, that did not come from this one."""
 

@@ -153,9 +153,7 @@ class Drive:
 
     def _look(self, there: Connection) -> Plan:
         """The preflight, and the plan that follows from it."""
-        if self.container.state != "RUNNING":
-            raise ContainerNotRunning(name=self.container.name, lxcpath=self.container.lxcpath,
-                                      state=self.container.state)
+        examine.require_running(self.container)
         bridges = self.migration.begun.bridges if self.migration else None
         memory = send_disk.with_memory(self.request, self.migration)
         looked = examine.before_stage(self.request, self.move.ignore, self.container, there, full=True,

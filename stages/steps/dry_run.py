@@ -17,7 +17,6 @@ from migrator.base import names
 from migrator.base.result import Result
 from migrator.base.run import shown
 from migrator.copies import origins
-from migrator.errors.containers import ContainerNotRunning
 from migrator.host import lxc
 from migrator.record.decisions import step
 from migrator.record.detail import DiskRound
@@ -49,8 +48,8 @@ def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lx
             return give_back.described(migration)
         if first not in (send_disk.STAGE, import_round.STAGE, freeze_and_offer.STAGE):
             return _described(request, move, migration, container, there, None, first)
-        if container.state != "RUNNING" and not (migration and migration.state in FROZEN):
-            raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=container.state)
+        if not (migration and migration.state in FROZEN):
+            examine.require_running(container)
         memory = send_disk.with_memory(request, migration)
         looked = examine.before_stage(request, move.ignore, container, there, full=True,
                                       known_copy=migration is not None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from migrator.base import log
 from migrator.config import container_config
 from migrator.copies import after_crash, origins
+from migrator.errors.containers import ContainerNotRunning, MovedAway
 from migrator.errors.jobs import Blocked
 from migrator.host import lxc
 from migrator.preflight import findings, survey
@@ -53,13 +54,30 @@ def moving(name: str, lxcpath: Path) -> Finding | None:
             return place_checks.UNDER_WAY.found(
                 f"{said} {after_crash.note(migration)}".rstrip(),
                 f"Next: {next_} -- see also: {next_commands.command('status', migration)}")
-        if migration.state is State.FINISHED and not came and _is_fenced(migration):
-            host = next_commands.other_host(migration)
-            gone = f"{name} has moved to {next_commands.moved_to(migration)} (migration {migration.id})"
-            return place_checks.MOVED_AWAY.found(
-                f"{gone}, and its copy here is fenced.",
-                f"To move it back, run on {host}: {next_commands.back(migration)}")
+        if away := _moved_away(migration):
+            return place_checks.MOVED_AWAY.found(str(away), away.hint)
     return None
+
+
+def require_running(container: lxc.Container) -> None:
+    """Raises ContainerNotRunning; or MovedAway, if it is what was left here of a container that has moved away.
+
+    Nobody should be told to start that.
+    """
+    if (state := container.state) == "RUNNING":
+        return
+    with Journal(DEFAULT_PATH) as journal:
+        migration = journal.latest(container.name, container.lxcpath)
+    if away := migration and _moved_away(migration):
+        raise away
+    raise ContainerNotRunning(name=container.name, lxcpath=container.lxcpath, state=state)
+
+
+def _moved_away(migration: Migration) -> MovedAway | None:
+    if migration.state is not State.FINISHED or migration.role is Role.DESTINATION or not _is_fenced(migration):
+        return None
+    return MovedAway(name=migration.name, there=next_commands.moved_to(migration), id=migration.id,
+                     host=next_commands.other_host(migration), back=next_commands.back(migration))
 
 
 def _is_fenced(migration: Migration) -> bool:

@@ -9,7 +9,8 @@ import contextlib
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from msgspec import to_builtins
@@ -20,6 +21,7 @@ from migrator.base.log import Level
 from migrator.base.result import Result
 from migrator.config import container_config
 from migrator.copies import after_crash, standing
+from migrator.errors.containers import ContainerNotRunning, MovedAway
 from migrator.host import lxc
 from migrator.host.mountinfo import Mount
 from migrator.preflight import survey
@@ -162,6 +164,25 @@ def test_what_is_left_of_one_that_has_moved_away(journal: Journal, typed: Callab
         migration.move(event)
     codes = {found["code"] for found in typed("STOPPED", "root@hostb").data["findings"]}
     assert (codes == {"moved-away"}) is fenced and ("name-taken" in codes) is not fenced
+
+
+@pytest.mark.parametrize(("state", "fenced", "raised"), [
+    ("STOPPED", True, MovedAway), ("STOPPED", False, ContainerNotRunning), ("FROZEN", True, MovedAway),
+])
+def test_nobody_is_told_to_start_what_has_moved_away(journal: Journal, monkeypatch: pytest.MonkeyPatch, state: str,
+                                                     fenced: bool, raised: type[ContainerNotRunning]) -> None:
+    """A move that is typed on the wrong host."""
+    monkeypatch.setattr(examine, "DEFAULT_PATH", journal.path)
+    monkeypatch.setattr(examine, "_is_fenced", lambda _: fenced)
+    migration = dumping(journal)
+    for event in (*ON_THE_WAY, Event.FINISHED):
+        migration.move(event)
+    container = SimpleNamespace(name="web", lxcpath=migration.lxcpath, state=state)
+    with pytest.raises(ContainerNotRunning) as refused:
+        examine.require_running(cast("lxc.Container", container))
+    assert type(refused.value) is raised and ("lxc-start" in refused.value.hint) is not fenced
+    container.state = "RUNNING"
+    examine.require_running(cast("lxc.Container", container))
 
 
 @pytest.mark.parametrize(("peer", "given", "detail", "cure"), [
