@@ -17,7 +17,7 @@ import struct
 from pathlib import Path
 
 from migrator.base import bounded_read
-from migrator.criu.tty_image import content, fields, varint
+from migrator.criu.protocol_buffers import bytes_field, content, fields, rewritten
 
 IMAGE = "cgroup.img"
 ARRIVED = f"{IMAGE}.arrived"  # its name while another one is in its place
@@ -25,7 +25,6 @@ LIMIT = 4 << 20  # bytes; a cgroup takes a few hundred
 DEPTH_MAX = 128  # levels of nested cgroups
 SUBTREE = b"cgroup.subtree_control"
 _HEAD = struct.pack("<II", 0x54564319, 0x59383330)  # IMG_COMMON_MAGIC, CGROUP_MAGIC in criu/include/magic.h
-_BYTES = 2  # the wire type of a field that is a string or a nested message
 # images/cgroup.proto: from cgroup_entry through its controllers and their dirs, each of which may have children, to the
 # properties.
 _CONTROLLERS, _DIRS, _CHILDREN, _PROPERTIES, _NAME = 2, 2, 2, 3, 1
@@ -67,17 +66,10 @@ def without_controllers(image: bytes) -> bytes:
     """The image without the property SUBTREE of any cgroup; everything else is unchanged."""
     if not image.startswith(_HEAD):
         return image
-    out = bytearray(_HEAD)
-    position = len(_HEAD)
     try:
-        while position < len(image):
-            (size,) = struct.unpack_from("<I", image, position)
-            record = _rewritten(image[position + 4 : position + 4 + size], [_CONTROLLERS, _DIRS])
-            out += struct.pack("<I", len(record)) + record
-            position += 4 + size
+        return rewritten(image, lambda record: _rewritten(record, [_CONTROLLERS, _DIRS]))
     except (IndexError, struct.error) as error:
         raise ValueError(f"{IMAGE} is damaged") from error
-    return bytes(out)
 
 
 def _rewritten(record: bytes, way: list[int], depth: int = 0) -> bytes:
@@ -89,7 +81,7 @@ def _rewritten(record: bytes, way: list[int], depth: int = 0) -> bytes:
         onward = number == (way[0] if way else _CHILDREN)
         if value is None and onward:
             inner = _rewritten(content(raw), way[1:], depth + 1)
-            out += varint(number << 3 | _BYTES) + varint(len(inner)) + inner
+            out += bytes_field(number, inner)
         elif way or number != _PROPERTIES or not _is_subtree(content(raw)):
             out += raw
     return bytes(out)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from migrator.base import bounded_read
-from migrator.criu.tty_image import content, fields
+from migrator.criu.protocol_buffers import content, fields
 
 FILES = "files.img"
 FILES_MAGIC = 0x56303138  # criu/include/magic.h

@@ -14,7 +14,7 @@ from pathlib import Path
 from migrator.base import bounded_read
 from migrator.config.lxc_settings import Config
 from migrator.criu.mount_sources import ALL, BELOW, JUST, NEW, OWN, is_below
-from migrator.criu.tty_image import content, fields
+from migrator.criu.protocol_buffers import content, fields
 
 Entry = tuple[dict[int, int], dict[int, str]]  # fields of a mount that are numbers, and those that are strings
 

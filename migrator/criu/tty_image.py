@@ -13,16 +13,16 @@ import contextlib
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from migrator.base import process_id
+from migrator.criu.protocol_buffers import fields, number_field, rewritten
 from migrator.host import processes, roots
 
 IMAGE = "tty-info.img"
 _HEAD = struct.pack("<II", 0x54564319, 0x59453036)  # IMG_COMMON_MAGIC, TTY_INFO_MAGIC in criu/include/magic.h
 _TYPE, _SID, _PGRP, _RDEV, _DEV = 2, 6, 7, 8, 13  # tty_info_entry in images/tty.proto
-_VARINT_MAX = 10  # bytes of a number (protobuf.dev, Encoding)
 _EXTERNAL = 5  # EXT_TTY
 
 Device = tuple[int, int]  # of a terminal, and of the file system that it is on, as in stat(2)
@@ -67,64 +67,13 @@ def mend(images: Path, found: Mapping[Device, Session]) -> None:
 
 def mended(image: bytes, found: Mapping[Device, Session]) -> bytes:
     """The image with each external terminal that has no session given the one found; others are unchanged."""
-    if not image.startswith(_HEAD):
-        return image
-    out = bytearray(_HEAD)
-    position = len(_HEAD)
-    while position < len(image):
-        (size,) = struct.unpack_from("<I", image, position)
-        record = image[position + 4 : position + 4 + size]
-        position += 4 + size
+    def with_session(record: bytes) -> bytes:
         found_fields = list(fields(record))
         values = {number: value for number, value, _ in found_fields if value is not None}
         session = found.get((values.get(_RDEV, 0), values.get(_DEV, 0)))
-        if values.get(_TYPE) == _EXTERNAL and values.get(_SID) == 0 and session and all(session):
-            new = dict(zip((_SID, _PGRP), session, strict=True))
-            record = b"".join(varint(number << 3) + varint(new[number]) if number in new else raw
-                              for number, _, raw in found_fields)
-        out += struct.pack("<I", len(record)) + record
-    return bytes(out)
+        if values.get(_TYPE) != _EXTERNAL or values.get(_SID) != 0 or not session or not all(session):
+            return record
+        new = dict(zip((_SID, _PGRP), session, strict=True))
+        return b"".join(number_field(number, new[number]) if number in new else raw for number, _, raw in found_fields)
 
-
-def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
-    """The fields of a protocol buffer message: number, value if it is a number, and all its bytes.
-
-    Raises ValueError, and IndexError if the message is truncated.
-    """
-    position = 0
-    while position < len(record):
-        begin = position
-        key, position = _number(record, position)
-        if key & 7 not in (0, 2):  # numbers of a fixed size, which do not occur in the images read here
-            raise ValueError("a field is of an unknown kind")
-        value, position = _number(record, position)
-        is_number = key & 7 == 0
-        if not is_number:  # it is a length, and that many bytes follow
-            position += value
-        yield key >> 3, value if is_number else None, record[begin:position]
-
-
-def content(raw: bytes) -> bytes:
-    """The content of a length-delimited field, after its key and its length."""
-    _key, position = _number(raw, 0)
-    _length, position = _number(raw, position)
-    return raw[position:]
-
-
-def _number(data: bytes, position: int) -> tuple[int, int]:
-    """The number at a position, and the position after it; raises ValueError, and IndexError at the end."""
-    value = 0
-    for shift in range(0, 7 * _VARINT_MAX, 7):
-        byte = data[position]
-        position, value = position + 1, value | (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number is longer than a protocol buffer allows")
-
-
-def varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    return rewritten(image, with_session) if image.startswith(_HEAD) else image

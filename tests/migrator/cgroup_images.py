@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import struct
 
-from migrator.criu.tty_image import varint
+from migrator.criu.protocol_buffers import varint
 
 HEAD = struct.pack("<II", 0x54564319, 0x59383330)
 

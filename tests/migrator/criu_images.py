@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import struct
 
-from migrator.criu.tty_image import varint
+from migrator.criu.protocol_buffers import bytes_field, number_field
 
 HEADS = {name: struct.pack("<II", 0x54564319, magic) for name, magic in {
-    "remap-fpath.img": 0x59133954, "files.img": 0x56303138, "ghost": 0x52583605, "mounts": 0x55563928}.items()}
+    "remap-fpath.img": 0x59133954, "files.img": 0x56303138, "ghost": 0x52583605, "mounts": 0x55563928,
+    "mm": 0x57492820}.items()}
 
 
 def message(*parts: tuple[int, int | bytes | str]) -> bytes:
@@ -16,10 +17,9 @@ def message(*parts: tuple[int, int | bytes | str]) -> bytes:
     out = b""
     for number, value in parts:
         if isinstance(value, int):
-            out += varint(number << 3) + varint(value)
+            out += number_field(number, value)
         else:
-            data = value.encode() if isinstance(value, str) else value
-            out += varint(number << 3 | 2) + varint(len(data)) + data
+            out += bytes_field(number, value.encode() if isinstance(value, str) else value)
     return out
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from migrator.base import bounded_read
 from migrator.criu import cgroup_image, criu_dump, restore, terminals
-from migrator.criu.tty_image import fields, varint
+from migrator.criu.protocol_buffers import fields, varint
 
 
 def test_no_more_than_the_limit_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from migrator.criu import at_restore, ghosts, image_messages
 from migrator.criu.ghost_paths import FILE, FOLDER, line
-from migrator.criu.tty_image import varint
+from migrator.criu.protocol_buffers import varint
 from migrator.host import roots
 from tests.effort import tries
 from tests.migrator.criu.ghost_images import made, regular, remap

@@ -11,7 +11,7 @@ import pytest
 
 from migrator.config.lxc_settings import parse
 from migrator.criu import mount_plan
-from migrator.criu.tty_image import fields, varint
+from migrator.criu.protocol_buffers import fields, varint
 from tests.migrator.mount_images import HEAD, entry
 
 ROOT = Path("/pool/c1/rootfs")
