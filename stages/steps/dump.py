@@ -23,9 +23,9 @@ from migrator.criu import (
     criu_dump,
     dump_notes,
     ghosts,
+    image_repairs,
     mount_plan,
     terminals,
-    tty_image,
 )
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
@@ -195,9 +195,9 @@ class Dump(Handover):
             mount_plan.require(self.images)  # mounts made since the preflight
             ghosts.require_here(self.images, self.pid)
             bound_sockets.require_here(self.images, self.pid, cgroups.processes(str(self.cgroup)))
+            image_repairs.repair(self.images, str(self.cgroup))
         except (OSError, ValueError) as error:
             raise DumpFailed(name=self.container.name, reason=str(error), log="not there") from error
-        tty_image.mend(self.images, tty_image.sessions(cgroups.processes(str(self.cgroup))))
         return time.monotonic() - begun
 
     def _notes(self) -> dict[str, bytes]:

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What CRIU has got wrong, or left out, in the images of a dump: put right before they are sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from migrator.criu import terminal_mounts, tty_image
+from migrator.host import cgroups
+
+
+def repair(images: Path, cgroup: str) -> None:
+    """Put right what concerns the container in this cgroup; raises OSError, and ValueError if images are damaged."""
+    tty_image.mend(images, tty_image.sessions(cgroups.processes(cgroup)))
+    terminal_mounts.separate(images)
