@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The file that a process executes, where somebody in the container has it open with O_PATH, too.
+
+A systemd has its systemd-executor open so, and who it starts executes that at first; the `(sd-pam)` of each login never
+executes anything else. CRIU knows a file that it has met already by its numbers alone, whatever it was opened for
+(fd_id_generate_special in criu/file-ids.c, up to 4.2.1 at least). So both are one file in the images, and at the
+restore the executed one is opened with O_PATH, which the kernel does not take for it ("PR_SET_MM_MAP failed with -9").
+In the images it becomes a file of its own, so that the other one stays what it is: who may not read a file may have it
+open with O_PATH, and must not get more. Images of a CRIU that tells the two apart have nothing to change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from migrator.base import bounded_read
+from migrator.criu.image_messages import FILES, FILES_LIMIT, FILES_MAGIC, number, once, records, string
+from migrator.criu.protocol_buffers import bytes_field, fields, framed, replaced
+
+MEMORIES = "mm-*.img"
+LIMIT = 64 << 20  # bytes of one; a mapping takes some ten
+_MM_MAGIC = 0x57492820  # criu/include/magic.h
+_EXECUTED = 12  # of mm_entry
+_FILE, _REGULAR = 2, 3  # of file_entry: its id, and what a regular one is
+_ID, _FLAGS = 1, 2  # of reg_file_entry
+_O_PATH = 0o10000000  # asm-generic/fcntl.h
+_AS_CRIU_HAS_IT = 0  # O_RDONLY, without any other flag
+
+
+def separate(images: Path) -> None:
+    """Write it into the images of a dump; raises OSError, and ValueError where they make no sense."""
+    held, highest = _held(images)
+    if not held:
+        return
+    own: dict[int, int] = {}  # the new ids
+    for path in sorted(images.glob(MEMORIES)):
+        found = list(records(path, _MM_MAGIC, LIMIT))
+        executed = [number(once(record, (_EXECUTED,)).get(_EXECUTED)) for record in found]
+        if held.keys().isdisjoint(executed):
+            continue
+        head = bounded_read.read(path, LIMIT)[:8]
+        for id_ in executed:
+            if id_ in held and id_ not in own:
+                own[id_] = highest = highest + 1
+        path.write_bytes(head + b"".join(framed(replaced(record, _EXECUTED, own.get(id_, id_)))
+                                         for record, id_ in zip(found, executed, strict=True)))
+    if own:
+        with (images / FILES).open("ab") as file:
+            file.write(b"".join(framed(_opened_to_execute(held[id_], new)) for id_, new in own.items()))
+
+
+def _held(images: Path) -> tuple[dict[int, bytes], int]:
+    """The regular files that are open with O_PATH, each with its record, by their ids; and the highest id of all."""
+    held, highest = {}, 0
+    for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT) if (images / FILES).exists() else ():
+        entry = once(record, (_FILE, _REGULAR))
+        id_ = number(entry.get(_FILE))
+        highest = max(highest, id_)
+        if _REGULAR in entry and number(once(string(entry[_REGULAR]), (_FLAGS,)).get(_FLAGS)) & _O_PATH:
+            held[id_] = record
+    return held, highest
+
+
+def _opened_to_execute(record: bytes, id_: int) -> bytes:
+    """The record of the same file under another id, as CRIU has it of one that is executed and not open."""
+    regular = string(once(record, (_REGULAR,))[_REGULAR])
+    regular = replaced(replaced(regular, _ID, id_), _FLAGS, _AS_CRIU_HAS_IT)
+    return b"".join(bytes_field(_REGULAR, regular) if field == _REGULAR else raw
+                    for field, _, raw in fields(replaced(record, _FILE, id_)))
