@@ -21,7 +21,8 @@ SOURCES = [path for folder in ("migrator", "stages", "tunnel") for path in sorte
 # Those of other projects. Who names another looks it up first, and adds it here.
 MAN_PAGES = {
     # Linux man-pages
-    "bind(2)", "bpf(2)", "capabilities(7)", "fanotify(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "execvp(3)",
+    "bind(2)", "bpf(2)", "capabilities(7)", "fanotify(7)", "cgroups(7)", "chroot(2)", "clock_gettime(2)", "epoll(7)",
+    "execvp(3)",
     "ext4(5)",
     "fcntl_locking(2)", "fstab(5)", "getmntent(3)",
     "getrlimit(2)", "hostname(7)", "ioctl_ns(2)", "ip(7)", "ipv6(7)", "keyctl(2)", "keyrings(7)",
@@ -30,6 +31,7 @@ MAN_PAGES = {
     "name_to_handle_at(2)", "netdevice(7)", "netlink(7)", "open(2)", "open_by_handle_at(2)",
     "pidfd_getfd(2)", "pidfd_open(2)", "pivot_root(2)", "poll(2)",
     "posix_spawn(3)", "prctl(2)", "prlimit(2)", "proc(5)", "proc_locks(5)", "proc_meminfo(5)", "proc_pid_fdinfo(5)",
+    "proc_pid_maps(5)",
     "proc_pid_mountinfo(5)", "proc_pid_stat(5)", "proc_pid_status(5)", "random(4)", "raw(7)", "readdir(3)", "reboot(2)",
     "renameat2(2)", "rtnetlink(3)", "signal(7)", "sock_diag(7)", "stat(2)", "statvfs(3)", "statx(2)", "symlink(7)",
     "syscalls(2)", "time_namespaces(7)", "tmpfs(5)", "udp(7)", "umount(2)", "unix(7)", "user_namespaces(7)", "vfork(2)",
@@ -38,7 +40,7 @@ MAN_PAGES = {
     "bash(1)", "btrfs-filesystem(8)", "btrfs-qgroup(8)", "btrfs-subvolume(8)", "criu(8)", "ip-neighbour(8)",
     "ip-xfrm(8)", "logind.conf(5)",
     "lxc-cgroup(1)", "lxc-stop(1)", "lxc.container.conf(5)", "lxc.system.conf(5)", "nft(8)", "nohup(1)", "nsenter(1)",
-    "sd_notify(3)", "sshd(8)", "subuid(5)", "systemd.kill(5)", "timeout(1)", "wg(8)",
+    "sd_notify(3)", "sshd(8)", "subuid(5)", "systemd(1)", "systemd.kill(5)", "timeout(1)", "wg(8)",
 }
 OWN_PAGES = {"migrator(1)", *(f"{manual.page_of(command)}(1)" for command in manual.commands())}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator.criu import mount_flags, mount_sources, ran_mark
+from migrator.criu import mount_flags, mount_sources, pressure_triggers, ran_mark
 from migrator.host import cgroup_limits, cgroups
 
 TYPE_CHECKING = False
@@ -54,7 +54,7 @@ def script(images: str, mark: str, end: float, commands: Iterable[Iterable[str]]
     # CRIU starts it at every stage, and a shell finds out faster than Python that there is nothing to do.
     musts = "".join(f"\n    must {shlex.join(words)}" for words in commands)
     early = " || ".join(f"[ -s {shlex.quote(os.path.join(images, name))} ]"
-                        for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER, GHOSTS))
+                        for name in (cgroup_limits.CONTROLLERS, EARLY_FILTER, GHOSTS, pressure_triggers.RECORD))
     return f"""#!/bin/sh
 case $CRTOOLS_SCRIPT_ACTION in
     {EARLY}) {early} || exit 0 ;;
@@ -111,6 +111,23 @@ def cgroup_owners(images: str, init: int) -> None:
     if record := noted(images, cgroups.RECORD, cgroups.RECORD_LIMIT):
         uids, gids = (cgroups.mapped(_read(f"/proc/{init}/{kind}_map")) for kind in ("uid", "gid"))
         cgroups.give_back(_cgroup(images, init), record, uids, gids, cgroups.delegated())
+
+
+def early_owners(images: str, init: int) -> None:
+    """Before CRIU opens what somebody in it waits by: as the container's root, who may not write to root's files.
+
+    CRIU hands over what it has made of a cgroup when it has opened them all (prepare_cgroup_properties in its cgroup.c,
+    up to 4.2.1 at least), and little of it: `memory.pressure` is not among that. Where CRIU or LXC has done it already
+    nothing changes here.
+    """
+    if noted(images, pressure_triggers.RECORD, pressure_triggers.RECORD_LIMIT):
+        cgroup_owners(images, init)
+
+
+def pressure(images: str, init: int) -> None:
+    """Have its processes told of pressure again; see `pressure_triggers`."""
+    if record := noted(images, pressure_triggers.RECORD, pressure_triggers.RECORD_LIMIT):
+        pressure_triggers.write_again(record, cgroups.processes(_cgroup(images, init)))
 
 
 def controllers(images: str, init: int) -> None:
@@ -199,6 +216,7 @@ STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
         "what is open but deleted": ghosts,
         "what its cgroups control": early_controllers,
         "which devices it may have open": early_devices,
+        "the owners of its cgroup's pressure files": early_owners,
     },
     STAGE: {
         "what its cgroups control": controllers,
@@ -207,5 +225,6 @@ STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
         "the owners of its cgroup's files": cgroup_owners,
         "what may not be done on its mounts": mounts,
         "where its mounts lead": sources,
+        "what it wants to be told of pressure": pressure,
     },
 }

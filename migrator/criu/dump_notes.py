@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from migrator.base.figures import size
-from migrator.criu import criu_dump, mount_flags, terminals
+from migrator.criu import criu_dump, mount_flags, pressure_triggers, terminals
 from migrator.criu.terminals import Terminal
 from migrator.errors.memory import DumpFailed
 from migrator.host import cgroup_limits, cgroups
@@ -19,12 +19,14 @@ def found(name: str, pid: int, cgroup: str, ttys: Sequence[Terminal]) -> dict[st
 
     Raises DumpFailed if the destination would not accept one, OSError if a process is just ending.
     """
+    processes = cgroups.processes(cgroup)
     notes = {
         terminals.RECORD: "".join(terminal.line() for terminal in ttys),
         cgroups.RECORD: cgroups.owners(cgroup),
         cgroup_limits.RECORD: cgroup_limits.record(cgroup),
         cgroup_limits.CONTROLLERS: cgroup_limits.controllers(cgroup),
-        mount_flags.RECORD: mount_flags.record([pid, *cgroups.processes(cgroup)]),
+        mount_flags.RECORD: mount_flags.record([pid, *processes]),
+        pressure_triggers.RECORD: pressure_triggers.record(processes),
     }
     for terminal in ttys:
         if terminal.console:

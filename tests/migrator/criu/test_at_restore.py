@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrator.base import boot_clock
-from migrator.criu import at_restore, ghost_paths, ran_mark
+from migrator.criu import at_restore, ghost_paths, pressure_triggers, ran_mark
 from migrator.host import cgroup_limits, cgroups
 
 
@@ -133,6 +133,25 @@ def test_deleted_files_are_looked_at_before_they_are_made_again(images: Path) ->
     assert start(images, at_restore.STAGE).returncode == 0, "it has been looked at"
 
 
+def test_who_waits_for_pressure_may_open_the_file(images: Path) -> None:
+    """Before CRIU opens it. Nobody else has its owners set that early, as each start of a Python takes its time."""
+    (images / cgroups.RECORD).write_text("0 0 644 ../memory.pressure\n")
+    assert start(images, at_restore.EARLY).returncode == 0
+    (images / pressure_triggers.RECORD).write_text("1 32 some 200000 2000000\n")
+    assert start(images, at_restore.EARLY).returncode == 1
+    assert at_restore.reason(images) == (
+        "the owners of its cgroup's pressure files: '../memory.pressure' is not a path in a cgroup")
+
+
+def test_triggers_of_pressure_are_written_before_it_runs(images: Path) -> None:
+    (images / pressure_triggers.RECORD).write_text("1 32 echo nonsense\n")
+    assert start(images, at_restore.EARLY).returncode == 0
+    assert start(images, at_restore.STAGE).returncode == 1
+    assert at_restore.reason(images) == (
+        "what it wants to be told of pressure: 'echo nonsense' is not a trigger of pressure")
+    assert not ran_mark.was(images / ran_mark.NAME)
+
+
 @pytest.mark.parametrize("stage", [at_restore.EARLY, at_restore.STAGE])
 def test_no_filter_for_what_is_not_in_a_cgroup_of_its_own(images: Path, stage: str) -> None:
     """It would hold for CRIU, and for whatever else of the host is in there. Here that is this test."""
@@ -187,7 +206,7 @@ def test_it_imports_next_to_nothing() -> None:
         "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in (
             "base", "base.deep_folders", "base.durable", "criu", "criu.at_restore", "criu.mount_flags",
-            "criu.mount_sources", "criu.ran_mark", "host", "host.cgroup_limits", "host.cgroups"))}
+            "criu.mount_sources", "criu.pressure_triggers", "criu.ran_mark", "host", "host.cgroup_limits", "host.cgroups"))}
 
 
 def test_a_record_is_read_whole_or_not_at_all(images: Path) -> None:

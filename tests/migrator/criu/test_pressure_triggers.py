@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Triggers of pressure: told at a dump, written again at a restore. On this kernel's own, in processes made for it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from migrator.criu import pressure_triggers
+from migrator.host.mountinfo import parse_mountinfo
+
+ANY_STALL = "some 1 2000000"  # microseconds: one in which somebody waits for a processor is enough
+
+
+@pytest.fixture
+def pressure() -> str:
+    """A file of pressure on this machine's cgroups that a trigger can be written to."""
+    for line in parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
+        path = Path(line.target, "cpu.pressure")
+        if line.type == "cgroup2" and path.exists():
+            return str(path)
+    pytest.skip("this kernel does not tell the pressure on cgroups")
+
+
+_CHILD = """
+import os, select, sys
+file = os.open(sys.argv[1], int(sys.argv[3]))
+number = int(sys.argv[4])
+os.dup2(file, number)
+os.close(file)
+if sys.argv[2]:
+    os.write(number, sys.argv[2].encode())
+waits = select.epoll()
+waits.register(number, select.EPOLLPRI)
+waits.poll(0)
+print(waits.fileno(), flush=True)
+while sys.stdin.readline():
+    print(*(event for _, event in waits.poll(0)), flush=True)
+"""
+
+
+class Waiting:
+    """A process with a file of pressure open as 7, which it waits for by epoll."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.pid = process.pid
+        assert process.stdout
+        self.epoll = int(process.stdout.readline())
+
+    def events(self) -> str:
+        """What it is told now."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def entry(self) -> list[str]:
+        """What it waits for, with its data."""
+        lines = Path(f"/proc/{self.pid}/fdinfo/{self.epoll}").read_text().splitlines()
+        return [line for line in lines if line.startswith("tfd:")]
+
+
+@contextlib.contextmanager
+def waiting(path: str, trigger: str = "", environment: str = "", flags: int = os.O_RDWR,
+            number: int = 7) -> Iterator[Waiting]:
+    command = [sys.executable, "-c", _CHILD, path, trigger, str(flags), str(number)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                          env={"MEMORY_PRESSURE_WRITE": environment} if environment else {}) as process:
+        try:
+            yield Waiting(process)
+        finally:
+            process.kill()
+
+
+def test_only_what_has_a_trigger_is_recorded(pressure: str, tmp_path: Path) -> None:
+    other = tmp_path / "memory.pressure"
+    other.write_text("")
+    with waiting(pressure, ANY_STALL) as has, waiting(pressure) as lacks:
+        assert pressure_triggers.record([lacks.pid, has.pid, 1 << 22]) == f"{has.pid} 7 {pressure_triggers.DEFAULT}\n"
+    with waiting(pressure, flags=os.O_RDONLY) as reads:
+        assert pressure_triggers.record([reads.pid]) == ""
+    fd = os.open(other, os.O_RDWR)
+    try:
+        assert pressure_triggers.record([os.getpid()]) == "", "a file of that name is none of a cgroup's"
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("said", "recorded"), [
+    (b"full 70000 4000000\0", "full 70000 4000000"),
+    (b"full 70000 4000000\n", "full 70000 4000000"),
+    (b"some 1 2\nsome 3 4", pressure_triggers.DEFAULT),
+    (b"rm -rf", pressure_triggers.DEFAULT),
+    (b"\xff\xfe", pressure_triggers.DEFAULT),
+])
+def test_a_service_is_asked_what_systemd_has_told_it(pressure: str, said: bytes, recorded: str) -> None:
+    with waiting(pressure, ANY_STALL, base64.b64encode(said).decode()) as has:
+        assert pressure_triggers.record([has.pid]) == f"{has.pid} 7 {recorded}\n"
+
+
+def test_no_memory_is_read_that_has_a_file_behind_it() -> None:
+    maps = (b"1000-3000 rw-p 00000000 00:00 0   [stack]\n"
+            b"3000-5000 rw-p 00000000 00:2f 12  /mnt/on a server\n")
+    assert pressure_triggers._is_plain(maps, 0x1000, 0x3000)
+    assert not pressure_triggers._is_plain(maps, 0x3000, 0x3010)
+    assert not pressure_triggers._is_plain(maps, 0x2ff0, 0x3010)
+    assert not pressure_triggers._is_plain(maps, 0x5000, 0x5010)
+
+
+def test_who_waits_is_told_of_pressure_again_and_of_nothing_else(pressure: str) -> None:
+    """As CRIU leaves it: the file is open and waited for, and has no trigger."""
+    never = "some 1999999 2000000"
+    with waiting(pressure) as process:
+        assert int(process.events()) & select.EPOLLERR, "it is told without end"
+        entry = process.entry()
+        pressure_triggers.write_again(f"{process.pid} 7 {never}\n", [process.pid])
+        assert process.events() == ""
+        assert process.entry() == entry
+        with pressure_triggers.Borrowed(process.pid, 7) as file:
+            assert file.has_trigger() and not file.write(never)
+    with waiting(pressure) as process:
+        pressure_triggers.write_again(f"{process.pid} 7 {ANY_STALL}\n", [process.pid])
+        with contextlib.ExitStack() as stack:
+            for _ in range(2 * (os.cpu_count() or 1)):  # more than there are processors for
+                busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                stack.callback(busy.wait)
+                stack.callback(busy.kill)
+            while not (events := process.events()):
+                pass
+        assert int(events) == select.EPOLLPRI
+
+
+def test_it_takes_its_number_for_a_moment_from_what_is_open_here(pressure: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with waiting(pressure, number=900) as process, (tmp_path / "file").open() as file:
+        os.dup2(file.fileno(), 900)
+        try:
+            pressure_triggers.write_again(f"{process.pid} 900 {ANY_STALL}\n", [process.pid])
+            assert os.path.sameopenfile(900, file.fileno())
+        finally:
+            os.close(900)
+
+
+def test_where_there_is_one_already_nothing_is_done(pressure: str) -> None:
+    """By a CRIU that has been cured; or it is one open file that two processes have."""
+    with waiting(pressure, ANY_STALL) as process:
+        entry = process.entry()
+        pressure_triggers.write_again(f"{process.pid} 7 some 5 2000000\n" * 2, [process.pid])
+        assert process.entry() == entry
+
+
+def test_what_a_record_may_have_written_and_where(pressure: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    fd = os.open(tmp_path / "file", os.O_RDWR)
+    try:
+        for line in ("", "x 7 some 1 2", "7", "7 x some 1 2", "7 7 echo 1 2", "7 7 some 1", "7 7 some -1 2",
+                     "7 7 some 1 2 3", "7 7 some 12345678901 2", "7 7 some ² 2"):
+            if line:
+                with pytest.raises(ValueError, match=r"."):
+                    pressure_triggers.write_again(f"{line}\n", [os.getpid()])
+        with pytest.raises(OSError, match="not of a cgroup"):
+            pressure_triggers.write_again(f"{os.getpid()} {fd} some 1 2\n", [os.getpid()])
+    finally:
+        os.close(fd)
+    assert (tmp_path / "file").read_text() == "kept"
+    pressure_triggers.write_again(f"{1 << 22} 7 some 1 2\n", [os.getpid()])  # who is not there has none
