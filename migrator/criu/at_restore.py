@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator.criu import mount_flags, mount_sources, pressure_triggers, ran_mark
+from migrator.criu import mount_flags, mount_sources, pressure_triggers, ran_mark, systemd_managers
 from migrator.host import cgroup_limits, cgroups
 
 TYPE_CHECKING = False
@@ -130,6 +130,12 @@ def pressure(images: str, init: int) -> None:
         pressure_triggers.write_again(record, cgroups.processes(_cgroup(images, init)))
 
 
+def managers(images: str, init: int) -> None:
+    """Have each systemd in it look at its processes anew; see `systemd_managers`."""
+    if record := noted(images, systemd_managers.RECORD, systemd_managers.RECORD_LIMIT):
+        systemd_managers.reload(record, cgroups.processes(_cgroup(images, init)))
+
+
 def controllers(images: str, init: int) -> None:
     """Enable the controllers of its cgroups; see `cgroup_limits`."""
     cgroup_limits.enable(_cgroup(images, init), noted(images, cgroup_limits.CONTROLLERS, cgroup_limits.RECORD_LIMIT))
@@ -226,5 +232,6 @@ STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
         "what may not be done on its mounts": mounts,
         "where its mounts lead": sources,
         "what it wants to be told of pressure": pressure,
+        "which processes its systemd takes for its own": managers,
     },
 }
