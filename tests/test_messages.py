@@ -27,7 +27,7 @@ MAN_PAGES = {
     "fcntl_locking(2)", "fstab(5)", "getmntent(3)",
     "getrlimit(2)", "hostname(7)", "ioctl_ns(2)", "ip(7)", "ipv6(7)", "keyctl(2)", "keyrings(7)",
     "man(7)", "memfd_create(2)", "mount(2)", "path_resolution(7)", "strtok_r(3)",
-    "mount_setattr(2)", "proc_pid_comm(5)",
+    "mount_namespaces(7)", "mount_setattr(2)", "proc_pid_comm(5)",
     "name_to_handle_at(2)", "netdevice(7)", "netlink(7)", "open(2)", "open_by_handle_at(2)",
     "pidfd_getfd(2)", "pidfd_open(2)", "pivot_root(2)", "poll(2)",
     "posix_spawn(3)", "prctl(2)", "prlimit(2)", "proc(5)", "proc_locks(5)", "proc_meminfo(5)", "proc_pid_fdinfo(5)",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from migrator.criu import mount_flags, mount_sources, pressure_triggers, ran_mark, systemd_managers
+from migrator.criu import mount_flags, mount_sources, pressure_triggers, ran_mark, slave_mounts, systemd_managers
 from migrator.host import cgroup_limits, cgroups
 
 TYPE_CHECKING = False
@@ -187,6 +187,12 @@ def mounts(images: str, init: int) -> None:
         mount_flags.tighten(record, [init, *cgroups.processes(_cgroup(images, init))])
 
 
+def slaves(images: str, init: int) -> None:
+    """Share with nobody what is only to follow another mount; see `slave_mounts`."""
+    if record := noted(images, slave_mounts.RECORD, slave_mounts.RECORD_LIMIT):
+        slave_mounts.make_slaves(record, cgroups.processes(_cgroup(images, init)))
+
+
 def sources(images: str, init: int) -> None:
     """Check where its mounts lead, once they are in their final state; see `mount_sources`."""
     if plan := noted(images, mount_sources.PLAN, mount_sources.PLAN_LIMIT):
@@ -230,6 +236,7 @@ STEPS: dict[str, dict[str, Callable[[str, int], None]]] = {
         "which devices it may use": devices,
         "the owners of its cgroup's files": cgroup_owners,
         "what may not be done on its mounts": mounts,
+        "which of its mounts are shared with nobody": slaves,
         "where its mounts lead": sources,
         "what it wants to be told of pressure": pressure,
         "which processes its systemd takes for its own": managers,

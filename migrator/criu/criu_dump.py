@@ -15,7 +15,7 @@ from pathlib import Path
 
 from migrator.base import bounded_read, log, programs
 from migrator.base.run import started
-from migrator.criu import apart, mount_flags, pressure_triggers, systemd_managers, terminals
+from migrator.criu import apart, mount_flags, pressure_triggers, slave_mounts, systemd_managers, terminals
 from migrator.criu.terminals import Terminal
 from migrator.errors.memory import DumpFailed
 from migrator.errors.this_host import CommandFailed
@@ -40,7 +40,8 @@ def restore_config(lines: Iterable[str] = ()) -> str:
 
 CONSOLE_FILE = "tty.info"  # where liblxc looks for the console's name at a restore
 NOTES = (CONSOLE_FILE, cgroups.RECORD, cgroup_limits.RECORD, cgroup_limits.CONTROLLERS, mount_flags.RECORD,
-         terminals.RECORD, pressure_triggers.RECORD, systemd_managers.RECORD)
+         terminals.RECORD, pressure_triggers.RECORD, slave_mounts.RECORD,
+         systemd_managers.RECORD)
 NOTE_LIMIT = min(cgroups.RECORD_LIMIT, cgroup_limits.RECORD_LIMIT, mount_flags.RECORD_LIMIT,
                  pressure_triggers.RECORD_LIMIT)  # bytes
 NFTABLES_LOCK = "network_lock_nftables"  # CRIU's name for the feature

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from migrator.base.figures import size
-from migrator.criu import criu_dump, mount_flags, pressure_triggers, systemd_managers, terminals
+from migrator.criu import criu_dump, mount_flags, pressure_triggers, slave_mounts, systemd_managers, terminals
 from migrator.criu.terminals import Terminal
 from migrator.errors.memory import DumpFailed
 from migrator.host import cgroup_limits, cgroups
@@ -26,6 +26,7 @@ def found(name: str, pid: int, cgroup: str, ttys: Sequence[Terminal]) -> dict[st
         cgroup_limits.RECORD: cgroup_limits.record(cgroup),
         cgroup_limits.CONTROLLERS: cgroup_limits.controllers(cgroup),
         mount_flags.RECORD: mount_flags.record([pid, *processes]),
+        slave_mounts.RECORD: slave_mounts.record(processes),
         pressure_triggers.RECORD: pressure_triggers.record(processes),
         systemd_managers.RECORD: systemd_managers.record(processes),
     }

@@ -44,8 +44,8 @@ def record(pids: Iterable[int]) -> str:
             sees = _sees(pid)
             if sees in seen:
                 continue
-            inside = _inside(pid)
-            text += "".join(f"{inside} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
+            own_id = inside(pid)
+            text += "".join(f"{own_id} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
                             for target, found in mounts(_read(f"/proc/{pid}/mountinfo")).items()
                             if any(each.forbidden for each in found) for each in found)
             seen.add(sees)
@@ -128,20 +128,22 @@ def tighten(text: str, pids: Iterable[int]) -> None:
     """Forbid on the mounts of a container, whose processes are `pids`, what a record says; raises OSError."""
     recorded: dict[int, dict[str, list[set[str]]]] = {}
     for line in filter(None, text.split("\n")):
-        inside, words, target = line.split(" ")
-        recorded.setdefault(int(inside), {}).setdefault(target, []).append(set(words.split(",")) & FORBID.keys())
+        own_id, words, target = line.split(" ")
+        recorded.setdefault(int(own_id), {}).setdefault(target, []).append(set(words.split(",")) & FORBID.keys())
     for pid in pids:
-        if recorded and (wanted := recorded.pop(_inside(pid), None)) is not None:
+        if recorded and (wanted := recorded.pop(inside(pid), None)) is not None:
             found = missing(wanted, _read(f"/proc/{pid}/mountinfo"))
             if reached := {target: flags for target, flags in found.items() if flags is not None}:
-                _remount(pid, reached)
+                change(pid, {target: REMOUNT | flags for target, flags in reached.items()})
             if left := missing(wanted, _read(f"/proc/{pid}/mountinfo")):
                 raise OSError(f"{', '.join(left)} could not be mounted as before"
                               + (", as another mount hides it" if None in left.values() else ""))
 
 
-def _remount(pid: int, found: dict[str, int]) -> None:
-    """Remount in the mount namespace of a process, by paths from its root; our own is left for that and entered again.
+def change(pid: int, found: dict[str, int]) -> None:
+    """Change mounts in the mount namespace of a process, by paths from its root, with flags of mount(2).
+
+    Our own namespace is left for that and entered again.
     """
     import ctypes
 
@@ -159,7 +161,7 @@ def _remount(pid: int, found: dict[str, int]) -> None:
         os.chroot(".")
         os.chroot("/..")  # into what is mounted over it, as setns(2) does
         for target, flags in found.items():
-            must(libc.mount(None, _unescape(target), None, ctypes.c_ulong(REMOUNT | flags), None), target)
+            must(libc.mount(None, _unescape(target), None, ctypes.c_ulong(flags), None), target)
     finally:
         must(libc.setns(here, _CLONE_NEWNS), "our own mount namespace")  # and its root
         for each in (here, there, root):
@@ -172,7 +174,7 @@ def _unescape(target: str) -> bytes:
     return first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
 
 
-def _inside(pid: int) -> int:
+def inside(pid: int) -> int:
     """A process's id in its own PID namespace."""
     return int(_read(f"/proc/{pid}/status").rpartition("\nNSpid:")[2].partition("\n")[0].split()[-1])
 

@@ -206,7 +206,8 @@ def test_it_imports_next_to_nothing() -> None:
         "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in (
             "base", "base.deep_folders", "base.durable", "criu", "criu.at_restore", "criu.mount_flags",
-            "criu.mount_sources", "criu.pressure_triggers", "criu.ran_mark", "criu.systemd_managers", "host", "host.cgroup_limits", "host.cgroups"))}
+            "criu.mount_sources", "criu.pressure_triggers", "criu.ran_mark", "criu.slave_mounts",
+            "criu.systemd_managers", "host", "host.cgroup_limits", "host.cgroups"))}
 
 
 def test_a_record_is_read_whole_or_not_at_all(images: Path) -> None:

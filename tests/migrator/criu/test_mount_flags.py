@@ -170,10 +170,10 @@ def test_a_process_in_a_jail_hides_nothing(monkeypatch: pytest.MonkeyPatch, orde
     assert len(container.read) == 3, "one for each root in each namespace, however many processes there are"
     container.seen[1001] = container.seen[1003] = Container.SECOND.replace("/usr/lib ro", "/usr/lib rw")
     mounted: list[tuple[int, dict[str, int]]] = []
-    monkeypatch.setattr(mount_flags, "_remount", lambda pid, found: mounted.append((pid, found)))
+    monkeypatch.setattr(mount_flags, "change", lambda pid, found: mounted.append((pid, found)))
     with pytest.raises(OSError, match=r"^/usr/lib could not be mounted as before$"):
         mount_flags.tighten(record, sorted(order))
-    assert mounted == [(whole + 999, {"/usr/lib": 1})]
+    assert mounted == [(whole + 999, {"/usr/lib": 1 | mount_flags.REMOUNT})]
 
 
 def test_a_kernel_that_tells_no_mounts_id(monkeypatch: pytest.MonkeyPatch) -> None:
