@@ -17,6 +17,7 @@ from riglib.state import lock
 SCRIPTS = Path(paths.VAGRANT, "roots")
 LLVM = ("/usr/lib/*/libLLVM*", "/usr/lib/*/libz3*")
 """PostgreSQL's query compiler, a third of the whole; it is switched off."""
+DAY = 86400
 COUNTER = Path(paths.VAGRANT, "guests/counter.sh")
 
 
@@ -54,16 +55,16 @@ def archive(name: str) -> Path:
 def ensure(name: str) -> Path:
     """Return the archive of a root file system, built if it does not exist yet."""
     wanted = archive(name)
-    if wanted.exists():
-        return wanted
-    with lock(CACHE / ".lock", timeout=1200) as cache_lock:
-        if not wanted.exists():
-            build(name, wanted, cache_lock)
+    if not wanted.exists():
+        with lock(CACHE / ".lock", timeout=1200) as cache_lock:
+            if not wanted.exists():
+                build(name, wanted, cache_lock)
+    wanted.touch()
     return wanted
 
 
 def build(name: str, wanted: Path, cache_lock: int) -> None:
-    """Make one, and remove those made from an earlier version."""
+    """Make one, and remove those that nobody has used for a day: another working tree may have another version."""
     started = time.monotonic()
     made = ROOTS[name]
     say(f"building {wanted} (once; Debian {made.suite})")
@@ -84,6 +85,6 @@ def build(name: str, wanted: Path, cache_lock: int) -> None:
     )
     unfinished.rename(wanted)
     for other in CACHE.glob(f"{name}-*.tar"):
-        if other != wanted:
+        if time.time() - other.stat().st_mtime > DAY:
             other.unlink()
     say(f"built {wanted} in {time.monotonic() - started:.0f} s, {wanted.stat().st_size >> 20} MiB")
