@@ -5,9 +5,11 @@
 set -eu
 
 echo root:rig | chpasswd
+useradd --system rig
 
 printf "listen_addresses = '*'\njit = off\n" >/etc/postgresql/17/main/conf.d/rig.conf
 echo "host all all samenet trust" >>/etc/postgresql/17/main/pg_hba.conf
+echo "keepalive_requests 1000000;" >/etc/nginx/conf.d/rig.conf
 printf 'bind * -::*\nprotected-mode no\nsave ""\n' >>/etc/redis/redis.conf
 
 # It counts in memory and on disk: what is lost between the two shows.
@@ -17,7 +19,7 @@ Description=Counter of the two-host rig
 
 [Service]
 ExecStart=/bin/sh /usr/local/lib/counter.sh /var/lib/rig-counter
-User=nobody
+User=rig
 StateDirectory=rig-counter
 
 [Install]
