@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A stock systemd guest moves: what runs in it goes on, and what one does with a container works afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from harness.rig import Rig, wait_for
+from tests.rig import systemd_guests
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.moves import migrate, other
+from tests.rig.systemd_guests import ADDRESS, attach
+
+CLIENTS = "/opt/rig/guests/service_clients.py"
+NAME = "c1"
+# A service that tells systemd how far it is, by a main process that is never another one.
+TELLS = """
+use IO::Socket::UNIX;
+my $systemd = IO::Socket::UNIX->new(Type => SOCK_DGRAM, Peer => $ENV{NOTIFY_SOCKET}) or die;
+$systemd->send("READY=1");
+while (1) { $systemd->send("STATUS=" . ++$count); select(undef, undef, undef, 0.1) }
+"""
+
+
+def service(rig: Rig, host: str, *properties: str) -> None:
+    """Start one that tells; its properties are those of systemd-run."""
+    words = [word for each in ("Type=notify", *properties) for word in ("-p", each)]
+    attach(rig, host, NAME, "systemd-run", "-q", "--unit=tells", *words, "perl", "-e", TELLS)
+
+
+def show(rig: Rig, host: str, unit: str, name: str) -> str:
+    return attach(rig, host, NAME, "systemctl", "show", "--value", "-p", name, unit).strip()
+
+
+def move(rig: Rig, source: str) -> str:
+    """To the other host, whose name is returned."""
+    systemd_guests.prepare(rig, source, NAME)
+    migrate(rig, NAME, source).expect(0)
+    return other(source)
+
+
+@contextlib.contextmanager
+def asking(rig: Rig) -> Iterator[None]:
+    """Clients of all its services, each with one connection for the whole block, and nothing is lost or wrong."""
+    with rig.start("client", "python3", CLIENTS, ADDRESS) as clients:
+        wait_for(lambda: "connected" in clients.stderr, "they are connected")
+        yield
+        clients.signal(15)
+        outcome = clients.wait()
+    outcome.expect(0)
+    seen = json.loads(outcome.stdout)
+    assert set(seen) == {"postgresql", "redis", "http", "ssh"}
+    assert all(each["answers"] > 0 for each in seen.values()), seen
+    assert seen["postgresql"]["rows"] == seen["postgresql"]["answers"]
+    assert seen["ssh"]["shell"][1].startswith("/dev/pts/") and seen["ssh"]["shell"][2] == "1"
+
+
+def nothing_has_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """No unit was started anew or has failed since, and it is still the same boot."""
+    restarted = [name for name, started in before["units"].items() if now["units"].get(name) != started]
+    assert restarted == []
+    for key in ("system", "failed", "boot", "start"):
+        assert now[key] == before[key], key
+    assert now["intact"]
+
+
+def works_as_before(rig: Rig, host: str) -> None:
+    """What somebody does with a container that runs."""
+    assert attach(rig, host, NAME, "systemd-run", "-q", "--wait", "--pipe", "echo", "works").strip() == "works"
+    attach(rig, host, NAME, "rm", "-f", "/run/fired")
+    attach(rig, host, NAME, "systemd-run", "-q", "--on-active=1", "--timer-property=AccuracySec=100ms",
+           "touch", "/run/fired")
+    wait_for(lambda: attach(rig, host, NAME, "ls", "/run").find("fired") >= 0, "a timer fires")
+    assert attach(rig, host, NAME, "journalctl", "--list-boots", "-o", "json").count("boot_id") == 1
+    attach(rig, host, NAME, "journalctl", "--verify")
+    assert rig.sh("client", f"ssh -o StrictHostKeyChecking=no root@{ADDRESS} loginctl --no-legend").strip()
+    told = int(show(rig, host, "tells.service", "StatusText"))
+    wait_for(lambda: int(show(rig, host, "tells.service", "StatusText")) > told, "systemd hears a service")
+    assert "nder memory pressure" not in attach(rig, host, NAME, "journalctl", "--no-pager")
+
+
+def booted(rig: Rig, host: str) -> str:
+    """Which boot of the guest has come to its end; "" before."""
+    state = attach(rig, host, NAME, "systemctl", "is-system-running", check=False).strip()
+    path = "/proc/sys/kernel/random/boot_id"
+    return attach(rig, host, NAME, "cat", path, check=False) if state in ("running", "degraded") else ""
+
+
+def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Under its clients. Then it reboots by itself, with the terminals that it had, and is stopped."""
+    clean_hosts.allow("snapshot")
+    systemd_guests.make(rig, "hosta", NAME)
+    service(rig, "hosta")
+    with asking(rig):  # with the login's systemd, which stays as long as that
+        before = rig.probe("hosta", NAME)
+        host = "hosta"
+        for _ in range(3):
+            host = move(rig, host)
+            nothing_has_changed(before, rig.probe(host, NAME))
+        works_as_before(rig, host)
+    systemd_guests.log_in_at_console(rig, host, NAME)
+    boot = booted(rig, host)
+    attach(rig, host, NAME, "systemctl", "reboot", check=False)
+    wait_for(lambda: booted(rig, host) not in ("", boot), "it has booted again")
+    systemd_guests.log_in_at_console(rig, host, NAME)
+    rig.exec(host, "lxc-stop", "-n", NAME, "-t", "120")
+    assert rig.sh(host, f"lxc-info -n {NAME} -sH").strip() == "STOPPED"
+
+
+@pytest.mark.nightly  # it waits for the watchdogs of systemd, whose services speak up every 90 seconds
+def test_no_service_is_killed_by_its_watchdog(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Services that systemd does not hear any more it kills after three minutes."""
+    clean_hosts.allow("snapshot")
+    systemd_guests.make(rig, "hosta", NAME)
+    service(rig, "hosta")
+    before = rig.probe("hosta", NAME)
+    watched = [name for name in ("systemd-journald.service", "systemd-logind.service", "systemd-resolved.service")
+               if show(rig, "hosta", name, "WatchdogUSec") == "3min"]
+    assert watched
+    host = move(rig, "hosta")
+    heard = {name: show(rig, host, name, "WatchdogTimestampMonotonic") for name in watched}
+    for name in watched:
+        wait_for(lambda: show(rig, host, name, "WatchdogTimestampMonotonic") != heard[name], f"{name} is heard")  # noqa: B023
+    nothing_has_changed(before, rig.probe(host, NAME))
