@@ -26,7 +26,7 @@ PRESSURE = "memory.pressure"
 class Trouble:
     """A mount that CRIU cannot restore."""
 
-    kind: str  # "unsupported", "unreachable", "pressure", "terminal" or "sharing"
+    kind: str  # "unsupported", "unreachable", "pressure" or "sharing"
     namespace: str  # the mount namespace, as `nested` has it
     line: MountLine
 
@@ -47,8 +47,8 @@ def troubles(own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]]
     for namespace, lines in nested.items():
         for line in lines:
             if (line.device, line.root) in ttys:
-                kind = "terminal" if line.master else ""
-            elif line.type == "cgroup2" and posixpath.basename(line.root) == PRESSURE:
+                continue  # see `terminal_mounts`
+            if line.type == "cgroup2" and posixpath.basename(line.root) == PRESSURE:
                 kind = "pressure"
             else:
                 kind = "" if line.device in bound else _trouble(line, whole)
@@ -65,19 +65,17 @@ def _trouble(line: MountLine, whole: Collection[str]) -> str:
 
 
 def _unlike_peers(own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]]) -> Iterator[Trouble]:
-    """Mounts that propagate alike, of which none shows all that the others show.
+    """Mounts that are shared with each other, of which none shows all that the others show.
 
     CRIU restores the one with the shortest root, and copies its propagation to the others, which the kernel allows only
-    to those whose root is below. A group that has its mounts from outside, and shares them with none, it makes one by
-    one.
+    to those whose root is below. Those that share theirs with none are restored one by one (see `slave_mounts`).
     """
     groups: dict[tuple[int, int], list[tuple[str, MountLine]]] = {}
     for namespace, lines in (("", own), *nested.items()):
         for line in lines:
             groups.setdefault((line.shared, line.master), []).append((namespace, line))
-    shared = {shared for shared, _ in groups}
-    for (peers, master), members in groups.items():
-        if not peers and master not in shared - {0}:
+    for (peers, _), members in groups.items():
+        if not peers:
             continue
         first = min(members, key=lambda member: len(member[1].root))[1]
         if not all(is_below(line.root, first.root) for _, line in members):

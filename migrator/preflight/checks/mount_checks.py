@@ -48,8 +48,7 @@ TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounte
 
 SHARING = define("mount-propagation", ERROR, """CRIU restores how a mount propagates by copying that from another of its
     peer group, which the kernel allows only where that one shows all that this one shows
-    (restore_one_sharing_group in criu/mount-v2.c). systemd makes such groups: /run/systemd/incoming of all services
-    with a mount namespace of their own is one.""", memory_only=True)
+    (restore_one_sharing_group in criu/mount-v2.c).""", memory_only=True)
 PRESSURE = define("memory-pressure-bound", ERROR, """CRIU cannot bind a service's memory.pressure to its place in the
     service's own mount namespace again ("Failed to move_mount" in criu/mount-v2.c).""", memory_only=True)
 
@@ -147,11 +146,8 @@ def sandboxes(case: Case) -> Iterator[Finding]:
             f"{_sandboxed(note)[1]} is bound from its own cgroup.",
             "For a systemd service: MemoryPressureWatch=off in a drop-in such as "
             f"/etc/systemd/system/service.d/migrator.conf in the container, and restart {note.unit or note.task}.")
-    for note in case.notes("sandbox-terminal"):
-        yield SHARING.found(f"{_sandboxed(note)[1]} is a slave of a terminal that LXC has mounted.", _end(case, note))
     for note in case.notes("sandbox-sharing"):
-        yield SHARING.found(f"{_sandboxed(note)[1]} has its mounts from the same peer group as others that show "
-                            "another folder.", _end(case, note))
+        yield SHARING.found(f"{_sandboxed(note)[1]} is shared with mounts that show another folder.", _end(case, note))
 
 
 def _sandboxed(note: Note) -> tuple[str, str]:

@@ -56,18 +56,11 @@ def found(outside: set[str] = OUTSIDE, **nested: str) -> set[tuple[str, str, str
 
 def test_what_a_stock_guest_has() -> None:
     assert found(logind=LOGIND, resolved=RESOLVED) == {
-        ("terminal", "logind", "/dev/console"),  # tty1 is private, and so restored
         ("pressure", "logind", "/sys/m"),
-        ("sharing", "logind", "/run/systemd/incoming"),
-        ("sharing", "resolved", "/run/systemd/incoming"),
         ("unsupported", "resolved", "/run/credentials/systemd-resolved.service"),
         ("unreachable", "resolved", "/tmp"),
         ("unreachable", "resolved", "/var/tmp"),
     }
-
-
-def test_one_alone_in_its_group_is_restored() -> None:
-    assert "sharing" not in {kind for kind, _, _ in found(logind=LOGIND)}
 
 
 @pytest.mark.parametrize(("mounts", "expected"), [
@@ -78,7 +71,7 @@ def test_one_alone_in_its_group_is_restored() -> None:
     ("1 0 0:9 /x /a rw - tmpfs none rw\n2 1 0:9 / /b rw - tmpfs none rw\n", ""),
     ("1 0 0:9 /x /a rw - proc proc rw\n", ""),
     ("1 0 0:7 /x /a rw master:5 - tmpfs t rw\n2 0 0:7 /y /b rw master:5 - tmpfs t rw\n3 0 0:7 / /c rw - tmpfs t rw\n",
-     ""),  # from outside: restored one by one
+     ""),  # shared with none: restored one by one
     ("1 0 0:7 /x /a rw shared:5 - tmpfs t rw\n2 0 0:7 /y /b rw shared:5 - tmpfs t rw\n3 0 0:7 / /c rw - tmpfs t rw\n",
      "sharing"),
     ("1 0 0:7 /x /a rw shared:5 - tmpfs t rw\n2 0 0:7 /x/y /b rw shared:5 - tmpfs t rw\n"
