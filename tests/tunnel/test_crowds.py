@@ -33,7 +33,7 @@ NEVER = 1e9  # seconds: a limit that is not what ends a connection in these test
 
 @contextlib.asynccontextmanager
 async def relaying(**limits: Any) -> AsyncIterator[Relay]:
-    made = await Relay.serve(LOOPBACK, tls=Certificate.load(None, None).context, limits=pairs.Limits(**limits))
+    made = await Relay.serve(LOOPBACK, tls=Certificate.load(None, None).relay_context, limits=pairs.Limits(**limits))
     try:
         yield made
     finally:

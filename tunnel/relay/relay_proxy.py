@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Callable
 
 from migrator.base.clock import now
-from tunnel import gso
+from tunnel import gso, metered_tls
 from tunnel.candidates.nat import Endpoint
 from tunnel.relay import relay_messages
 from tunnel.relay.relay_client import Joining, RelayToken
@@ -47,10 +47,9 @@ class TcpPath(asyncio.Protocol):
     @classmethod
     async def open(cls, token: RelayToken, on_datagram: Callable[[bytes], None], timeout: float) -> TcpPath:
         """Connect and join; raises OSError (TimeoutError included)."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context = metered_tls.context(ssl.PROTOCOL_TLS_CLIENT, metered_tls.FROM_RELAYS)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
         loop = asyncio.get_running_loop()
         made: TcpPath | None = None
         try:

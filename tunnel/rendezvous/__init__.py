@@ -74,7 +74,7 @@ async def running(options: Options, tell: Callable[[str], None] = lambda _: None
                 reflector = await Reflector.serve(address, port, limits)
                 stack.callback(reflector.close)
                 reflectors.append((address, reflector))
-        relay = await _relay(options, certificate.context, stack) if options.relay else None
+        relay = await _relay(options, certificate.relay_context, stack) if options.relay else None
         host = options.public[0] if options.public else ""
         server = SignallingServer(certificate, limits, _advertised(options, reflectors), relay, host, tell)
         stack.push_async_callback(server.close)

@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from tunnel import metered_tls
 from tunnel.identity import private_files
+from tunnel.metered_tls import FROM_ENDS, FROM_PEERS
 from tunnel.tunnel_errors import TunnelFileUnusable
 
 LIFE = datetime.timedelta(days=365 * 20)  # the pin decides, so a date would only break things
@@ -27,9 +29,10 @@ LIFE = datetime.timedelta(days=365 * 20)  # the pin decides, so a date would onl
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """What TLS needs, and the SHA-256 that peers pin."""
+    """What TLS needs, for signalling and for the relay, and the SHA-256 that peers pin."""
 
     context: ssl.SSLContext
+    relay_context: ssl.SSLContext
     sha256: bytes
     self_made: bool
 
@@ -50,19 +53,19 @@ class Certificate:
 
     @classmethod
     def _read(cls, certificate: Path, key: Path) -> Certificate:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # No tickets: they would let somebody who records the traffic link a peer's connections across its addresses.
-        context.num_tickets = 0
+        made = [metered_tls.context(ssl.PROTOCOL_TLS_SERVER, allowance) for allowance in (FROM_PEERS, FROM_ENDS)]
         try:
-            context.load_cert_chain(certificate, key, password=_no_password)
+            for each in made:
+                # No tickets: with them, who records the traffic could link a peer's connections across its addresses.
+                each.num_tickets = 0
+                each.load_cert_chain(certificate, key, password=_no_password)
             found = x509.load_pem_x509_certificate(certificate.read_bytes())
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error) or "they do not belong together"
             fix = "Both must be PEM files, and the key without a password. If neither exists both are created."
             raise TunnelFileUnusable(path=f"{certificate} with {key}", reason=reason, fix=fix) from None
         sha256 = hashlib.sha256(found.public_bytes(Encoding.DER)).digest()
-        return cls(context, sha256, self_made=found.issuer == found.subject)
+        return cls(made[0], made[1], sha256, self_made=found.issuer == found.subject)
 
 
 @contextlib.contextmanager

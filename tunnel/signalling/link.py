@@ -24,6 +24,7 @@ from migrator.base.clock import now
 from migrator.base.strict_json import Malformed
 from tunnel.identity import tunnel_config
 from tunnel.identity.tunnel_config import Server
+from tunnel.metered_tls import FROM_SERVERS, MeteredContext, MeteredObject
 from tunnel.rendezvous.limits import Bucket, Rate
 from tunnel.signalling import dial
 from tunnel.tunnel_errors import RendezvousUnavailable
@@ -233,7 +234,7 @@ def _reflector(item: Any, address: str) -> tuple[str, int]:
     return host, port
 
 
-class _PinnedObject(ssl.SSLObject):
+class _PinnedObject(MeteredObject):
     """TLS whose handshake fails unless the pinned certificate is shown: nothing is sent to any other server."""
 
     def do_handshake(self) -> None:
@@ -243,7 +244,7 @@ class _PinnedObject(ssl.SSLObject):
             raise ssl.SSLError(1, NOT_PINNED)
 
 
-class _PinnedContext(ssl.SSLContext):
+class _PinnedContext(MeteredContext):
     """A context in which the pin decides, and nothing else."""
 
     sslobject_class = _PinnedObject
@@ -251,15 +252,17 @@ class _PinnedContext(ssl.SSLContext):
 
 
 def _context(server: Server) -> ssl.SSLContext:
-    context: ssl.SSLContext
+    context: MeteredContext
     if server.pin:
         context = _PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.pin = server.pin
     else:
-        context = ssl.create_default_context()
+        context = MeteredContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_default_certs()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.allowance = FROM_SERVERS
     return context
 
 

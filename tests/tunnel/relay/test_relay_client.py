@@ -44,7 +44,7 @@ class Time:
 @contextlib.asynccontextmanager
 async def relaying(limits: Limits | None = None, clock: Time | None = None) -> AsyncIterator[Relay]:
     clock = clock or Time()
-    tls = Certificate.load(None, None).context
+    tls = Certificate.load(None, None).relay_context
     relay = await Relay.serve("127.0.0.1", tls=tls, limits=limits, clock=clock, wall=clock)
     try:
         yield relay

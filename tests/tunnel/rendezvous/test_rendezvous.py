@@ -27,10 +27,10 @@ from tunnel import rendezvous
 from tunnel.candidates import reflection
 from tunnel.identity.own_identity import Identity
 from tunnel.identity.tunnel_config import Server
-from tunnel.rendezvous import Options
+from tunnel.metered_tls import Allowance
+from tunnel.rendezvous import Options, certificate
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Bucket, Buckets, Door, Limits, Rate, group
-from tunnel.rendezvous.lines import Budget
 from tunnel.rendezvous.nameplates import Nameplates
 from tunnel.rendezvous.server import SignallingServer, _Connection
 from tunnel.signalling.client import Signalling
@@ -140,14 +140,6 @@ def test_nameplates_are_used_once() -> None:
     assert len(plates) == 1
 
 
-def test_a_budget() -> None:
-    budget = Budget(10)
-    assert budget.take(10)
-    assert not budget.take(1)
-    budget.give_back(10)
-    assert budget.take(1)
-
-
 # --- Limits, on sockets ---
 
 
@@ -231,6 +223,7 @@ async def test_who_does_not_read_costs_little_and_holds_nobody_up(monkeypatch: p
     """A slow peer's queue fills up; who sends is told, others go on, and the slow one is cut off."""
     for end in (Guarded, _Connection):  # their clock stands still here, and so nothing is allowed again
         monkeypatch.setattr(end, "frames", Rate(0, 5000))
+    monkeypatch.setattr(certificate, "FROM_PEERS", Allowance(16 * 1024, Rate(0, 1e9)))
     slow, fast = Identity.generate(), Identity.generate()
     limits = Limits(messages=FAST, rings=FAST, brought=FAST, slow=1.0, queue=4)
     async with serving(limits) as there:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import ssl
 from collections.abc import AsyncIterator
 
 import pytest
@@ -16,6 +15,7 @@ from migrator.base import strict_json
 from tests.tunnel.clock import eventually, simulated, standing
 from tests.tunnel.serving import LOOPBACK, serving
 from tunnel.identity.tunnel_config import Server
+from tunnel.metered_tls import MeteredObject
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.signalling import link
 from tunnel.signalling.link import Link
@@ -110,7 +110,7 @@ async def test_a_server_with_another_certificate_is_asked_nothing() -> None:
 @standing
 async def test_a_pin_is_looked_at_again_once_the_connection_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should a later `ssl` not ask our class any more, nothing is presented to that server all the same."""
-    monkeypatch.setattr(link._PinnedContext, "sslobject_class", ssl.SSLObject)
+    monkeypatch.setattr(link._PinnedContext, "sslobject_class", MeteredObject)
     async with serving() as there:
         wrong = Server.parse(f"wss://{LOOPBACK}:{there.running.ports[0]}#sha256:{'0' * 64}")
         with pytest.raises(RendezvousUnavailable, match="not the pinned one"):
