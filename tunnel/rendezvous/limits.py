@@ -42,6 +42,8 @@ class Limits:
     # To one connection, whoever they come from: rings, and as many messages to its line. Both, with the answers
     # that it gets itself, are fewer than the frames that an agent takes from a server (tunnel.signalling.link.FRAMES).
     brought: Rate = Rate(40, 150)
+    messages_each: Rate = Rate(10, 60)  # of these messages, from one address, as identities cost nothing
+    senders: int = 64  # addresses whose messages to one connection are remembered
     pairings: Rate = Rate(0.2, 10)  # from one address: what can use up a code
     reflections: Rate = Rate(20, 200)  # to one address, per reflector
     lines_per_identity: int = 8
@@ -49,7 +51,7 @@ class Limits:
     nameplates_per_address: int = 4
     pairing_life: float = 600.0  # seconds
     queue: int = 16  # messages queued for one slow connection
-    queued_bytes: int = 64 * 1024 * 1024  # queued for all connections together
+    queued_bytes: int = 64 * 1024  # of these: two of the largest, and 64 MiB for all connections together
     slow: float = 15.0  # seconds that a connection may take for one message
     addresses: int = 4096  # whose rates are remembered
 

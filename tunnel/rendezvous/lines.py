@@ -13,30 +13,14 @@ from websockets.exceptions import ConnectionClosed
 
 from migrator.base import strict_json
 from migrator.base.clock import now
-from tunnel.rendezvous.limits import Bucket, Limits
+from tunnel.rendezvous.limits import Bucket, Buckets, Limits
 from tunnel.signalling.link import REPLACED
-
-
-class Budget:
-    """Bytes queued for slow connections, all of them together."""
-
-    def __init__(self, limit: int) -> None:
-        self._left = limit
-
-    def take(self, size: int) -> bool:
-        if size > self._left:
-            return False
-        self._left -= size
-        return True
-
-    def give_back(self, size: int) -> None:
-        self._left += size
 
 
 class Line:
     """A connection with a queue of its own, so that nobody ever waits because somebody else is slow."""
 
-    def __init__(self, socket: ServerConnection, address: str, limits: Limits, budget: Budget) -> None:
+    def __init__(self, socket: ServerConnection, address: str, limits: Limits) -> None:
         self.socket = socket
         self.address = address
         self.name = secrets.token_hex(8)
@@ -44,20 +28,33 @@ class Line:
         self.bucket = Bucket(limits.messages)
         # For what others send. Rings have one of their own: senders who know the line's name take no place among them.
         self.rings = Bucket(limits.brought, now)
-        self.messages = Bucket(limits.brought, now)
+        self._messages = Bucket(limits.brought, now)
+        self._messages_each = Buckets(limits.messages_each, limits.senders, now)
         self._limits = limits
-        self._budget = budget
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(limits.queue)
+        self._queued = 0  # bytes, with those that are being sent
+        self._room = asyncio.Event()
         self._writer = asyncio.create_task(self._write())
         self.ending = False
+
+    def may_be_sent(self, address: str) -> bool:
+        """Whether one more message from there is allowed now; an address takes no more than its share from others."""
+        return self._messages_each.take(address) and self._messages.take()
 
     def put(self, message: dict[str, Any]) -> bool:
         """Queue a message; False if too much is queued already."""
         data = strict_json.dump(message)
-        if self._queue.full() or not self._budget.take(len(data)):
+        if self._queue.full() or self._queued + len(data) > self._limits.queued_bytes:
             return False
         self._queue.put_nowait(data)
+        self._queued += len(data)
         return True
+
+    async def answer(self, message: dict[str, Any]) -> None:
+        """Queue what the other end itself is waiting for, once there is room; nobody else waits for that."""
+        while not (self.ending or self._writer.done() or self.put(message)):
+            self._room.clear()
+            await self._room.wait()
 
     def end(self, reason: str) -> None:
         """Close the connection; the reason is for the other side to show."""
@@ -71,8 +68,6 @@ class Line:
         if not self.ending:
             self._writer.cancel()
         await asyncio.gather(self._writer, return_exceptions=True)
-        while not self._queue.empty():
-            self._budget.give_back(len(self._queue.get_nowait()))
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -86,7 +81,8 @@ class Line:
                     self.socket.transport.abort()
                     return
                 finally:
-                    self._budget.give_back(len(data))
+                    self._queued -= len(data)
+                    self._room.set()
 
     async def _refuse(self, reason: str) -> None:
         with contextlib.suppress(ConnectionClosed, TimeoutError):

@@ -18,10 +18,20 @@ from migrator.base.strict_json import Malformed
 from tunnel.identity.own_identity import KEY_SIZE, SIGNATURE_SIZE, TEXT_SIZE, PublicIdentity
 from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.limits import Buckets, Door, GuardedListener, Limits, Rate, group
-from tunnel.rendezvous.lines import Budget, Line, Switchboard
+from tunnel.rendezvous.lines import Line, Switchboard
 from tunnel.rendezvous.meeting import Meetings
 from tunnel.signalling.client import LINE_HEX
-from tunnel.signalling.link import CHALLENGE_SIZE, DATA_MAX, ID_HEX, KEEPALIVE, MESSAGE_MAX, VERSION, Guarded, statement
+from tunnel.signalling.link import (
+    CHALLENGE_SIZE,
+    DATA_MAX,
+    ID_HEX,
+    KEEPALIVE,
+    MESSAGE_MAX,
+    TAKES_NO_MORE,
+    VERSION,
+    Guarded,
+    statement,
+)
 
 if TYPE_CHECKING:
     from tunnel.rendezvous.udp_relay import Relay
@@ -51,7 +61,6 @@ class SignallingServer:
         self._relay = relay
         self._relay_host = relay_host
         self._tell = tell
-        self._budget = Budget(limits.queued_bytes)
         self._switchboard = Switchboard(limits)
         self._meetings = Meetings(limits)
         self._rings = Buckets(limits.rings, limits.addresses)
@@ -79,7 +88,7 @@ class SignallingServer:
     async def _handle(self, socket: ServerConnection) -> None:
         if socket.request:
             socket.request.headers.clear()  # otherwise the library keeps them as long as the connection exists
-        line = Line(socket, group(str(socket.remote_address[0])), self._limits, self._budget)
+        line = Line(socket, group(str(socket.remote_address[0])), self._limits)
         challenge = secrets.token_bytes(CHALLENGE_SIZE)
         line.put({"type": "hello", "version": VERSION, "challenge": strict_json.encode(challenge),
                   "reflectors": self._reflectors, "relay": self._relay is not None})
@@ -116,7 +125,7 @@ class SignallingServer:
                 return
             message = strict_json.load(data, MESSAGE_MAX)
             ref = strict_json.integer(message, "ref", 1, 2**53)
-            line.put({"type": "answer", "ref": ref} | self._answer(line, message))
+            await line.answer({"type": "answer", "ref": ref} | self._answer(line, message))
 
     def _presented(self, message: dict[str, Any], challenge: bytes) -> PublicIdentity:
         if message.get("type") != "present":
@@ -151,9 +160,9 @@ class SignallingServer:
         sent = {"type": "message", "from": line.id.hex(), "line": line.name, "data": strict_json.encode(data)}
         # Without this, somebody with enough identities could make a peer end its own connection, as it accepts only
         # a limited number of frames.
-        brought = target.messages if "line" in message else target.rings
-        if not brought.take() or not target.put(sent):
-            return {"ok": False, "reason": "the peer takes no more"}
+        may = target.may_be_sent(line.address) if "line" in message else target.rings.take()
+        if not may or not target.put(sent):
+            return {"ok": False, "reason": TAKES_NO_MORE}
         return {"ok": True}
 
     def _token(self, line: Line, to: bytes, message: dict[str, Any]) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class Calling(Channel):
         data = self._seal(kind, body or {})
         if self._line:
             try:
-                await signalling.send(self.peer.public, data, self._line)
+                await signalling.send(self.peer.public, data, self._line, or_ring=True)
                 return
             except PeerAbsent:  # from there; it may wait elsewhere by now
                 self._line = ""

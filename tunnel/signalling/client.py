@@ -20,7 +20,16 @@ from tunnel.candidates import candidate
 from tunnel.identity import tunnel_config
 from tunnel.identity.own_identity import Identity, PublicIdentity
 from tunnel.identity.tunnel_config import Server
-from tunnel.signalling.link import DATA_MAX, ID_HEX, REPLACED, Link, ServerInfo, statement, unavailable
+from tunnel.signalling.link import (
+    DATA_MAX,
+    ID_HEX,
+    REPLACED,
+    TAKES_NO_MORE,
+    Link,
+    ServerInfo,
+    statement,
+    unavailable,
+)
 from tunnel.tunnel_errors import PeerAbsent, RendezvousUnavailable
 
 if TYPE_CHECKING:
@@ -120,11 +129,18 @@ class Signalling:
         answer = await self._ask({"type": "send", "to": peer.id.hex(), "data": strict_json.encode(_checked(data))})
         self._delivered(answer, name or peer.fingerprint)
 
-    async def send(self, peer: PublicIdentity, data: bytes, line: str) -> None:
-        """Send over the very connection of the peer's from which a message came; raises as `ring` does."""
+    async def send(self, peer: PublicIdentity, data: bytes, line: str, *, or_ring: bool = False) -> None:
+        """Send over the very connection of the peer's from which a message came; raises as `ring` does.
+
+        With `or_ring`, if too much is sent there: others who know the connection's name may be doing so, but rings have
+        places of their own.
+        """
         answer = await self._ask(
             {"type": "send", "to": peer.id.hex(), "line": line, "data": strict_json.encode(_checked(data))}
         )
+        if or_ring and answer.get("reason") == TAKES_NO_MORE:
+            await self.ring(peer, data)
+            return
         self._delivered(answer, peer.fingerprint)
 
     async def finds(self, peer: PublicIdentity) -> bool:

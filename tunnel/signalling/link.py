@@ -42,6 +42,7 @@ SEND_LIMIT = 5.0  # seconds until a server has taken enough of a message
 CLOSE_LIMIT = 2.0  # seconds for its goodbye
 KEEPALIVE = 20.0  # seconds between pings: less than the half minute after which small routers forget
 REPLACED = "the same identity waits over a newer connection"  # the reason of a refusal
+TAKES_NO_MORE = "the peer takes no more"  # the reason of a refusal, too: not now, and not in this way
 NOT_PINNED = "its certificate is not the pinned one: it was replaced, or this is another server"
 ID_HEX = 64  # characters of an identity's id
 
