@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from migrator.criu import executables, slave_mounts, terminal_mounts, tty_image
+from migrator.criu import cgroup_mounts, executables, slave_mounts, terminal_mounts, tty_image
 from migrator.host import cgroups
 
 
 def repair(images: Path, cgroup: str) -> None:
     """Put right what concerns the container in this cgroup; raises OSError, and ValueError if images are damaged."""
-    tty_image.mend(images, tty_image.sessions(cgroups.processes(cgroup)))
+    processes = cgroups.processes(cgroup)
+    tty_image.mend(images, tty_image.sessions(processes))
+    cgroup_mounts.name_roots(images, processes, cgroup.removeprefix(cgroups.TOP))
     terminal_mounts.separate(images)
     slave_mounts.separate(images)
     executables.separate(images)

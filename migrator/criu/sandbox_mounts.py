@@ -10,23 +10,18 @@ restore_one_sharing_group in criu/mount-v2.c).
 from __future__ import annotations
 
 import dataclasses
-import posixpath
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from migrator.criu import terminals
 from migrator.criu.mount_sources import is_below
 from migrator.host.mountinfo import OF_EVERY_HOST, OF_PATHS, SUPPORTED, MountLine
 
-# systemd binds this file for whoever may trigger on it; CRIU 4.2 does not move the mount to its place
-# ("Failed to move_mount" in criu/mount-v2.c).
-PRESSURE = "memory.pressure"
-
 
 @dataclasses.dataclass(frozen=True)
 class Trouble:
     """A mount that CRIU cannot restore."""
 
-    kind: str  # "unsupported", "unreachable", "pressure" or "sharing"
+    kind: str  # "unsupported", "unreachable" or "sharing"
     namespace: str  # the mount namespace, as `nested` has it
     line: MountLine
 
@@ -48,10 +43,7 @@ def troubles(own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]]
         for line in lines:
             if (line.device, line.root) in ttys:
                 continue  # see `terminal_mounts`
-            if line.type == "cgroup2" and posixpath.basename(line.root) == PRESSURE:
-                kind = "pressure"
-            else:
-                kind = "" if line.device in bound else _trouble(line, whole)
+            kind = "" if line.device in bound else _trouble(line, whole)
             if kind:
                 found.append(Trouble(kind, namespace, line))
     return [*found, *_unlike_peers(own, nested)]

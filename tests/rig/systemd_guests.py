@@ -14,7 +14,6 @@ DROP_IN = """\
 ProtectHostname=no
 PrivateUsers=no
 PrivateIPC=no
-MemoryPressureWatch=off
 ImportCredential=
 """
 # What no configuration of its units keeps from it: in the mount namespace of a service the empty /tmp that only this

@@ -49,8 +49,6 @@ TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounte
 SHARING = define("mount-propagation", ERROR, """CRIU restores how a mount propagates by copying that from another of its
     peer group, which the kernel allows only where that one shows all that this one shows
     (restore_one_sharing_group in criu/mount-v2.c).""", memory_only=True)
-PRESSURE = define("memory-pressure-bound", ERROR, """CRIU cannot bind a service's memory.pressure to its place in the
-    service's own mount namespace again ("Failed to move_mount" in criu/mount-v2.c).""", memory_only=True)
 
 
 def externals(container: ContainerFacts) -> list[Mount]:
@@ -141,11 +139,6 @@ def sandboxes(case: Case) -> Iterator[Finding]:
         type_, where = _sandboxed(note)
         yield UNREACHABLE.found(f"{where} is a folder of a {type_} that is mounted nowhere as a whole, as "
                                 "PrivateTmp=disconnected makes it.", _end(case, note))
-    for note in case.notes("sandbox-pressure"):
-        yield PRESSURE.found(
-            f"{_sandboxed(note)[1]} is bound from its own cgroup.",
-            "For a systemd service: MemoryPressureWatch=off in a drop-in such as "
-            f"/etc/systemd/system/service.d/migrator.conf in the container, and restart {note.unit or note.task}.")
     for note in case.notes("sandbox-sharing"):
         yield SHARING.found(f"{_sandboxed(note)[1]} is shared with mounts that show another folder.", _end(case, note))
 

@@ -32,7 +32,7 @@ SERVICE_OPTIONS = {
 LOCALTIME = "/etc/localtime"  # systemd watches it, and whatever comes in its place
 
 DROP_IN = (r"mkdir -p /etc/systemd/system/service.d && printf '[Service]\nProtectHostname=no\nPrivateUsers=no\n"
-           r"PrivateIPC=no\nMemoryPressureWatch=off\n' > /etc/systemd/system/service.d/migrator.conf "
+           r"PrivateIPC=no\nImportCredential=\n' > /etc/systemd/system/service.d/migrator.conf "
            "-- and restart it.")
 
 ATTACHED = define("attached-task", ERROR, """A process that was started from outside, for example by `lxc-attach`, is

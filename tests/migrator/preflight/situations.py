@@ -214,7 +214,6 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
         "mounts": (ROOT, Mount("/run/credentials/a@1.service", "ramfs", "unsupported")),
         "fixed": ("/run/credentials/a@1.service",)}), "systemctl stop a@1.service"),
     ("mount-unreachable", ERROR, task("sandbox-unreachable", "tmpfs /tmp"), "in which /tmp is a folder of a tmpfs"),
-    ("memory-pressure-bound", ERROR, task("sandbox-pressure", "cgroup2 /p"), "MemoryPressureWatch=off"),
     ("mount-propagation", ERROR, task("sandbox-sharing", "tmpfs /i"), "kill 4712"),
     ("mount-propagation", ERROR, Change(container={"tasks.notes": (
         Note("sandbox-sharing", "tmpfs /i", 1, 4712, "redis", 0, "redis-server.service"),)}),
