@@ -82,7 +82,7 @@ SITUATIONS = {
         '$a = pack("LLQQx104", 1, 2, unpack("Q", pack("p", $p)), unpack("Q", pack("p", $l)));'
         "syscall(321, 5, $a, 128) >= 0 or die $!;", "bpf-descriptor", "bpf-prog"),
     "userfaultfd": Situation("syscall(323, 0) >= 0 or die $!;", "descriptor-kind", "userfaultfd"),
-    "io_uring": Situation('$p = "\\0" x 256; syscall(425, 4, $p) >= 0 or die $!;', "descriptor-kind", "Can't"),
+    "io_uring": Situation('$p = "\\0" x 256; syscall(425, 4, $p) >= 0 or die $!;', "io-uring", "Can't"),
     "UDP socket": Situation("socket(S, AF_INET, SOCK_DGRAM, 0) or die $!;", ""),
     "MPTCP socket": Situation("syscall(41, 2, 1, 262) >= 0 or die $!;", "socket-kind", "proto 262"),
     "vsock": Situation("syscall(41, 40, 1, 0) >= 0 or die $!;", "socket-kind", "family 40"),
