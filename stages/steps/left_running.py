@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from migrator.base import process_id
@@ -30,6 +31,21 @@ def all_in_own(layout: Layout, pids: list[int]) -> list[int]:
     Even if their root is only a directory in there, as after a chroot(2) of their own.
     """
     return forked.those(pids, functools.partial(is_in_own, layout))
+
+
+def tried_out(layout: Layout, pids: list[int], rounds: Collection[str]) -> list[int]:
+    """Those that live in a subvolume made from the snapshot of one of these rounds, by its uuid on the source.
+
+    A restore makes its root file system from the increment, which comes after all of them.
+    """
+    def is_of_a_round(root: Path) -> bool:
+        with contextlib.suppress(MigratorError, OSError):
+            made = (btrfs.info(each) for each in layout.own_snapshots())
+            its = {each.uuid for each in made if each.stream_uuid in rounds}
+            return btrfs.parent_of(btrfs.id_of(root), root) in its
+        return False
+
+    return forked.those(pids, is_of_a_round) if pids and rounds else []
 
 
 def is_in_own(layout: Layout, root: Path) -> bool:

@@ -63,4 +63,11 @@ def record(migration: Migration) -> None:
 
 
 def _living(migration: Migration) -> list[int]:
-    return left_running.in_own(Layout(migration.lxcpath, migration.name, migration.id))
+    """What was made from one of the rounds is a container that somebody is trying out, and nothing waits for that.
+
+    No journal, however old, has the increment among its rounds.
+    """
+    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    found = left_running.in_own(layout)
+    tried = left_running.tried_out(layout, found, {each.uuid for each in migration.data.rounds if each.uuid})
+    return [pid for pid in found if pid not in tried]

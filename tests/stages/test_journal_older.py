@@ -60,6 +60,21 @@ def imported(there: Destination) -> Migration:
     return known(there)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_container_made_from_a_round_to_try_it_keeps_nobody_from_giving_back(
+        there: Destination, lives: list[int], monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:
+    """The source would stay frozen for it. A round that the journal lacks may be the one of the dump."""
+    migration = imported(there)
+    monkeypatch.setattr(btrfs, "parent_of", lambda *_: btrfs.info(there.layout.snapshot(1)).uuid)
+    if recorded:
+        there.ask("abandon")
+        assert known(there).state is State.ABANDONED
+    else:
+        migration.note("rounds", rounds=[{"uuid": "of another"}])
+        with pytest.raises(RunsUnrecorded, match=str(PID)):
+            there.ask("abandon")
+
+
 @pytest.mark.parametrize("typed", [True, False])
 def test_what_runs_does_so_by_an_older_journal_too(there: Destination, lives: list[int], typed: bool) -> None:
     """It was put back from a backup: by that it has only been imported."""

@@ -54,7 +54,7 @@ MEMORY_TIGHT = define("memory-tight", WARNING, """The memory fits once, but not 
 CLOCK = define("clock-difference", WARNING, """Programs in the container see the time jump: certificates, leases and
     tickets may count as expired, and timestamps may go backwards.""")
 
-# GNU's: any other refuses these options, and so does nothing.
+# GNU's: any other refuses these options, and so does nothing; as another find refuses --version.
 TAR = "tar --xattrs --xattrs-include='*' --acls --numeric-owner"
 
 
@@ -144,15 +144,15 @@ def _into_a_folder(case: Case, path: str) -> str:
     would not be by rm -r. With -T, nothing goes into a directory that someone has put there under the new name, or that
     a symlink of theirs leads to. Root moves it to where nobody else has access; but a user who is in there already, if
     only by an open descriptor, can still replace a directory of theirs by a symlink to /root. cp opens directories by
-    their paths and would read on there; GNU tar opens each one relative to the last.
+    their paths and would read on there; GNU tar and find open each one relative to the last.
     """
     named, away = shlex.quote(path), shlex.quote(f"{path}.subvolume")
     if case.is_fixed(path):
         inner = shlex.quote(f"{path}.subvolume/{posixpath.basename(path)}")
         made = (f"{TAR} --version >/dev/null && mkdir -m 700 {away} && mv -T {named} {inner} && mkdir -m 700 {named}"
-                f" && {TAR} -C {inner} -Scf - . | {TAR} -C {named} -xpf -")
-        ended = f"find {inner} -xdev -delete && rmdir {away}"
-        return (f"Make {named} a folder, with nothing at work in it, by GNU tar and no other: "
+                f" && ({TAR} -C {inner} -Scf - . || echo NOT ALL >&2) | {TAR} -C {named} -xpf -")
+        ended = f"find --version >/dev/null && find {inner} -xdev -delete && rmdir {away}"
+        return (f"Make {named} a folder, with nothing at work in it, by the GNU tar and find and no others: "
                 f"{case.inside('sh', '-c', made)} -- and once all is there: {case.inside('sh', '-c', ended)}")
     if path not in case.container.owned:
         return (f"Let those whose it is move what {named} holds into a folder, or delete it, not root: a user in there "
