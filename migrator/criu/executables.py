@@ -19,11 +19,13 @@ from migrator.criu.protocol_buffers import bytes_field, fields, framed, replaced
 
 MEMORIES = "mm-*.img"
 LIMIT = 64 << 20  # bytes of one; a mapping takes some ten
-_MM_MAGIC = 0x57492820  # criu/include/magic.h
+REMAPS = "remap-fpath.img"  # what is open though deleted, or replaced by an upgrade
+_MM_MAGIC, _REMAP_MAGIC = 0x57492820, 0x59133954  # criu/include/magic.h
 _EXECUTED = 12  # of mm_entry
 _FILE, _REGULAR = 2, 3  # of file_entry: its id, and what a regular one is
 _ID, _FLAGS = 1, 2  # of reg_file_entry
 _O_PATH = 0o10000000  # asm-generic/fcntl.h
+_ORIGINAL = 1  # of remap_file_path_entry
 _AS_CRIU_HAS_IT = 0  # O_RDONLY, without any other flag
 
 
@@ -45,8 +47,16 @@ def separate(images: Path) -> None:
         path.write_bytes(head + b"".join(framed(replaced(record, _EXECUTED, own.get(id_, id_)))
                                          for record, id_ in zip(found, executed, strict=True)))
     if own:
-        with (images / FILES).open("ab") as file:
-            file.write(b"".join(framed(_opened_to_execute(held[id_], new)) for id_, new in own.items()))
+        _append(images / FILES, [_opened_to_execute(held[id_], new) for id_, new in own.items()])
+    if own and (images / REMAPS).exists():
+        remaps = [(number(once(record, (_ORIGINAL,)).get(_ORIGINAL)), record)
+                  for record in records(images / REMAPS, _REMAP_MAGIC, LIMIT)]
+        _append(images / REMAPS, [replaced(record, _ORIGINAL, own[id_]) for id_, record in remaps if id_ in own])
+
+
+def _append(path: Path, added: list[bytes]) -> None:
+    with path.open("ab") as file:
+        file.write(b"".join(map(framed, added)))
 
 
 def _held(images: Path) -> tuple[dict[int, bytes], int]:

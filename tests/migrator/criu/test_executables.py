@@ -57,6 +57,16 @@ def test_each_has_one_of_its_own(tmp_path: Path) -> None:
     assert (tmp_path / "mm-2.img").read_bytes() == image("mm", memory(7))
 
 
+def test_what_has_been_deleted_is_so_for_both(tmp_path: Path) -> None:
+    """After an upgrade, say: CRIU finds it by its id, not by its name, which is another file's by now."""
+    images(tmp_path, [regular(3, O_PATH), regular(4, 0)], {1: 3})
+    remaps = [message((1, 4), (2, 8), (3, 1)), message((1, 3), (2, 9), (3, 1), (99, b"later"))]
+    (tmp_path / "remap-fpath.img").write_bytes(image("remap-fpath.img", *remaps))
+    executables.separate(tmp_path)
+    new = message((1, 5), (2, 9), (3, 1), (99, b"later"))
+    assert (tmp_path / "remap-fpath.img").read_bytes() == image("remap-fpath.img", *remaps, new)
+
+
 @pytest.mark.parametrize(("files", "executed"), [
     ([regular(3, 0)], 3),  # as of a CRIU that tells the two apart
     ([regular(3, O_PATH), regular(4, 0)], 4),
