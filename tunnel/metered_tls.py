@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""TLS that looks at what comes 16 KiB at a time, and ends a connection over which too much comes beside data.
+"""TLS that looks at what comes a little at a time, and ends a connection over which too much comes beside data.
 
 TLS 1.3 lets the other end send what no protocol above it ever sees: requests for new keys (27 bytes each, answered, and
 dearer than anything else of that size), session tickets, records of one byte of data, padding. asyncio reads 256 KiB
@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 from migrator.base.clock import now
 from tunnel.rendezvous.limits import Bucket, Rate
 
-SLICE = 16 * 1024  # bytes that OpenSSL is given at a time
 RECORD = 5 + 16 * 1024 + 256  # bytes of a whole record at most (RFC 8446, 5.2)
 FRAMING = 5 + 1 + 16  # of these are no data, unless its sender pads it: a header, a type, a tag
 TOO_MUCH = "too much comes beside data: requests for new keys, tickets or tiny records"
@@ -31,17 +30,18 @@ class Allowance:
 
     handshake: int
     beside: Rate
+    slice: int  # that OpenSSL is given before this is looked at; small ones cost a bulk transfer a fifth
     framing: int = 0  # of these, with each record that has data, do not count
 
 
 # A frame of WebSocket is one record, or two if it is longer than 16 KiB: these are twice what the frames need that are
 # accepted at most, which otherwise could come in records of a byte each (`FRAMES` in rendezvous.server and in link).
-FROM_PEERS = Allowance(16 * 1024, Rate(1024, 16 * 1024))
+FROM_PEERS = Allowance(16 * 1024, Rate(1024, 8 * 1024), 2048)
 # Servers show a chain of certificates, and somebody else's TLS may stand before them: smaller records, tickets.
-FROM_SERVERS = Allowance(128 * 1024, Rate(8 * 1024, 32 * 1024))
+FROM_SERVERS = Allowance(128 * 1024, Rate(8 * 1024, 16 * 1024), 2048)
 # A record may be a datagram of WireGuard's; these cost more than their records, and have limits of their own.
-FROM_ENDS = Allowance(16 * 1024, Rate(1, 16 * 1024), FRAMING)
-FROM_RELAYS = Allowance(128 * 1024, Rate(1, 16 * 1024), FRAMING)
+FROM_ENDS = Allowance(16 * 1024, Rate(1, 8 * 1024), 16 * 1024, FRAMING)
+FROM_RELAYS = Allowance(128 * 1024, Rate(1, 8 * 1024), 16 * 1024, FRAMING)
 
 
 class MeteredObject(ssl.SSLObject):
@@ -85,7 +85,7 @@ class MeteredObject(ssl.SSLObject):
             if not self._left.take(over):
                 raise ssl.SSLError(1, TOO_MUCH)
             self._beside = RECORD
-        part = self._came.read(SLICE)
+        part = self._came.read(self._allowance.slice)
         self._given.write(part)
         self._beside += len(part)
         return bool(part)

@@ -87,7 +87,8 @@ def test_what_comes_beside_messages_ends_a_connection(flood: Flood) -> None:
             came = attacker.came
             await attacker.flood(flood(attacker, find(2, MANY)) + attacker.record(find(3)))
             assert await attacker.ended()
-            beside = metered_tls.FROM_PEERS.beside.burst + metered_tls.RECORD + metered_tls.SLICE
+            allowed = metered_tls.FROM_PEERS
+            beside = allowed.beside.burst + metered_tls.RECORD + allowed.slice
             assert attacker.came - came < beside + 100, "it was answered no further"
             attacker.close()
             assert not await honest.finds(Identity.generate().public)

@@ -223,7 +223,7 @@ async def test_who_does_not_read_costs_little_and_holds_nobody_up(monkeypatch: p
     """A slow peer's queue fills up; who sends is told, others go on, and the slow one is cut off."""
     for end in (Guarded, _Connection):  # their clock stands still here, and so nothing is allowed again
         monkeypatch.setattr(end, "frames", Rate(0, 5000))
-    monkeypatch.setattr(certificate, "FROM_PEERS", Allowance(16 * 1024, Rate(0, 1e9)))
+    monkeypatch.setattr(certificate, "FROM_PEERS", Allowance(16 * 1024, Rate(0, 1e9), 16 * 1024))
     slow, fast = Identity.generate(), Identity.generate()
     limits = Limits(messages=FAST, rings=FAST, brought=FAST, slow=1.0, queue=4)
     async with serving(limits) as there:
