@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.mutants import explained, page
+from tests.mutants import explained, kept, page
 from tests.mutants.where import TESTS, WHERE
 
 TREE = Path(__file__).resolve().parents[2]
@@ -46,19 +46,23 @@ MYPY = ["--output", "json", "--no-warn-unreachable",
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Would a test notice?")
     parser.add_argument("modules", nargs="*", help="parts of names of modules; all without")
+    parser.add_argument("--outdated", action="store_true", help="those whose code has changed since they were run last")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
-    files = [file for file in WHERE if not args.modules or any(part in file for part in args.modules)]
+    files = [file for file in (kept.outdated() if args.outdated else WHERE)
+             if not args.modules or any(part in file for part in args.modules)]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started ends with us
-    found = run(files, args.jobs)
+    found = run(files, args.jobs) if files else []
+    kept.add(files, found)
     unexplained, stale = explained.judge(found, files)
     for each in unexplained:
         print(f"\n{each['status']}: {each['file']}\n{each['diff']}")
     for reason in stale:
         print(f"\nno such survivor any more: {reason}")
     print(f"\n{len(found)} mutants, {len(unexplained)} that no test notices and nobody has explained")
-    if not unexplained and not args.modules:
-        page.write(found)
+    whole = kept.whole()
+    if whole and not any(explained.judge(whole, list(WHERE))):
+        page.write(whole)
     return 1 if unexplained or stale else 0
 
 
