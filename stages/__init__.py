@@ -12,7 +12,8 @@ from importlib import import_module
 from types import ModuleType
 
 COMMANDS = ("check", "migrate", "resume", "prepare-data", "import-data", "create-dump", "restore-dump", "finish",
-            "rollback", "status", "wait", "abort", "cleanup", "peer", "tunnel", "agent", "rendezvous", "serve")
+            "rollback", "prepare-guest", "status", "wait", "abort", "cleanup", "peer", "tunnel", "agent",
+            "rendezvous", "serve")
 
 
 def load(command: str) -> ModuleType:

@@ -78,13 +78,17 @@ def run(options: CheckOptions) -> Result:
     status = {Verdict.READY: EXIT_OK, Verdict.WARNINGS: EXIT_WARNINGS, Verdict.BLOCKED: Blocked.status}[verdict]
     words = {Verdict.READY: f"{name} is ready to move.", Verdict.WARNINGS: f"{name} can move; see the warnings.",
              Verdict.BLOCKED: f"{name} cannot move as it is."}
+    prepare = "" if moves else examine.prepare_command(request, found)
     instead = looked.instead(ignored) if verdict is Verdict.BLOCKED and not moves else None
-    if instead:
+    if prepare:
+        words[verdict] += f" Make it movable with: {prepare}"
+    elif instead:
         words[verdict] += f" {examine.typed_instead(request)}"
     return Result(
         {"name": name, "destination": request.destination or None, "verdict": verdict, "memory": memory,
          "without_memory": {"verdict": instead, "command": examine.command(request), "price": plan.price(name)}
          if instead else None,
+         "prepare": prepare or None,
          "findings": findings.to_json(found),
          "facts": to_builtins({"source": looked.source, "container": looked.container,
                                "destination": looked.destination})},

@@ -209,11 +209,11 @@ def test_the_readme_is_short() -> None:
 
 
 def test_what_takes_a_dry_run() -> None:
-    """README.md says that the stages, migrate, rollback and cleanup do, and which commands do not."""
+    """README.md says that the stages, migrate, rollback, cleanup and prepare-guest do, and which commands do not."""
     takes = {name for name, parser in manual.commands().items()
              if any("--dry-run" in action.option_strings for action in manual.options(parser))}
     by_hand = {"prepare-data", "import-data", "create-dump", "restore-dump", "finish"}
-    assert takes == by_hand | {"migrate", "rollback", "cleanup"}
+    assert takes == by_hand | {"migrate", "rollback", "cleanup", "prepare-guest"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(TREE)))

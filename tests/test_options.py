@@ -23,7 +23,7 @@ TYPED = [
     ["prepare-data", "web", "-d", "hostb"], ["import-data", "web"], ["create-dump", "web", "-d", "hostb"],
     ["restore-dump", "web"], ["finish", "web"], ["rollback", "web"], ["status"], ["wait", "web"], ["abort", "web"],
     ["cleanup"], ["cleanup", "web", "--keep-copy"], ["tunnel", "ping", "hostb"], ["tunnel", "bench", "hostb"],
-    ["tunnel", "status"], ["agent"], ["rendezvous"], ["serve"],
+    ["prepare-guest", "web", "--yes"], ["tunnel", "status"], ["agent"], ["rendezvous"], ["serve"],
     ["peer", "invite", "--name", "hostb", "--allow", "receive", "--rendezvous", "wss://r"],
     ["peer", "join", "--name", "hostb"], ["peer", "join", "7-velvet-harbor", "--name", "hostb"],
     ["peer", "add", "hostb"], ["peer", "allow", "hostb", "receive", "--lxcpath", "/pool"], ["peer", "list"],

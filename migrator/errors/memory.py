@@ -25,6 +25,13 @@ class WatchdogFailed(MigratorError):
         command again."""
 
 
+class GuestNotReady(MigratorError):
+    """{name} could not be made ready for the dump, at {target}: {reason}"""
+
+    status = 91
+    cure = """The container keeps running. See what keeps it from being moved: migrator prepare-guest {name}"""
+
+
 class FreezeFailed(MigratorError):
     """The container {name} did not freeze within {limit} seconds."""
 

@@ -35,6 +35,7 @@ class Finding:
     severity: Severity
     message: str  # one sentence with the facts in it
     cure: str  # what to type or do; "" if there is nothing to do
+    unit: str = ""  # of the container's systemd: `migrator prepare-guest` does away with it by restarting that
 
     def to_json(self) -> dict[str, str]:
         return {
@@ -54,8 +55,9 @@ class Code:
     explanation: str
     memory_only: bool = False
 
-    def found(self, message: str, cure: str = "", *, severity: Severity | None = None) -> Finding:
-        return Finding(self.name, severity or self.severity, message, cure)
+    def found(self, message: str, cure: str = "", *, severity: Severity | None = None,
+              unit: str = "") -> Finding:
+        return Finding(self.name, severity or self.severity, message, cure, unit)
 
 
 _codes: dict[str, Code] = {}

@@ -29,6 +29,7 @@ from migrator.criu import (
 )
 from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
+from migrator.guest import live_steps, localtime
 from migrator.host import cgroups, lxc, network
 from migrator.record import image_folders, next_commands
 from migrator.record.detail import BeforeStill, Figures
@@ -95,7 +96,13 @@ class Dump(Handover):
         self.watchdog = Watchdog(Task(
             frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
             self.max_downtime, str(self.migration.journal_path)))
+        live_steps.make_ready(self.container.name, self.pid, lambda: cgroups.processes(str(self.cgroup)),
+                              watched=any(note.kind == "watch-symlink" and note.detail == localtime.PATH
+                                          for note in self.facts.tasks.notes))
         self.watchdog.start()
+
+    def unprepared(self) -> None:
+        live_steps.put_back(self.container.name, self.pid)
 
     def record(self) -> BeforeStill:
         found = remains.record(self.container)

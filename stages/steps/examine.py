@@ -127,6 +127,14 @@ def command(request: MoveRequest) -> str:
     return _typed("migrate", request, "--no-memory")
 
 
+def prepare_command(request: MoveRequest, found: Iterable[Finding]) -> str:
+    """The command that makes a container movable: "" where nothing blocks it, or something that it leaves as it is."""
+    units = [finding.unit for finding in found if finding.severity is Severity.ERROR]
+    path = ["-P", request.container.given_lxcpath] if request.container.given_lxcpath else []
+    name = request.container.name
+    return shlex.join(["migrator", "prepare-guest", name, *path, "--yes"]) if units and all(units) else ""
+
+
 def _typed(verb: str, request: MoveRequest, *more: str) -> str:
     """A command for exactly this container."""
     container = request.container

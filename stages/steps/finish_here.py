@@ -12,6 +12,7 @@ from migrator.config import container_config, include_copies
 from migrator.copies import after_crash, bases, origins
 from migrator.errors import MigratorError, UsageError
 from migrator.errors.memory import StartFailed
+from migrator.guest import live_steps
 from migrator.host import btrfs, lxc
 from migrator.record import lxc_disk
 from migrator.record.journal import Migration
@@ -72,6 +73,8 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
             failed = _make_ours(migration, layout)
     found = origins.rootfs_uuid(migration)
     migration.move(Event.FINISHED, forced=alone, **({"rootfs_uuid": found} if found else {}))
+    if migration.memory:  # a restore that was killed may not have come to it
+        live_steps.put_back_in(migration.name, migration.lxcpath)
     _drop_includes(layout)
     drop_way_back(migration)
     log.debug(f"{migration.name} belongs to this host for good")

@@ -18,6 +18,7 @@ from migrator.errors.documented import DocumentedError
 from migrator.errors.memory import StartFailed
 from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, outcome
 from migrator.errors.this_host import CommandTimeout, JournalBroken
+from migrator.guest import live_steps
 from migrator.host import btrfs, network
 from migrator.record import container_lock, next_commands
 from migrator.record.journal import Migration
@@ -155,6 +156,8 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
     # What may be the last copy is not a base any more: the next container of that name might have dropped it.
     migration.move(Event.ROLLED_BACK, **(
         {"kept": [each for each in kept if each not in last], "last_copy": last} if last else {}))
+    if migration.memory and not thawed:  # a dump that was killed right before the freeze
+        live_steps.put_back_in(name, migration.lxcpath)
     kept_here = [str(path) for path in bases.paths(migration)]
     text = f" {bases.note(migration)}" if kept_here else ""
     return Result({"migration": migration.id, "name": name, "stage": "rollback", "already": False, "thawed": thawed,

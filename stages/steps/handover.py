@@ -67,11 +67,15 @@ class Handover(ABC):
         self.there.call(DumpBegin(id=self.migration.id, attempt=offer.attempt(self.migration),
                                   memory=self.migration.memory))
         btrfs.delete(self.last)
-        self.prepare()
-        programs.learn()
-        btrfs.sync(self.container.rootfs)  # dirty data would otherwise be written while the container is frozen
-        self.still_since, self._still_since = time.time(), time.monotonic()
-        self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record().to_json())
+        try:
+            self.prepare()
+            programs.learn()
+            btrfs.sync(self.container.rootfs)  # dirty data would otherwise be written while the container is frozen
+            self.still_since, self._still_since = time.time(), time.monotonic()
+            self.migration.move(Event.FREEZE, still_monotonic=self._still_since, **self.record().to_json())
+        except BaseException:
+            self.unprepared()
+            raise
         offering = False  # whether an offer may be on record; known here even if the journal cannot be read
         try:
             figures = self.take()
@@ -104,6 +108,10 @@ class Handover(ABC):
     @abstractmethod
     def prepare(self) -> None:
         """Everything that can be done while the container runs."""
+
+    @abstractmethod
+    def unprepared(self) -> None:
+        """Take back what `prepare` has changed in the container, which will not come to a stand after all."""
 
     @abstractmethod
     def record(self) -> BeforeStill:

@@ -21,6 +21,7 @@ from migrator.errors.convert import as_ours
 from migrator.errors.memory import DowntimeExceeded, RestoreFailed, StartFailed
 from migrator.errors.outcomes import SourceStillFrozen, outcome
 from migrator.errors.ownership import WordOver
+from migrator.guest import live_steps
 from migrator.host import btrfs, lxc, network
 from migrator.record import grant, lxc_disk, next_commands
 from migrator.record.decisions import Verdict, decide
@@ -144,6 +145,8 @@ class Restore:
         if self.migration.memory:
             restore.complete(self.container, self.layout)
         self._tidy()
+        if self.migration.memory:
+            live_steps.put_back(name, pid)
         if wait:
             announcing.join()
         next_ = next_commands.next_command(self.migration)

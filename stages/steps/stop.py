@@ -38,6 +38,9 @@ class Stop(Handover):
     def prepare(self) -> None:
         """There is nothing to prepare."""
 
+    def unprepared(self) -> None:
+        """So nothing is taken back."""
+
     def record(self) -> BeforeStill:
         found = remains.record(self.container)
         changed_since.refuse_another_disk(self.migration, found.init.pid if found.init else None, self.container.rootfs,

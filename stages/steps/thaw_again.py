@@ -12,6 +12,7 @@ from migrator.errors import MigratorError
 from migrator.errors.memory import StartFailed
 from migrator.errors.outcomes import SourceStillStopped
 from migrator.errors.this_host import CommandTimeout
+from migrator.guest import live_steps
 from migrator.host import btrfs, network
 from migrator.record import next_commands
 from migrator.record.journal import Migration
@@ -44,6 +45,7 @@ def thaw_source(migration: Migration) -> bool:
         # Last: nothing but this check keeps another one from being started meanwhile.
         second_start.refuse(frozen, its=migration.copy.rootfs_uuid)
         thawing.thaw(frozen)
+    live_steps.put_back(frozen.name, frozen.pid)
     return True
 
 

@@ -39,7 +39,6 @@ def show(rig: Rig, host: str, unit: str, name: str) -> str:
 
 def move(rig: Rig, source: str) -> str:
     """To the other host, whose name is returned."""
-    systemd_guests.prepare(rig, source, NAME)
     migrate(rig, NAME, source).expect(0)
     return other(source)
 

@@ -13,6 +13,7 @@ import pytest
 from migrator.copies import thawing
 from migrator.criu import terminals
 from migrator.host import btrfs, lxc, network
+from migrator.preflight.facts.task_facts import Tasks
 from migrator.record import image_folders
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event
@@ -85,7 +86,7 @@ def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], mon
 
 
 def dump_of(migration: Migration, guest: Guest) -> dump.Dump:
-    facts = SimpleNamespace(memory=0)
+    facts = SimpleNamespace(memory=0, tasks=Tasks())
     host = SimpleNamespace(criu=SimpleNamespace(features=()))
     looked = cast("examine.Look", SimpleNamespace(container=facts, source=host, destination=host))
     there = cast("Connection", There({}))

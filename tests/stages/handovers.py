@@ -41,6 +41,9 @@ class Plain(Handover):
 
     def prepare(self) -> None: ...
 
+    def unprepared(self) -> None:
+        self.done.append("unprepared")
+
     def record(self) -> BeforeStill:
         return BeforeStill(init=None, boot="", cgroup="")
 

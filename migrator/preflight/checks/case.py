@@ -65,6 +65,16 @@ class Case:
         """
         return shlex.join(["lxc-attach", "-P", str(self.container.lxcpath), "-n", self.container.name, "--", *command])
 
+    @property
+    def prepare(self) -> str:
+        """The command that prepares the container, typed on the source."""
+        container = self.container
+        return shlex.join(["migrator", "prepare-guest", container.name, "-P", str(container.lxcpath), "--yes"])
+
+    def restarted(self, note: Note) -> str:
+        """The unit by whose restart `prepare-guest` does away with what is noted; "" where it cannot."""
+        return note.unit if self.container.init_name == "systemd" else ""
+
     def is_fixed(self, path: str) -> bool:
         """Whether no user of the container can make a path in there lead root elsewhere (`fixed_paths`)."""
         return path in self.container.fixed
@@ -72,6 +82,9 @@ class Case:
     def notes(self, kind: str) -> list[Note]:
         return [note for note in self.container.tasks.notes if note.kind == kind]
 
+
+# Why what would stand in the way does not.
+LIVE = "migrate and create-dump take care of that by themselves, right before the freeze."
 
 Check = Callable[[Case], Iterator[Finding]]
 

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from migrator.config.lxc_settings import MountEntry
 from migrator.criu.terminals import is_lxcs
+from migrator.guest import live_steps
 from migrator.host.mountinfo import ON_DISKS, SOURCELESS, Mount
-from migrator.preflight.checks.case import Case, Check, holder
+from migrator.preflight.checks.case import LIVE, Case, Check, holder
 from migrator.preflight.checks.config_checks import answered
 from migrator.preflight.facts.container_facts import ContainerFacts
 from migrator.preflight.facts.task_facts import Note
@@ -22,9 +22,6 @@ SYSTEM = ("/dev/", "/sys/", "/proc/", "/var/lib/lxcfs/", "/run/lxcfs/")
 UNWRITTEN = frozenset({"squashfs", "erofs", "iso9660"})
 # By the kernel's device numbers, because a mount's source may be another device, or an option.
 LOSETUP = "losetup --list --output MAJ:MIN,BACK-FILE"
-# Where systemd gives each unit its credentials, as a ramfs if it may.
-_CREDENTIALS = re.compile(r"/run/credentials/([A-Za-z0-9:_.\\@-]+)", re.ASCII)
-
 UNSUPPORTED = define("mount-unsupported", ERROR, """CRIU remounts only the file systems that it knows, and takes others
     from the host only as bind mounts (criu/filesystems.c). It knows overlays, but would build them from the folders
     that the destination itself has under the paths in their options.""", memory_only=True)
@@ -49,6 +46,14 @@ TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounte
 SHARING = define("mount-propagation", ERROR, """CRIU restores how a mount propagates by copying that from another of its
     peer group, which the kernel allows only where that one shows all that this one shows
     (restore_one_sharing_group in criu/mount-v2.c).""", memory_only=True)
+
+# What is wrong with a mount in a mount namespace of a process's own: the kind of note, its code, and the words.
+_SANDBOXED = (
+    ("unsupported", UNSUPPORTED, "is a file system of type {type}"),
+    ("unreachable", UNREACHABLE,
+     "is a folder of a {type} that is mounted nowhere as a whole, as PrivateTmp=disconnected makes it"),
+    ("sharing", SHARING, "is shared with mounts that show another folder"),
+)
 
 
 def externals(container: ContainerFacts) -> list[Mount]:
@@ -103,7 +108,10 @@ def _target(entry: MountEntry) -> str:
 
 def supported(case: Case) -> Iterator[Finding]:
     for mount in case.container.mounts:
-        if mount.kind == "unsupported":
+        if (case.container.init_name == "systemd" and mount.kind == "unsupported"
+                and live_steps.credentials_of(mount.type, mount.target)):
+            yield _credentials(case, mount)
+        elif mount.kind == "unsupported":
             yield UNSUPPORTED.found(
                 f"{mount.target} in {case.container.name} is a file system of type {mount.type}.",
                 _capital(_unmount(case, mount)))
@@ -118,9 +126,6 @@ def supported(case: Case) -> Iterator[Finding]:
 def _unmount(case: Case, mount: Mount) -> str:
     """How to unmount it, as part of a sentence."""
     if case.is_fixed(mount.target):
-        if (unit := _CREDENTIALS.fullmatch(mount.target)) and mount.type == "ramfs":
-            return (f"unmount it if it is empty: {case.inside('umount', mount.target)} -- or stop what uses it: "
-                    f"{case.inside('systemctl', 'stop', unit[1])}")
         return f"unmount it in the container: {case.inside('umount', mount.target)}"
     return ("unmount it as the user who mounted it, or restart the container without it: a user inside may lead root "
             "elsewhere by that path; for FUSE: fusermount3 -u")
@@ -132,27 +137,35 @@ def _capital(sentence: str) -> str:
 
 def sandboxes(case: Case) -> Iterator[Finding]:
     """The mount namespaces that processes have of their own."""
-    for note in case.notes("sandbox-unsupported"):
-        type_, where = _sandboxed(note)
-        yield UNSUPPORTED.found(f"{where} is a file system of type {type_}.", _end(case, note))
-    for note in case.notes("sandbox-unreachable"):
-        type_, where = _sandboxed(note)
-        yield UNREACHABLE.found(f"{where} is a folder of a {type_} that is mounted nowhere as a whole, as "
-                                "PrivateTmp=disconnected makes it.", _end(case, note))
-    for note in case.notes("sandbox-sharing"):
-        yield SHARING.found(f"{_sandboxed(note)[1]} is shared with mounts that show another folder.", _end(case, note))
+    for kind, code, what in _SANDBOXED:
+        for note in case.notes(f"sandbox-{kind}"):
+            type_, _, target = note.detail.partition(" ")
+            live = (case.container.init_name == "systemd" and live_steps.is_cured(kind, type_, target)
+                    and not note.busy)
+            yield code.found(
+                f"{holder(note)} has a mount namespace of its own, in which {target} {what.format(type=type_)}.",
+                LIVE if live else _prepared(case, note), severity=INFO if live else None,
+                unit=case.restarted(note))
 
 
-def _sandboxed(note: Note) -> tuple[str, str]:
-    """The type of a mount in a mount namespace within, and the begin of a sentence on it."""
-    type_, _, target = note.detail.partition(" ")
-    return type_, f"{holder(note)} has a mount namespace of its own, in which {target}"
-
-
-def _end(case: Case, note: Note) -> str:
-    if note.unit:
-        return f"Stop it for the move: {case.inside('systemctl', 'stop', note.unit)}"
+def _prepared(case: Case, note: Note) -> str:
+    if case.restarted(note):
+        return f"Have {note.unit} restarted without it: {case.prepare}"
     return f"End what runs in it: kill {note.pid}"
+
+
+def _credentials(case: Case, mount: Mount) -> Finding:
+    """A unit's credentials, as a ramfs."""
+    held = next((note for note in case.notes("mount-held") if note.detail == mount.target), None)
+    found = f"{mount.target} in {case.container.name} is a file system of type {mount.type}"
+    if held:
+        return UNSUPPORTED.found(f"{found}, and {holder(held)} has it open.", _prepared(case, held),
+                                 unit=case.restarted(held))
+    if any(note.detail == mount.target for note in case.notes("mount-filled")):
+        unit = live_steps.credentials_of(mount.type, mount.target)
+        return UNSUPPORTED.found(f"{found}, and is not empty.",
+                                 f"Stop what it is for during the move: {case.inside('systemctl', 'stop', unit)}")
+    return UNSUPPORTED.found(f"{found}.", LIVE, severity=INFO)
 
 
 def sources(case: Case) -> Iterator[Finding]:

@@ -7,7 +7,8 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from migrator.preflight.checks.case import Case, Check, holder, listed, size
+from migrator.guest import localtime
+from migrator.preflight.checks.case import LIVE, Case, Check, holder, listed, size
 from migrator.preflight.facts.criu_facts import BPF_MAPS
 from migrator.preflight.facts.task_facts import Note
 from migrator.preflight.findings import Finding, Severity, define
@@ -29,11 +30,7 @@ SERVICE_OPTIONS = {
     "uts": "ProtectHostname=no", "ipc": "PrivateIPC=no", "user": "PrivateUsers=no", "pid": "PrivatePIDs=no",
     "cgroup": "ProtectControlGroups=yes (not private or strict)", "time": "no time namespace",
 }
-LOCALTIME = "/etc/localtime"  # systemd watches it, and whatever comes in its place
-
-DROP_IN = (r"mkdir -p /etc/systemd/system/service.d && printf '[Service]\nProtectHostname=no\nPrivateUsers=no\n"
-           r"PrivateIPC=no\nImportCredential=\n' > /etc/systemd/system/service.d/migrator.conf "
-           "-- and restart it.")
+PREPARED = frozenset({"uts", "ipc", "user"})  # namespaces that `drop_in` keeps services from
 
 ATTACHED = define("attached-task", ERROR, """A process that was started from outside, for example by `lxc-attach`, is
     not a descendant of the container's PID 1: CRIU does not see it, and it would be lost.""", memory_only=True)
@@ -105,7 +102,7 @@ SOCKET_ASTRAY = define("socket-astray", ERROR, """CRIU rebinds a UNIX socket to 
     memory_only=True)
 INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are examined.",
     memory_only=True)
-SYSTEMD = define("systemd-guest", WARNING, """Unless told not to, systemd uses what CRIU cannot dump: nested namespaces,
+SYSTEMD = define("systemd-guest", INFO, """Unless told not to, systemd uses what CRIU cannot dump: nested namespaces,
     BPF programs, watches on symbolic links.""", memory_only=True)
 RUNIT = define("runit-guest", WARNING, """runsvdir knows its services by the device and inode numbers of their folders
     (runsvdir.c of runit and busybox). btrfs receive keeps neither, so after the move it takes them for other services:
@@ -185,12 +182,13 @@ def namespaces(case: Case) -> Iterator[Finding]:
             yield NESTED_OK.found(f"{holder(note)} has a {note.detail} namespace of its own.")
         else:
             option = SERVICE_OPTIONS.get(note.detail, "")
+            unit = case.restarted(note) if note.detail in PREPARED else ""
             yield NESTED.found(
                 f"{holder(note)} has a {note.detail} namespace of its own.",
+                f"Have {unit} restarted without one: {case.prepare}" if unit else
                 "Start it without one" + (f"; for systemd services, {option} in a drop-in such as "
-                "/etc/systemd/system/service.d/migrator.conf in the container"
-                f"{f', and restart {note.unit}' if note.unit else ''}." if option else "."),
-            )
+                "/etc/systemd/system/service.d/migrator.conf in the container." if option else "."),
+                unit=unit)
     for note in case.notes("namespace-file"):
         yield NS_FILE.found(f"{holder(note)} has {note.detail} open, which is not the container's own namespace.",
                             f"End it: kill {note.pid}")
@@ -252,13 +250,15 @@ def device_dumpable(note: Note) -> bool:
 
 def watches(case: Case) -> Iterator[Finding]:
     for note in case.notes("watch-symlink"):
+        if note.pid == case.container.init_pid and note.detail == localtime.PATH:
+            yield SYMLINK.found(f"{holder(note)} watches the symbolic link {note.detail}.", LIVE, severity=INFO)
+            continue
         path, copy = shlex.quote(note.detail), shlex.quote(f"{note.detail}.copy")
         copied = f"cp -pL {path} {copy} && mv -T {copy} {path}"
-        then = "systemd then watches that" if note.detail == LOCALTIME else f"and restart {shlex.quote(note.task)}"
         yield SYMLINK.found(
             f"{holder(note)} watches the symbolic link {note.detail}.",
-            f"Rename a regular copy over it in the container: {case.inside('sh', '-c', copied)} -- {then}."
-            if case.is_fixed(note.detail) else
+            f"Rename a regular copy over it in the container: {case.inside('sh', '-c', copied)} -- and restart "
+            f"{shlex.quote(note.task)}." if case.is_fixed(note.detail) else
             f"Let it watch a regular file instead, or end it: kill {note.pid}",
         )
     for kind, what in (("watch-deleted", "has been deleted"), ("watch-hidden", "is hidden by a mount over it")):
@@ -275,7 +275,8 @@ def watches(case: Case) -> Iterator[Finding]:
 def guests(case: Case) -> Iterator[Finding]:
     if case.container.init_name == "systemd":
         yield SYSTEMD.found(f"PID 1 of {case.container.name} is systemd.",
-                            f"To avoid some of the errors that this check reports, run in the container: {DROP_IN}")
+                            "See what its services have of that now: "
+                            f"{case.prepare.removesuffix(' --yes')}")
     if case.container.init_name == "runsvdir":
         yield RUNIT.found(f"PID 1 of {case.container.name} is runsvdir: its services are restarted after the move.",
                           "Expect them to be restarted, or run them without runsvdir.")

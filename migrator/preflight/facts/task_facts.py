@@ -17,11 +17,11 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator.criu import ghost_paths, sandbox_mounts, socket_names, terminals
+from migrator.criu import ghost_paths, socket_names, terminals
 from migrator.host import descent, proc, roots
 from migrator.host.mountinfo import MountLine, may_wait, parse_mountinfo
 from migrator.host.proc import Status, link, read_text
-from migrator.preflight.facts import unix_facts, watch_facts
+from migrator.preflight.facts import sandbox_facts, unix_facts, watch_facts
 
 TASKS_MAX = 10_000
 DESCRIPTORS_MAX = 100_000
@@ -43,6 +43,7 @@ class Note:
     task: str = ""  # that process's name
     size: int = 0  # bytes, of the largest
     unit: str = ""  # the unit of systemd in the container that this process is of, see `proc.unit_of`
+    busy: bool = False  # of a mount: something in it is open
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
     for status in statuses.values():
         _look_at_task(look, status, statuses, in_cgroup)
         look.descriptors(status)
-    look.sandboxed()
+    look.sandboxed(statuses.get(init))
     look.half_pairs(statuses.keys())
     look.still_waiting()
     return Tasks(
@@ -145,6 +146,7 @@ class _Look:
         self.left = DESCRIPTORS_MAX
         self.mounts: dict[str, list[MountLine]] = {}  # for each mount namespace
         self.sandboxes: dict[str, Status] = {}  # the first process in each mount namespace of their own
+        self.held: dict[int, Status] = {}  # by the id of a mount, the first process that has something in it open
         self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
         self.terminals: set[str] = set()  # the devices of its devpts file systems
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
@@ -153,15 +155,17 @@ class _Look:
         self.unix_sockets: dict[int, Status] = {}  # by inode
         self.waiting: list[Status] = []  # those in uninterruptible sleep
 
-    def note(self, kind: str, detail: str, status: Status, size: int = 0, *, of_unit: bool = False) -> None:
+    def note(self, kind: str, detail: str, status: Status, size: int = 0, *, of_unit: bool = False,
+             busy: bool = False) -> None:
         """What was seen; the same of another unit is another thing where it is `of_unit`."""
         unit = proc.unit_of(read_text(f"/proc/{status.pid}/cgroup")) if of_unit else ""
         key = (kind, f"{detail}\0{unit}")
-        if before := self.notes.get(key):
-            self.notes[key] = dataclasses.replace(before, count=before.count + 1, size=max(size, before.size))
+        if had := self.notes.get(key):
+            self.notes[key] = dataclasses.replace(had, count=had.count + 1, size=max(size, had.size),
+                                                  busy=busy or had.busy)
         elif len(self.notes) < NOTES_MAX:
             unit = unit or proc.unit_of(read_text(f"/proc/{status.pid}/cgroup"))
-            self.notes[key] = Note(kind, detail[:4096], 1, status.pid, status.name, size, unit)
+            self.notes[key] = Note(kind, detail[:4096], 1, status.pid, status.name, size, unit, busy)
         else:
             self.complete = False
 
@@ -174,15 +178,11 @@ class _Look:
             self.terminals |= {line.device for line in self.mounts[namespace] if line.type == "devpts"}
         return self.mounts[namespace]
 
-    def sandboxed(self) -> None:
-        """What CRIU cannot restore in the mount namespaces that processes have of their own."""
-        if not self.sandboxes:
-            return
+    def sandboxed(self, first: Status | None) -> None:
         nested = {namespace: self.mounts.get(namespace, []) for namespace in self.sandboxes}
-        outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))}
-        for each in sandbox_mounts.troubles(self.mounts_of(self.init), nested, outside):
-            self.note(f"sandbox-{each.kind}", f"{each.line.type} {each.line.target}", self.sandboxes[each.namespace],
-                      of_unit=True)
+        for kind, detail, status, busy in sandbox_facts.found(first, self.mounts_of(self.init), nested, self.sandboxes,
+                                                              self.held) if first else ():
+            self.note(kind, detail, status, of_unit=True, busy=busy)
 
     def descriptors(self, status: Status) -> None:
         folder = f"/proc/{status.pid}/fd"
@@ -243,6 +243,8 @@ class _Look:
         elif deleted:
             self.deleted(status, target, found)
         mount = watch_facts.fdinfo(path, "mnt_id")
+        if mount:
+            self.held.setdefault(int(mount), status)
         if mount and int(mount) not in self.mount_ids and not self.is_lxcs(_pts(found)):
             self.note("outside-file", target, status)
 

@@ -31,6 +31,14 @@ INCLUDES = (Include("/etc/lxc/a", "/etc/lxc/a", "1"), Include("/etc/lxc/d/b.conf
 CGNS = "lxc-container-default-cgns"
 GENERATED = "lxc-c1_</pool>"
 STACKED = f"{GENERATED}//&:lxc-c1_<-pool>:unconfined"
+CREDENTIALS = Mount("/run/credentials/a@1.service", "ramfs", "unsupported")
+
+
+def unit(kind: str, detail: str, *, busy: bool = False) -> tuple[Note, ...]:
+    """A process of a unit of systemd's was seen to have this."""
+    return (Note(kind, detail, 1, 4712, "redis", 0, "redis-server.service", busy),)
+
+
 # (code, severity, change, words of the message or the cure)
 FOUND: list[tuple[str, Severity, Change, str]] = [
     # software
@@ -197,27 +205,41 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("socket-astray", ERROR, task("socket-astray", "/h/s leads through /proc"), "rebound: /h/s leads through"),
     ("inotify-symlink", ERROR, Change(container={
         "tasks.notes": notes(("watch-symlink", "/etc/localtime")), "fixed": ("/etc/localtime",)}),
-     "mv -T /etc/localtime.copy /etc/localtime' -- systemd then"),
-    ("inotify-symlink", ERROR, Change(container={
-        "tasks.notes": notes(("watch-symlink", "/etc/x")), "fixed": ("/etc/x",)}), "and restart worker"),
+     "mv -T /etc/localtime.copy /etc/localtime' -- and restart worker"),
+    ("inotify-symlink", INFO, Change(container={
+        "tasks.notes": notes(("watch-symlink", "/etc/localtime")), "init_pid": 4712}), "right before the freeze"),
     ("inotify-symlink", ERROR, task("watch-symlink", "/etc/localtime"), "or end it: kill 4712"),
     ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
     ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
     ("runit-guest", WARNING, Change(container={"init_name": "runsvdir"}), "restarted after the move"),
-    ("systemd-guest", WARNING, Change(container={"init_name": "systemd"}), "systemd"),
+    ("systemd-guest", INFO, Change(container={"init_name": "systemd"}), "systemd"),
     # mounts
     ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
     ("mount-unsupported", ERROR, task("sandbox-unsupported", "overlay /var/lib/a b"),
      "/var/lib/a b is a file system of type overlay"),
+    ("mount-unsupported", INFO, Change(container={"mounts": (ROOT, CREDENTIALS), "init_name": "systemd"}),
+     "right before the freeze"),
+    ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, CREDENTIALS)}), "Unmount it as"),
     ("mount-unsupported", ERROR, Change(container={
-        "mounts": (ROOT, Mount("/run/credentials/a@1.service", "ramfs", "unsupported")),
-        "fixed": ("/run/credentials/a@1.service",)}), "systemctl stop a@1.service"),
+        "mounts": (ROOT, CREDENTIALS), "init_name": "systemd", "tasks.notes": unit("mount-held", CREDENTIALS.target)}),
+     "has it open. Have redis-server.service restarted without it: migrator prepare-guest c1 -P /pool --yes"),
+    ("mount-unsupported", ERROR, Change(container={
+        "mounts": (ROOT, CREDENTIALS), "init_name": "systemd",
+        "tasks.notes": unit("mount-filled", CREDENTIALS.target)}),
+     "is not empty. Stop what it is for during the move: lxc-attach -P /pool -n c1 -- systemctl stop a@1.service"),
+    ("nested-namespace", ERROR, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("nested-namespace", "user")}),
+     "redis (process 4712 of redis-server.service) has a user namespace of its own. Have redis-server.service "
+     "restarted without one: migrator prepare-guest c1 -P /pool --yes"),
     ("mount-unreachable", ERROR, task("sandbox-unreachable", "tmpfs /tmp"), "in which /tmp is a folder of a tmpfs"),
+    ("mount-unreachable", ERROR, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("sandbox-unreachable", "tmpfs /tmp", busy=True)}), "restarted"),
+    ("mount-unreachable", INFO, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("sandbox-unreachable", "tmpfs /tmp")}), "right before"),
     ("mount-propagation", ERROR, task("sandbox-sharing", "tmpfs /i"), "kill 4712"),
-    ("mount-propagation", ERROR, Change(container={"tasks.notes": (
-        Note("sandbox-sharing", "tmpfs /i", 1, 4712, "redis", 0, "redis-server.service"),)}),
-     "redis (process 4712 of redis-server.service) has a mount namespace of its own, in which /i"),
+    ("mount-propagation", ERROR, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("sandbox-sharing", "tmpfs /i")}), "restarted without it"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),
     ("mount-source-missing", ERROR, Change(container={"mounts": BOUND}), "no /srv/data"),
     *(("mount-source-missing", ERROR, Change(container={"config.mounts": (MountEntry(path, "srv/data", "ext4"),)}),

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Become root of a container, in the mount namespace of one of its processes, for good.
+
+What is then looked up, the container's root has put there, and could look up as well: its links lead to nothing of the
+host's. Of the host's rights nothing is left: in a container with a user namespace the kernel sees to that, and in any
+other the capabilities that its first process cannot have go as well. The process stays in the host's PID namespace and
+in its cgroup: nobody in the container sees it, and it does not stand still with the container.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+import sys
+from pathlib import Path
+
+_CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
+_NEW_USER, _NEW_MOUNTS = 0x10000000, 0x20000  # CLONE_NEWUSER, CLONE_NEWNS
+
+
+def take(pid: int, namespace: str, first: int) -> None:
+    """As of process `pid`, whose mount namespace must be `namespace`; `first` is the container's first process.
+
+    Raises OSError. Nothing is imported afterwards: it would be looked for in the container.
+    """
+    sys.path.clear()
+    sys.meta_path.clear()
+    bounding = _bounding(first)
+    mounts, users = (os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("mnt", "user"))
+    root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
+    if str(Path(f"/proc/self/fd/{mounts}").readlink()) != namespace:  # another process has that id by now
+        raise ProcessLookupError(f"process {pid} has ended")
+    if _pid_namespace(pid) != _pid_namespace(first) or _pid_namespace(first) == _pid_namespace("self"):
+        raise ProcessLookupError(f"process {pid} is none of the container's")
+    libc = ctypes.CDLL(None, use_errno=True)
+    os.setgroups([])
+    if Path(f"/proc/self/fd/{users}").readlink() != Path("/proc/self/ns/user").readlink():
+        _must(libc.setns(users, _NEW_USER), "its user namespace")
+    _must(libc.setns(mounts, _NEW_MOUNTS), "its mount namespace")
+    os.fchdir(root)  # mountinfo has the paths from there
+    os.chroot(".")
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    low, high = bounding & 0xFFFFFFFF, bounding >> 32
+    sets = struct.pack("=6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable; then their upper halves
+    _must(libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), sets), "its capabilities")
+    for each in (mounts, users, root):
+        os.close(each)
+    os.umask(0o22)
+
+
+def _pid_namespace(pid: int | str) -> Path:
+    return Path(f"/proc/{pid}/ns/pid").readlink()
+
+
+def _bounding(pid: int) -> int:
+    """The capabilities that a process and its children may have."""
+    return int(Path(f"/proc/{pid}/status").read_bytes().partition(b"\nCapBnd:")[2].split()[0], 16)
+
+
+def _must(status: int, what: str) -> None:
+    if status != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)

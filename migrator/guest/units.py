@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Units of a container's systemd: restarted with the drop-in that keeps them from what CRIU cannot dump."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+
+from migrator.base.run import run
+from migrator.errors.memory import GuestNotReady
+from migrator.errors.this_host import CommandFailed, CommandTimeout
+from migrator.guest import acts, drop_in, localtime
+from migrator.guest.acts import Act
+from migrator.host import lxc
+from migrator.host.proc import link
+
+LOGIND = "systemd-logind.service"
+LIMIT = 120.0  # seconds that systemd may take to restart them
+
+
+def restart(container: lxc.Container, units: Sequence[str]) -> None:
+    """The drop-in comes first, as a unit that is restarted without would be as it was. Raises GuestNotReady."""
+    _act(container, ("drop-in", drop_in.PATH))
+    _systemctl(container, "daemon-reload")
+    _systemctl(container, "restart", "--", *units)
+
+
+def undo(container: lxc.Container) -> None:
+    """What a dump that was killed has left is put back, too. Raises GuestNotReady."""
+    _act(container, ("no-drop-in", drop_in.PATH), ("link", localtime.PATH))
+    _systemctl(container, "daemon-reload")
+
+
+def _act(container: lxc.Container, *steps: tuple[str, object]) -> None:
+    init = container.init_pid
+    namespace = link(f"/proc/{init}/ns/mnt")
+    try:
+        for act, trouble in acts.carry_out(init, [Act(kind, init, namespace, str(path)) for kind, path in steps]):
+            if trouble:
+                raise GuestNotReady(name=container.name, target=act.target, reason=trouble)
+    except (CommandFailed, CommandTimeout) as error:
+        raise GuestNotReady(name=container.name, target=str(steps[0][1]), reason=error) from error
+
+
+def _systemctl(container: lxc.Container, *arguments: str) -> None:
+    """As root in the container, confined as it is."""
+    try:
+        run(["lxc-attach", "-P", container.lxcpath, "-n", container.name, "--clear-env", "--",
+             "systemctl", *arguments], limit=LIMIT, stdout=subprocess.DEVNULL)
+    except (CommandFailed, CommandTimeout) as error:
+        raise GuestNotReady(name=container.name, target=f"systemctl {arguments[0]}", reason=error) from error

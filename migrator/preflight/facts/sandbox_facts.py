@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What keeps CRIU from restoring the mounts of services in a container, and whether it can be changed as they run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+
+from migrator.criu import sandbox_mounts
+from migrator.guest import live_steps
+from migrator.host.mountinfo import MountLine, may_wait, parse_mountinfo
+from migrator.host.proc import Status, read_text
+from migrator.preflight.facts import watch_facts
+
+
+def found(init: Status, own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]],
+          processes: Mapping[str, Status], held: Mapping[int, Status]) -> Iterator[tuple[str, str, Status, bool]]:
+    """The kind of a note, its detail, whose it is, and whether the mount that it is about is in use.
+
+    `own` is what the first process, `init`, has mounted, and `processes` has one of each `nested` mount namespace.
+    `held` has, for each mount in which something is open, who has it open.
+    """
+    for line in own:
+        if live_steps.credentials_of(line.type, line.target):
+            if line.id in held:
+                yield "mount-held", line.target, held[line.id], True
+            elif not is_empty(init.pid, line, own):
+                yield "mount-filled", line.target, init, True
+    outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if nested else set()
+    for each in sandbox_mounts.troubles(own, nested, outside):
+        line, process = each.line, processes[each.namespace]
+        filled = live_steps.credentials_of(line.type, line.target) and not is_empty(
+            process.pid, line, nested[each.namespace])
+        yield f"sandbox-{each.kind}", f"{line.type} {line.target}", process, line.id in held or bool(filled)
+
+
+def is_empty(pid: int, line: MountLine, lines: Sequence[MountLine]) -> bool:
+    """Whether nothing is in a mount, as far as that can be told without a way through what may not answer."""
+    if may_wait(line.target, lines):
+        return False
+    with contextlib.suppress(OSError):
+        path = f"/proc/{pid}/root{line.target}"
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:  # a link on the way may have led elsewhere
+            its = watch_facts.fdinfo(f"/proc/self/fd/{folder}", "mnt_id") == str(line.id)
+            return its and not os.listdir(folder)  # noqa: PTH208
+        finally:
+            os.close(folder)
+    return False

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Show what keeps a running container with systemd from being moved, and restart the services that do.
+
+CRIU cannot dump some of what systemd gives its services. `migrate` and `create-dump` take care of part of it by
+themselves, right before the freeze, and nobody notices. The rest needs services to be started without it. With --yes a
+drop-in is put into /run/systemd/system/service.d of the container, and the services that are named are restarted, no
+others. The drop-in lies in memory: it moves along, and is gone with the container's next boot.
+
+Safe to repeat. --undo takes it back: services have their sandboxes again from their next start on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from migrator.base import printable
+from migrator.base.result import Result
+from migrator.errors import EXIT_OK, EXIT_WARNINGS
+from migrator.errors.containers import ContainerNotRunning
+from migrator.errors.jobs import Blocked
+from migrator.guest import sessions, units
+from migrator.host import cgroups, lxc
+from migrator.preflight import findings
+from migrator.preflight.checks.case import LIVE
+from migrator.preflight.findings import Finding, Severity
+from migrator.record.journal import DEFAULT_PATH, Journal
+from stages.steps import arguments, examine, prologue
+from stages.steps.options import NamedContainer, TargetOptions
+
+NAME = "prepare-guest"
+HELP = "restart the services that keep a container from being moved (on its host)"
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    container: NamedContainer
+    yes: bool = False
+    undo: bool = False
+    dry_run: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    arguments.add_container(parser)
+    parser.add_argument("--yes", action="store_true", help="do it; without this option it is only shown")
+    parser.add_argument("--undo", action="store_true", help="take it back")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, even with --yes or --undo")
+
+
+def options(args: argparse.Namespace) -> PrepareOptions:
+    return PrepareOptions(arguments.container(args), args.yes, args.undo, args.dry_run)
+
+
+def run(options: PrepareOptions) -> Result:
+    arguments.require_root(NAME)
+    name, lxcpath = options.container.name, options.container.lxcpath
+    container = lxc.Container(name, lxcpath)
+    with Journal(DEFAULT_PATH) as journal, prologue.locked_for(journal, name, lxcpath):
+        if (state := container.state) != "RUNNING":
+            raise ContainerNotRunning(name=name, lxcpath=lxcpath, state=state)
+        if options.undo:
+            return _undo(container, dry_run=options.dry_run)
+        found = _look(container)
+        todo = sorted({finding.unit for finding in found if _blocks(finding) and finding.unit})
+        opened = sessions.found(cgroups.processes(str(container.cgroup)))
+        do = options.yes and not options.dry_run
+        if do and todo:
+            units.restart(container, todo)
+            found = _look(container)
+    return _result(name, found, todo, opened, done=do)
+
+
+def _look(container: lxc.Container) -> list[Finding]:
+    return examine.look(TargetOptions(), container, None, full=False).findings
+
+
+def _blocks(finding: Finding) -> bool:
+    return finding.severity is Severity.ERROR
+
+
+def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessions.Session], *, done: bool) -> Result:
+    live = [finding for finding in found if finding.cure == LIVE]
+    blocking = [finding for finding in found if _blocks(finding)]
+    ends = [session for session in opened if session.ends_with(todo)]
+    lines = [findings.render(blocking)] if blocking else []
+    if live:
+        lines.append("Of the following, migrate and create-dump take care by themselves, right before the freeze:")
+        lines += [f"  {printable.line(finding.message)}" for finding in live]
+    if done:
+        lines.append(f"Restarted: {', '.join(todo)}." if todo else "There was nothing to restart.")
+    elif todo:
+        lines.append(f"With --yes these units are restarted, and no others: {', '.join(todo)}.")
+        lines += [f"That ends the session {session.shown}." for session in ends]
+        if units.LOGIND in todo:
+            lines += [f"The session {session.shown} stays open, but {units.LOGIND} may keep a pipe of its, which CRIU "
+                      "cannot dump: better end it before." for session in opened if session not in ends]
+    left = [finding for finding in blocking if done or not finding.unit]
+    if left:
+        lines.append(f"{name} cannot be moved as it is; see the errors above.")
+    elif not blocking:
+        lines.append(f"Nothing in {name} itself keeps it from being moved.")
+    status = (Blocked.status if done else EXIT_WARNINGS) if left else EXIT_OK
+    return Result(
+        {"name": name, "done": done, "units": todo, "live": [finding.message for finding in live],
+         "sessions": [{"scope": session.scope, "pid": session.pid, "task": session.task, "ends": session in ends}
+                      for session in opened],
+         "findings": findings.to_json(blocking)}, "\n".join(lines), status)
+
+
+def _undo(container: lxc.Container, *, dry_run: bool) -> Result:
+    name = container.name
+    if not dry_run:
+        units.undo(container)
+    verb = "would be" if dry_run else "is"
+    return Result({"name": name, "undone": not dry_run},
+                  f"Where migrator has made it, the drop-in {verb} removed, and /etc/localtime {verb} a link again. "
+                  f"Services of {name} have their sandboxes again from their next start on.")

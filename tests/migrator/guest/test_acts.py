@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is done in a container's mount namespaces, in ones that the tests make, and with whose rights."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+# A namespace like that of a service; the folder $1 is its root. It waits until its input ends.
+SERVICE = """
+set -e
+mount --bind "$1" "$1"; cd "$1"; mkdir -p run etc tmp zone
+mount -t tmpfs tmpfs run; mkdir -p run/credentials/a.service
+mount -t ramfs ramfs run/credentials/a.service; echo secret >run/credentials/a.service/key
+chmod 400 run/credentials/a.service/key; mkdir run/credentials/a.service/sub; ln -s x run/credentials/a.service/link
+mount -o remount,bind,ro,nosuid run/credentials/a.service
+printf 'TZif2 %500s' x >zone/Here; ln -s ../zone/Here etc/localtime
+"""
+DO = """
+import json, os, subprocess, sys
+from pathlib import Path
+from migrator.guest import acts
+from migrator.guest.acts import Act
+root, steps, inside = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+program = ["/bin/sh", "-c", f"{inside}exec /bin/cat"]
+with subprocess.Popen(["unshare", *sys.argv[4:], "--pid", "--fork", "--root", root, *program],
+                      stdin=subprocess.PIPE) as outer:
+    children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+    while not children.read_text().split(): pass
+    class guest: pid = int(children.read_text())
+    while Path(f"/proc/{guest.pid}/comm").read_text() != "cat\\n": pass
+    namespace = os.readlink(f"/proc/{guest.pid}/ns/mnt")
+    if "--user" in sys.argv:
+        for kind in ("uid", "gid"): Path(f"/proc/{guest.pid}/{kind}_map").write_text("0 100000 1000")
+    asked = [Act(step[0], guest.pid, namespace, step[1], *step[2:]) for step in steps]
+    print(json.dumps([trouble for _, trouble in acts.carry_out(guest.pid, asked)]))
+    print(Path(f"/proc/{guest.pid}/mountinfo").read_text())
+    top = f"/proc/{guest.pid}/root"
+    for path in sorted(path for name in ("etc", "run", "tmp") for path in Path(top, name).rglob("*")):
+        print(path.relative_to(top), oct(path.lstat().st_mode), os.readlink(path) if path.is_symlink() else "",
+              os.listxattr(path, follow_symlinks=False))
+    outer.stdin.close()
+"""
+
+
+def act(tmp_path: Path, *steps: Sequence[object], extra: str = "", inside: str = "",
+        new: str = "--mount") -> tuple[list[str], str, str]:
+    """Do them; what failed, what is mounted then, and the files that are there."""
+    root = tmp_path / "root"
+    root.mkdir()
+    tools = "mkdir -p usr; mount --bind -o ro /usr usr; for each in bin lib lib64; do ln -s usr/$each $each; done\n"
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c",
+         f'{SERVICE}{tools}{extra}\nexec "$2" -c "$3" "$1" "$4" "$5" {new}', "sh", str(root), sys.executable,
+         DO, json.dumps(steps), inside], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    troubles, _, rest = done.stdout.partition("\n")
+    mounts, _, files = rest.partition("\n\n")
+    return json.loads(troubles), mounts, files
+
+
+def test_a_tmp_of_its_own_is_the_same_in_a_tmpfs(tmp_path: Path) -> None:
+    made = """mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs tmp; cd tmp; echo x >key; chmod 400 key; mkdir -m 750 sub
+              echo y >sub/file; ln -s x link; mount -o remount,bind,ro,nosuid "$PWD"; cd .."""
+    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", ["ro", "nosuid"]], extra=made)
+    assert troubles == [""]
+    (line,) = (line for line in mounts.splitlines() if " /tmp " in line)
+    assert " ro,nosuid" in line and " - tmpfs tmpfs " in line
+    assert {"tmp/key 0o100400  []", "tmp/sub 0o40750  []", "tmp/sub/file 0o100644  []", "tmp/link 0o120777 x []"} <= {
+        *files.splitlines()}
+
+
+CREDENTIALS = "/run/credentials/a.service"
+
+
+def test_where_no_credentials_are_it_is_unmounted(tmp_path: Path) -> None:
+    troubles, mounts, files = act(tmp_path, ["drop", CREDENTIALS])
+    assert "it holds credentials" in troubles[0]
+    assert CREDENTIALS in mounts and "a.service/key" in files
+    (tmp_path / "b").mkdir()
+    troubles, mounts, _ = act(tmp_path / "b", ["drop", "/tmp"], extra="mount -t ramfs ramfs tmp")
+    assert troubles == [""] and " /tmp " not in mounts
+
+
+@pytest.mark.parametrize("kind", ["drop", "renew"])
+def test_what_somebody_has_open_stays(tmp_path: Path, kind: str) -> None:
+    troubles, mounts, _ = act(tmp_path, [kind, "/tmp", []], extra="mount -t ramfs ramfs tmp", inside="exec 9</tmp; ")
+    assert troubles == ["something in it is open"]
+    assert " /tmp " in mounts and " - ramfs " in mounts
+
+
+@pytest.mark.parametrize("more", ["mkfifo tmp/fifo", "truncate -s 17M tmp/large", "mkdir -p tmp/" + "a/" * 20,
+                                  "for i in $(seq 1001); do >tmp/$i; done"])
+def test_what_cannot_be_copied_stays(tmp_path: Path, more: str) -> None:
+    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", []], extra=f"mount -t ramfs ramfs tmp\n{more}")
+    assert "it holds" in troubles[0]
+    assert " /tmp " in mounts and " - ramfs " in mounts and "tmp/" in files
+
+
+def test_localtime_there_and_back(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    _, _, files = act(tmp_path / "a", ["copy", "/etc/localtime"])
+    assert "etc/localtime 0o100644  ['user.migrator.link']" in files
+    (tmp_path / "b").mkdir()
+    _, _, files = act(tmp_path / "b", ["copy", "/etc/localtime"], ["copy", "/etc/localtime"],
+                      ["link", "/etc/localtime"], ["link", "/etc/localtime"])
+    assert "etc/localtime 0o120777 ../zone/Here" in files
+
+
+@pytest.mark.parametrize(("extra", "expected"), [
+    ("rm etc/localtime; cp zone/Here etc/localtime", "etc/localtime 0o100644  []"),  # somebody's own
+    ("ln -sf /zone/Other etc/localtime", "etc/localtime 0o120777 /zone/Other"),
+    ("rm etc/localtime", "run/credentials 0o40755"),  # nothing comes in its place
+])
+def test_only_our_own_file_becomes_a_link(tmp_path: Path, extra: str, expected: str) -> None:
+    troubles, _, files = act(tmp_path, ["link", "/etc/localtime"], extra=extra)
+    assert troubles == [""] and expected in files
+    assert ("etc/localtime" in files) == ("etc/localtime" in expected)
+
+
+@pytest.mark.parametrize("extra", ["echo no >zone/Here", "rm zone/Here; mkfifo zone/Here", "rm zone/Here"])
+def test_what_is_no_time_zone_stays_a_link(tmp_path: Path, extra: str) -> None:
+    troubles, _, files = act(tmp_path, ["copy", "/etc/localtime"], extra=extra)
+    assert troubles[0] and "etc/localtime 0o120777 ../zone/Here" in files
+
+
+def test_what_a_killed_one_has_left_is_no_obstacle(tmp_path: Path) -> None:
+    troubles, _, files = act(tmp_path, ["copy", "/etc/localtime"], extra=">etc/.localtime.migrator")
+    assert troubles == [""] and ".localtime.migrator" not in files
+
+
+PATH = "run/systemd/system/service.d/zz-migrator.conf"
+
+
+def test_the_drop_in_comes_and_goes(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    troubles, _, files = act(tmp_path / "a", ["drop-in", PATH], ["drop-in", PATH])
+    assert troubles == ["", ""] and f"{PATH} 0o100644" in files
+    (tmp_path / "b").mkdir()
+    troubles, _, files = act(tmp_path / "b", ["drop-in", PATH], ["no-drop-in", PATH], ["no-drop-in", PATH])
+    assert troubles == ["", "", ""] and PATH not in files
+
+
+@pytest.mark.parametrize("made", [f"echo x >{PATH}", f"ln -s /etc/passwd {PATH}", f"mkfifo {PATH}"])
+def test_somebody_else_s_drop_in_stays(tmp_path: Path, made: str) -> None:
+    troubles, _, files = act(tmp_path, ["drop-in", PATH], ["no-drop-in", PATH],
+                             extra=f"mkdir -p {Path(PATH).parent}; {made}")
+    assert "somebody else's" in troubles[0] and PATH in files
+
+
+def test_with_the_container_s_own_rights(tmp_path: Path) -> None:
+    """In a user namespace where root is user 100000 of the host: what is another one's cannot be changed there."""
+    troubles, _, files = act(tmp_path, ["copy", "/etc/localtime"], new="--mount --user")
+    assert "Permission denied" in troubles[0] and "etc/localtime 0o120777" in files
+
+
+def test_a_process_that_has_ended_is_nobody(tmp_path: Path) -> None:
+    from migrator.guest import acts
+    from migrator.guest.acts import Act
+
+    ((_, trouble),) = acts.carry_out(os.getpid(), [Act("copy", os.getpid(), "mnt:[1]", "/etc/localtime")])
+    assert "has ended" in trouble
+
+
+def test_who_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a file system that does not answer."""
+    from migrator.guest import acts
+    from migrator.guest.acts import Act
+
+    def hangs(*_: object) -> None:
+        while True:
+            os.read(os.pipe()[0], 1)
+
+    monkeypatch.setattr(acts, "LIMIT", 0.2)
+    monkeypatch.setattr("migrator.guest.own_rights.take", hangs)
+    told = acts._in_child(1, "mnt:[1]", 1, [(0, Act("copy", 1, "mnt:[1]", "/etc/localtime"))])
+    assert "was not done" in told["0"]

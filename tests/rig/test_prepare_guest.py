@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A stock Debian guest: what `check` finds in it, and how `prepare-guest` makes it movable."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.rig import DESTINATION, POOL, Outcome, Rig
+from tests.rig.clean_hosts import CleanHosts
+from tests.rig.held import DUMP, held
+from tests.rig.moves import migrate
+from tests.rig.outcomes import RUNS_AGAIN, failed
+from tests.rig.systemd_guests import attach
+
+NAME = "deb"
+LOCALTIME = "../usr/share/zoneinfo/Europe/Berlin"
+GETTYS = {"console-getty.service", *(f"container-getty@{number}.service" for number in range(1, 5))}
+UNITS = GETTYS | {"redis-server.service", "systemd-logind.service"}
+
+
+def check(rig: Rig, host: str = "hosta") -> Outcome:
+    return rig.migrator(host, "check", "-P", POOL, NAME, "-d", DESTINATION, "--json")
+
+
+def prepare(rig: Rig, host: str, *more: str) -> Outcome:
+    return rig.migrator(host, "prepare-guest", "-P", POOL, NAME, "--json", *more)
+
+
+def localtime(rig: Rig, host: str) -> str:
+    return attach(rig, host, NAME, "readlink", "/etc/localtime", check=False).strip()
+
+
+@pytest.fixture(name="guest")
+def stock_guest(rig: Rig, clean_hosts: CleanHosts) -> Rig:
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", NAME, "systemd", unprivileged=True)
+    attach(rig, "hosta", NAME, "ln", "-sfn", LOCALTIME, "/etc/localtime")
+    return rig
+
+
+def test_from_stock_to_moved(guest: Rig) -> None:
+    rig = guest
+    found = check(rig)
+    seen = {(each["code"], unit) for each in found.json["findings"] if each["severity"] == "error"
+            for unit in UNITS if f" of {unit}" in each["message"]}
+    assert seen == {
+        *(("mount-unsupported", unit) for unit in GETTYS),
+        ("nested-namespace", "redis-server.service"), ("nested-namespace", "systemd-logind.service"),
+    }
+    assert "include-unreadable" not in {each["code"] for each in found.json["findings"]}, "stock folders may be missing"
+    assert found.json["verdict"] == "blocked"
+    assert found.json["prepare"] == f"migrator prepare-guest {NAME} -P {POOL} --yes"
+    before = rig.probe("hosta", NAME)
+
+    shown = prepare(rig, "hosta").expect(0).json
+    assert set(shown["units"]) == UNITS and not shown["done"]
+    assert prepare(rig, "hosta", "--yes", "--dry-run").json == shown
+    assert rig.probe("hosta", NAME)["units"] == before["units"], "nothing has been restarted"
+
+    prepare(rig, "hosta", "--yes").expect(0)
+    prepared = rig.probe("hosta", NAME)
+    restarted = {unit for unit, started in before["units"].items() if prepared["units"].get(unit) != started}
+    assert restarted == UNITS, "these, and no others"
+    again = prepare(rig, "hosta", "--yes").expect(0).json
+    assert again["units"] == [] and rig.probe("hosta", NAME)["units"] == prepared["units"]
+    assert check(rig).json["verdict"] != "blocked" and check(rig).json["prepare"] is None
+
+    for host, other in (("hosta", "hostb"), ("hostb", "hosta")):
+        migrate(rig, NAME, host).expect(0)
+        now = rig.probe(other, NAME)
+        assert now["intact"] and now["units"] == prepared["units"]
+        assert localtime(rig, other) == LOCALTIME, "put back, as it was"
+
+    prepare(rig, "hosta", "--undo").expect(0)
+    prepare(rig, "hosta", "--undo").expect(0)
+    attach(rig, "hosta", NAME, "systemctl", "restart", "redis-server")
+    assert check(rig).json["verdict"] == "blocked"
+
+
+def test_a_dump_that_fails_leaves_the_guest_as_it_was(guest: Rig) -> None:
+    rig = guest
+    ignored = ("--ignore", "nested-namespace", "--ignore", "mount-unsupported")
+    failed(migrate(rig, NAME, "hosta", *ignored), 91, "guest-not-ready")
+    assert localtime(rig, "hosta") == LOCALTIME
+    prepare(rig, "hosta", "--yes").expect(0)
+    failed(migrate(rig, NAME, "hosta", "--max-downtime", "0.001"), RUNS_AGAIN, "downtime-exceeded")
+    assert localtime(rig, "hosta") == LOCALTIME and rig.probe("hosta", NAME)["intact"]
+    rig.migrator("hosta", "rollback", "-P", POOL, NAME).expect(0)
+
+
+def test_one_that_is_killed_is_healed(guest: Rig) -> None:
+    """Whatever has been done until then: the next command finds what stands in the guest itself."""
+    rig = guest
+    prepare(rig, "hosta", "--yes").expect(0)
+    with held(rig, "hosta", "criu", DUMP) as dump:
+        with rig.start("hosta", "migrator", "migrate", "-P", POOL, NAME, "-d", DESTINATION) as command:
+            dump.wait("it is about to be dumped")
+            command.signal(9)
+        dump.release()
+    rig.migrator("hosta", "resume", "--all", "--at-boot").expect(0)
+    assert localtime(rig, "hosta") == LOCALTIME and rig.probe("hosta", NAME)["intact"]
+    rig.migrator("hosta", "rollback", "-P", POOL, NAME).expect(0)
