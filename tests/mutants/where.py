@@ -78,8 +78,8 @@ TESTS = (
     *(f"tests/migrator/host/test_{name}.py" for name in (
         "roots", "whose_cgroup")),
     *(f"tests/migrator/record/test_{name}.py" for name in (
-        "container_lock", "decisions", "detail", "durability", "journal", "journal_alone", "journal_full",
-        "journal_read_only", "journal_steps", "lock_files", "lxc_disk", "migration_paths", "states")),
+        "container_lock", "decisions", "detail", "durability", "image_folders", "journal", "journal_alone",
+        "journal_full", "journal_read_only", "journal_steps", "lock_files", "lxc_disk", "migration_paths", "states")),
     *(f"tests/migrator/remote/test_{name}.py" for name in (
         "known_hosts",)),
     *(f"tests/migrator/transfer/test_{name}.py" for name in (

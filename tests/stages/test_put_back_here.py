@@ -295,6 +295,14 @@ def test_only_with_the_offer_a_word_was_given(older: Callable[..., Migration],
     assert len(moved) > 2 and [event for event, detail in moved.items() if "leave" in detail] == [Event.OFFER]
 
 
+def test_an_earlier_word_that_is_longer_stays_in_force(older: Callable[..., Migration]) -> None:
+    """The destination may still go by it."""
+    migration = older(State.PREPARED, State.FINISHED)
+    migration.note("leave", leave=leave.given(None, 10 * leave.BY_HAND))
+    older_journal.bring_up(migration)
+    assert leave.outstanding(migration.handover.leave) > 9 * leave.BY_HAND
+
+
 def test_status_says_so(older: Callable[..., Migration]) -> None:
     migration = older(State.DUMPING, State.FINISHED)
     assert "older one" in after_crash.note(migration) and "runs there" in after_crash.note(migration)

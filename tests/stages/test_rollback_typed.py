@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 
 from migrator import __main__ as program
+from migrator import cli
 from migrator.base.result import Result
 from migrator.copies import standing
 from migrator.errors.connection import ConnectionLost, HostUnreachable
 from migrator.errors.containers import AlreadyRuns, NoMigration, NotKnownThere
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.this_host import Busy, NotRoot
+from migrator.host import network
+from migrator.host.network import Port
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import locked
@@ -27,6 +30,7 @@ from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
 from stages import resume
 from stages.steps import force, give_back, put_away, resume_source
+from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.answering import UUID, pool, there  # noqa: F401 -- fixtures
 from tests.stages.journals import dumping, journal, offered, owned  # noqa: F401 -- a fixture
 from tests.stages.key_presses import press
@@ -168,12 +172,39 @@ def test_typed_where_nothing_was_moved(typed: Callable[..., Result]) -> None:
 
 def test_tried_out(journal: Journal, typed: Callable[..., Result], thaws: list[str]) -> None:
     migration = offered(journal)
-    kept, gone = snapshot(migration, 1, SENT), snapshot(migration, 2, UUID)
-    migration.note("rounds", rounds=[{"bytes": 1}])
+    older, kept, gone = (snapshot(migration, number, uuid) for number, uuid in ((1, "0" * 36), (2, SENT), (3, UUID)))
+    migration.note("rounds", rounds=[{"bytes": 1}, {"bytes": 1}])
     shown = typed(dry_run=True)
     assert [each["argv"] for each in shown.data["dry_run"]] == [
-        ["tee", "/nowhere/cgroup.freeze"], ["btrfs", "subvolume", "delete", str(gone)]]
+        ["tee", "/nowhere/cgroup.freeze"], *(["btrfs", "subvolume", "delete", str(path)] for path in (older, gone))]
     assert thaws == [] and kept.is_dir() and gone.is_dir() and recorded(migration).state is State.OFFERED
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_tried_out_for_what_moves_without_its_memory(journal: Journal, typed: Callable[..., Result],
+                                                     stopping: bool) -> None:
+    """It is started again if it was told to stop."""
+    offered(journal).note("stop", memory=False, stopping=stopping)
+    assert [each["argv"][0] for each in typed(dry_run=True).data["dry_run"]] == (["lxc-start"] if stopping else [])
+
+
+def test_tried_out_for_what_hears_nothing(journal: Journal, typed: Callable[..., Result]) -> None:
+    """Its silence ends before it is thawed."""
+    migration = offered(journal)
+    migration.note("ports", ports=[Port("eth0", "veth1", "br0")])
+    assert [each["argv"] for each in typed(dry_run=True).data["dry_run"]] == [
+        network.hear_command(migration.id), ["tee", "/nowhere/cgroup.freeze"]]
+
+
+def test_what_is_on_the_command_line_is_what_it_goes_by() -> None:
+    """A rollback that lost its --force ID, or took another host for the destination, would not do what was asked."""
+    given = cli.parse(["rollback", "-P", "/pool", "web", "-d", "10.0.0.2", "--force", "0badc0de", "--machine-is-off",
+                       "--dry-run"])
+    container = NamedContainer("web", "/pool")
+    assert given.options == EndOptions(container, "10.0.0.2", ConnectOptions(), "0badc0de", machine_is_off=True,
+                                       dry_run=True)
+    assert cli.parse(["rollback", "-P", "/pool", "web"]).options == EndOptions(container)
+    assert cli.parse(["rollback", "-P", "/pool", "web", "--force"]).options == EndOptions(container, force="")
 
 
 @pytest.mark.parametrize(("given", "elsewhere"), [(None, False), ("root@hostb", False), ("root@hostc", True)])

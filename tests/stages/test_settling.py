@@ -94,6 +94,20 @@ def test_what_has_run_is_known_without_its_snapshots(restoring: Migration, acts:
     assert ("deleted" in acts) is (stands != "itself")
 
 
+@pytest.mark.usefixtures("acts")
+def test_a_disk_that_does_not_say_whose_it_is_leaves_what_is_on_record(restoring: Migration,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """By that uuid it is known when its snapshots are gone."""
+    restoring.note("disk", rootfs_uuid="itself")
+
+    def unreadable(_: Migration) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(origins, "rootfs_uuid", unreadable)
+    settling.record(restoring, 1.0)
+    assert restoring.state is State.RESTORED and restoring.copy.rootfs_uuid == "itself"
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_a_request_over_the_connection_lets_it_go_on_when_the_source_still_waits(
     restoring: Migration, acts: list[str], monkeypatch: pytest.MonkeyPatch, running: bool,

@@ -122,6 +122,7 @@ def test_who_is_told_how_it_goes_is_told_what_that_costs(journal: Journal, tmp_p
     if another:  # nothing tells what was written to that one
         said = "may be the only copy of what it has"
     assert f"What was in the place of web{f' {said}: it' if said else ''} stays in" in told
+    assert another or "migrator cleanup web" in told
     assert "may be the only copy" in after_crash.aside_note(came)
 
 

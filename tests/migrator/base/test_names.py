@@ -109,6 +109,14 @@ def test_one_folder_by_two_names(tmp_path: Path) -> None:
     assert not names.same_path(here, other) and not names.same_path(here, here / "nowhere")
 
 
+def test_a_file_of_a_container_is_called_the_same_by_every_version(tmp_path: Path) -> None:
+    """Two of them may run at once after an upgrade, and keep each other off by the name of the lock."""
+    assert names.in_path("web", Path("/")) == "web@bf3828289c471d90"
+    alias = tmp_path / "alias"
+    alias.symlink_to("/")
+    assert names.in_path("web", alias) == names.in_path("web", Path("/")) != names.in_path("web", tmp_path)
+
+
 def test_an_interface_is_cut_in_the_middle_of_a_letter() -> None:
     """As the kernel's limit is one of bytes."""
     assert names.cut_interface("br0") == "br0"

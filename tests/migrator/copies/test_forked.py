@@ -194,7 +194,8 @@ def test_no_signal_reaches_the_child(processes: list[int], number: signal.Signal
     ours = os.getpid()
 
     def question(_: Path) -> bool:
-        os.kill(os.getpid(), number)
+        if os.getpid() != ours:  # what a child that has ended leaves unanswered is asked here, and must not end pytest
+            os.kill(os.getpid(), number)
         return os.getpid() != ours
 
     assert forked.those(processes, question) == processes

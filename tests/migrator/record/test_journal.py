@@ -141,6 +141,19 @@ def test_steps_are_recorded_with_their_end(journal: Journal) -> None:
     assert "/pool has 1 MiB free" in migration.events()[4].detail["reason"]
 
 
+def test_what_the_other_host_has_recorded_again_and_again_takes_one_line(journal: Journal) -> None:
+    """Only in a row: what has happened in between stays where it was."""
+    migration = create(journal)
+    for attempt in range(1, 4):
+        migration.note("refused", anew=True, attempt=attempt)
+    migration.note("figures", changed=1)
+    for attempt in range(4, 6):
+        migration.note("refused", anew=True, attempt=attempt)
+    migration.note("refused", attempt=6)
+    assert [(event.step, event.detail.get("attempt")) for event in migration.events()[1:]] == [
+        ("refused", 3), ("figures", None), ("refused", 5), ("refused", 6)]
+
+
 @pytest.mark.parametrize("full_at", ["begin", "done"])
 def test_what_a_step_lets_run_is_not_ended_for_want_of_a_record(journal: Journal, monkeypatch: pytest.MonkeyPatch,
                                                                 full_at: str) -> None:
