@@ -228,6 +228,8 @@ def test_a_round_has_on_disk_what_is_known_of_it() -> None:
 def test_what_is_recorded_anywhere_is_of_a_part() -> None:
     known = detail.KEYS | {"anew", "id", "role", "name", "lxcpath", "peer", "event"}
     for path in CODE:
+        if path.is_relative_to(TREE / "migrator" / "preflight"):  # what that notes is what it sees, and is not recorded
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
                     node.func.attr in ("note", "move", "create", "learn")):
