@@ -37,6 +37,7 @@ from stages.steps import (
     send_disk,
 )
 from stages.steps.options import MoveOptions, MoveRequest
+from stages.steps.standstill import Standstill
 
 
 def run(request: MoveRequest, move: MoveOptions, journal: Journal, container: lxc.Container,
@@ -75,9 +76,9 @@ def _described(request: MoveRequest, move: MoveOptions, migration: Migration | N
         def dump() -> Result:
             if looked is None:
                 return Result({"dry_run": []})
-            handover = freeze_and_offer.handover(move, source, container, there, looked)
-            source.note("frozen", **handover.record().to_json())
-            return handover.described()
+            way = freeze_and_offer.way_of(Standstill(move, source, container, there), looked)
+            source.note("frozen", **way.record().to_json())
+            return way.described()
 
         stages: dict[str, Callable[[], Result]] = {
             send_disk.STAGE: prepare,

@@ -6,8 +6,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable
-from functools import partial
 
 import msgspec
 
@@ -33,25 +31,21 @@ from migrator.guest import live_steps, localtime
 from migrator.host import cgroups, lxc, network
 from migrator.record import image_folders, next_commands
 from migrator.record.detail import BeforeStill, Figures
-from migrator.record.journal import Migration
 from migrator.record.next_commands import this_host
-from migrator.transfer import sender, spool
-from migrator.transfer.live_file import POLL, Growing
-from migrator.transfer.messages import ImagesTransfer
-from migrator.transfer.progress import Progress
-from migrator.transfer.rpc import Connection
-from stages.steps import changed_since, examine, offer
-from stages.steps.handover import Handover
-from stages.steps.options import StandstillOptions
-from stages.steps.reconnect import Link
+from migrator.transfer import spool
+from stages.steps import changed_since, examine, offer, send_memory
+from stages.steps.standstill import Standstill
 
 
-class Dump(Handover):
+class Dump:
     """Freeze, dump, send; the source is thawed if anything fails before the token is offered."""
 
-    def __init__(self, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
-                 there: Connection, looked: examine.Look, link: Link | None = None) -> None:
-        super().__init__(standstill, migration, container, there, link)
+    fence_first = False  # frozen, it needs no fence until it is about to be offered
+
+    def __init__(self, standstill: Standstill, looked: examine.Look) -> None:
+        self.standstill = standstill
+        self.migration = standstill.migration
+        self.container = container = standstill.container
         self.facts = looked.container
         self.nftables_lock = all(host and criu_dump.NFTABLES_LOCK in host.criu.features
                                  for host in (looked.source, looked.destination))
@@ -60,19 +54,19 @@ class Dump(Handover):
         self.cgroup = container.cgroup
         self.ports = network.ports(self.pid)
         self.terminals = terminals.found(self.pid)
-        self.images = self.layout.image_folders()[0]
+        self.images = standstill.layout.image_folders()[0]
 
     def described(self) -> Result:
         """For --dry-run: the commands of both hosts."""
-        here, there = this_host(), self.there.peer_host
-        snapshot, *send = self.increment_commands()
+        here, there = this_host(), self.standstill.there.peer_host
+        snapshot, *send = self.standstill.increment_commands()
         return of_dry_run([
             (here, ["tee", f"{self.cgroup}/cgroup.freeze"]),
             *([(here, network.silence_command(self.migration.id, self.ports))] if self.ports else []),
             snapshot,
             (here, self.dump_command()),
             *send,
-            (there, ["tee", f"{self.target.image_folders()[0]}/*.img"]),
+            (there, ["tee", f"{self.standstill.target.image_folders()[0]}/*.img"]),
         ])
 
     def dump_command(self) -> list[str]:
@@ -87,15 +81,15 @@ class Dump(Handover):
         with contextlib.suppress(OSError):  # a process is just ending: look again once it is frozen
             self._notes()
         room = apart.room()
-        self.images, why = image_folders.place_images(self.layout.image_folders(), self.facts.memory, room)
+        self.images, why = image_folders.place_images(self.standstill.layout.image_folders(), self.facts.memory, room)
         log.verbose(f"Images go to {self.images}: {why}")
         image_folders.make_images(self.images, self.facts.memory, room)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
                         tuple(self.ports), started=self.init.start if self.init and self.init.pid == self.pid else None)
         self.watchdog = Watchdog(Task(
-            frozen, offer.attempt(self.migration), tuple(map(str, self.layout.dumped_into())),
-            self.max_downtime, str(self.migration.journal_path)))
+            frozen, offer.attempt(self.migration), tuple(map(str, self.standstill.layout.dumped_into())),
+            self.standstill.max_downtime, str(self.migration.journal_path)))
         live_steps.make_ready(self.container.name, self.pid, lambda: cgroups.processes(str(self.cgroup)),
                               watched=any(note.kind == "watch-symlink" and note.detail == localtime.PATH
                                           for note in self.facts.tasks.notes))
@@ -109,11 +103,11 @@ class Dump(Handover):
         try:
             if self.init is None or found.init != self.init or self.init.pid != self.pid:
                 raise self._rebooted()
-            changed_since.refuse_another_disk(self.migration, self.pid, self.container.rootfs, self.ignore)
+            changed_since.refuse_another_disk(self.migration, self.pid, self.container.rootfs, self.standstill.ignore)
         except ContainerChanged:
             self.unwatched()
             raise
-        return msgspec.structs.replace(found, frozen_at=self.still_since, pid=self.pid, cgroup=str(self.cgroup),
+        return msgspec.structs.replace(found, frozen_at=self.standstill.since, pid=self.pid, cgroup=str(self.cgroup),
                                        ports=self.ports)
 
     def _rebooted(self) -> ContainerChanged:
@@ -129,7 +123,7 @@ class Dump(Handover):
 
     def stop_clock(self) -> None:
         if self.watchdog.stop_clock():
-            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.max_downtime:g}")
+            raise DowntimeExceeded(name=self.container.name, seconds=f"{self.standstill.max_downtime:g}")
         if remains.was_thawed(self.migration):
             raise changed_since.error(self.migration, "someone thawed it while it was being dumped")
 
@@ -140,14 +134,14 @@ class Dump(Handover):
         self.watchdog.leave()
 
     def result(self, figures: Figures, still: float) -> Result:
-        if not self.one_shot:  # with one_shot it still holds the container; finish does it
-            self.layout.drop_images()
+        if not self.standstill.one_shot:  # with one_shot it still holds the container; finish does it
+            self.standstill.layout.drop_images()
         next_ = next_commands.next_command(self.migration)
         return Result(
             {"migration": self.migration.id, "name": self.container.name, "stage": "create-dump", "already": False,
-             "frozen_at": self.still_since, "frozen_seconds": round(still, 3), **figures.to_json(), "next": next_},
+             "frozen_at": self.standstill.since, "frozen_seconds": round(still, 3), **figures.to_json(), "next": next_},
             f"Dumped {size(figures.memory)} of memory and {size(figures.increment)} of disk changes. "
-            f"{self.container.name} has been frozen for {still:.2f} s; {self.there.peer_host} owns it now. "
+            f"{self.container.name} has been frozen for {still:.2f} s; {self.standstill.there.peer_host} owns it now. "
             f"Next: {next_}",
         )
 
@@ -166,8 +160,8 @@ class Dump(Handover):
             if rebooted:
                 raise self._rebooted()
             changed_since.refuse_frozen_besides(self.migration, self.cgroup)
-            changed_since.refuse_strangers(self.migration, self.pid, self.cgroup, self.ignore)
-            changed_since.refuse_encrypted(self.migration, self.pid, self.cgroup, self.ignore)
+            changed_since.refuse_strangers(self.migration, self.pid, self.cgroup, self.standstill.ignore)
+            changed_since.refuse_encrypted(self.migration, self.pid, self.cgroup, self.standstill.ignore)
             network.silence(self.migration.id, self.ports)
             if self.ports:
                 dad = network.dad_settings(self.pid)
@@ -179,12 +173,12 @@ class Dump(Handover):
         """Dump while the snapshot is made and its increment sent; both see the frozen container."""
         dumping = pool.submit(self._dump)
         try:
-            increment = self.send_increment()
-            early = self._send_pages(dumping.done)
+            increment = self.standstill.send_increment()
+            early = send_memory.send_pages(self.standstill, self.images, self.facts.memory, dumping.done)
         finally:
             dump_seconds = dumping.result()  # CRIU must have let go before anyone thaws
-        self.left()
-        rest = self._send_images(early)
+        self.standstill.left()
+        rest = send_memory.send_images(self.standstill, self.images, early)
         sent = [*early.values(), rest]
         return Figures(increment=increment.raw_bytes, memory=sum(each.raw_bytes for each in sent),
                        wire_bytes=increment.wire_bytes + sum(each.wire_bytes for each in sent),
@@ -195,9 +189,9 @@ class Dump(Handover):
         dump_notes.write(self.images, self._notes())
         criu_dump.dump(self.container.name, self.dump_command(), self.images)
         # Strangers that came while CRIU had it thawed; any that come later are frozen at once.
-        changed_since.refuse_strangers(self.migration, self.pid, self.cgroup, self.ignore)
+        changed_since.refuse_strangers(self.migration, self.pid, self.cgroup, self.standstill.ignore)
         # A process that changed its root since is not the one CRIU is told of.
-        changed_since.refuse_another_disk(self.migration, self.pid, self.container.rootfs, self.ignore)
+        changed_since.refuse_another_disk(self.migration, self.pid, self.container.rootfs, self.standstill.ignore)
         try:
             mount_plan.require(self.images)  # mounts made since the preflight
             ghosts.require_here(self.images, self.pid)
@@ -209,46 +203,3 @@ class Dump(Handover):
 
     def _notes(self) -> dict[str, bytes]:
         return dump_notes.found(self.container.name, self.pid, str(self.cgroup), self.terminals)
-
-    def _images(self, total: int) -> ImagesTransfer:
-        return ImagesTransfer(id=self.migration.id, attempt=offer.attempt(self.migration), bytes=total)
-
-    def _send_pages(self, has_ended: Callable[[], bool]) -> dict[str, sender.TransferResult]:
-        """Send memory while CRIU is still dumping: it writes page files one after the other, each from start to end."""
-        sent: dict[str, sender.TransferResult] = {}
-        with self.migration.step("pages") as outcome:
-            while not has_ended():
-                path, next_ = (self.images / f"pages-{len(sent) + ahead}.img" for ahead in (1, 2))
-                if not path.exists():
-                    self.left()
-                    time.sleep(POLL)
-                    continue
-                growing = partial(Growing, path, partial(_either, has_ended, next_.exists))
-                sent[path.name] = self.send(
-                    self._images(self.facts.memory),
-                    lambda stack: [sender.SourceFile(path.name, stack.enter_context(growing()))])  # noqa: B023
-            outcome.bytes, outcome.files = sum(each.raw_bytes for each in sent.values()), len(sent)
-            outcome.wire = sum(each.wire_bytes for each in sent.values())
-            outcome.resumed = sum(each.resumed_bytes for each in sent.values())
-        return sent
-
-    def _send_images(self, early: dict[str, sender.TransferResult]) -> sender.TransferResult:
-        """Send all images except the files that were already sent in full."""
-        paths = [path for path in criu_dump.image_files(self.images)
-                 if path.name not in early or path.stat().st_size != early[path.name].raw_bytes]
-        total = sum(path.stat().st_size for path in paths)
-        with self.migration.step("images") as outcome, contextlib.ExitStack() as stack:
-            progress = stack.enter_context(Progress("memory", total))
-            files = [sender.SourceFile(path.name, path, path.stat().st_size) for path in paths]
-
-            def watch(done: int, resumed: int) -> None:
-                self.watch(done, resumed)
-                progress.update(done, resumed)
-
-            sent = self.send(self._images(total), lambda _stack: files, watch)
-            sent.tell(outcome)
-        return sent
-
-
-def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
-    return one() or other()

@@ -18,14 +18,16 @@ from migrator.remote.other_host import require_stable_path
 from migrator.transfer.rpc import Connection
 from stages.steps import ask_state, examine, offer, prologue, thaw_again
 from stages.steps.dump import Dump
+from stages.steps.handover import Handover
 from stages.steps.options import MoveRequest, StandstillOptions
 from stages.steps.reconnect import Link
+from stages.steps.standstill import Standstill
 from stages.steps.stop import Stop
 
 STAGE = "create-dump"
 
 
-def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Migration, container: lxc.Container,
+def carry_out(request: MoveRequest, options: StandstillOptions, migration: Migration, container: lxc.Container,
               there: Connection, *, link: Link | None = None, dry_run: bool = False) -> Result:
     """The stage, over an existing connection; `heal` has been called before if an earlier one was killed.
 
@@ -49,24 +51,23 @@ def carry_out(request: MoveRequest, standstill: StandstillOptions, migration: Mi
     if offer.settled(migration, state_there) is State.DUMPED:
         return prologue.already(STAGE, migration, f"{migration.name} has already been dumped and handed over.", next_)
     bases.refuse_another(migration, STAGE)
-    looked = examine.before_stage(request, standstill.ignore, container, there, known_copy=True,
+    looked = examine.before_stage(request, options.ignore, container, there, known_copy=True,
                                   bridges=migration.begun.bridges, memory=migration.memory)
     bases.refuse_another_disk(migration, STAGE)
     _refuse_changed(migration, container)
     if migration.state is not State.DUMPING:  # --dry-run of what an earlier one left frozen
         require_running(container)
-    dump = handover(standstill, migration, container, there, looked, link)
+    standstill = Standstill(options, migration, container, there, link)
+    way = way_of(standstill, looked)
     if dry_run:
-        return dump.described()
+        return way.described()
     require_stable_path(there)
-    return dump.run()
+    return Handover(standstill, way).run()
 
 
-def handover(standstill: StandstillOptions, migration: Migration, container: lxc.Container, there: Connection,
-             looked: examine.Look, link: Link | None = None) -> Dump | Stop:
+def way_of(standstill: Standstill, looked: examine.Look) -> Dump | Stop:
     """How this container is handed over: with its memory or without."""
-    return (Dump(standstill, migration, container, there, looked, link) if migration.memory
-            else Stop(standstill, migration, container, there, link))
+    return Dump(standstill, looked) if standstill.migration.memory else Stop(standstill)
 
 
 def heal(migration: Migration) -> None:

@@ -32,9 +32,9 @@ from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer import spool
 from stages.steps import consented, prologue, settling, unrecorded
-from stages.steps.handover import INCREMENT
 from stages.steps.import_round import receive
 from stages.steps.put_away import give_back_rootfs, put_aside, put_rootfs_aside
+from stages.steps.standstill import INCREMENT
 
 STAGE = "restore-dump"
 

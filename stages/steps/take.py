@@ -30,8 +30,8 @@ from migrator.transfer import spool
 from migrator.transfer.messages import Done, DumpBegin, DumpDrop, Own, Restore, Restored
 from migrator.transfer.rpc import Takeover
 from stages.steps import consented, restore_over, room, unrecorded
-from stages.steps.handover import INCREMENT
 from stages.steps.offer import attempt
+from stages.steps.standstill import INCREMENT
 
 TAKEN = {State.OWNED, State.RESTORING, State.RESTORED, State.FINISHED}
 ARRIVING = {State.RECEIVING_DUMP, State.DUMP_RECEIVED}

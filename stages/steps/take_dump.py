@@ -14,7 +14,7 @@ from migrator.remote.answering import Place, Receivers, Service
 from migrator.transfer import room_bounds, spool
 from migrator.transfer.messages import ImagesTransfer, IncrementTransfer
 from stages.steps import offer, room
-from stages.steps.handover import INCREMENT
+from stages.steps.standstill import INCREMENT
 
 
 def receive_increment(service: Service, asked: IncrementTransfer) -> Place:

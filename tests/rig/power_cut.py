@@ -24,7 +24,7 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from migrator.transfer import received_snapshot, spool
 from stages.steps import abandon, import_round, restore_here
-from stages.steps.handover import INCREMENT
+from stages.steps.standstill import INCREMENT
 
 ID = "0badc0de"
 SIZE = 256 << 20  # bytes of each file system

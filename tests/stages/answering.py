@@ -22,7 +22,7 @@ from migrator.remote.answering import Service
 from migrator.transfer import segments
 from migrator.transfer.rpc import Takeover
 from stages import serve
-from stages.steps.handover import INCREMENT
+from stages.steps.standstill import INCREMENT
 
 ID = "0badc0de"
 UUID = "01234567-89ab-cdef-0123-456789abcdef"

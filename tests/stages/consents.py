@@ -14,7 +14,7 @@ from migrator.record.grant import Grant
 from migrator.record.journal import Migration
 from migrator.record.states import Event, Role
 from stages.steps import import_round
-from stages.steps.handover import INCREMENT
+from stages.steps.standstill import INCREMENT
 from tests.migrator.transfer.spools import store
 from tests.stages.callers import HOOK, HOSTA, ID, Here, peer
 from tunnel.identity import private_files

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 
+from migrator.base.result import Result
 from migrator.copies import thawing
 from migrator.criu import terminals
 from migrator.host import btrfs, lxc, network
@@ -20,7 +21,10 @@ from migrator.record.states import Event
 from migrator.transfer import spool
 from migrator.transfer.rpc import Connection
 from stages.steps import dump, examine
+from stages.steps.handover import Handover
 from stages.steps.options import StandstillOptions
+from stages.steps.standstill import Standstill
+from stages.steps.stop import Stop
 from tests.stages.journals import dumping
 from tests.stages.monitorless import Monitorless
 from tests.stages.offers import There
@@ -85,9 +89,16 @@ def guest(migration: Migration, cgroup: Path, init: subprocess.Popen[bytes], mon
     return made
 
 
+def standstill_of(migration: Migration, guest: Guest) -> Standstill:
+    return Standstill(StandstillOptions(), migration, cast("lxc.Container", guest), cast("Connection", There({})))
+
+
 def dump_of(migration: Migration, guest: Guest) -> dump.Dump:
     facts = SimpleNamespace(memory=0, tasks=Tasks())
     host = SimpleNamespace(criu=SimpleNamespace(features=()))
     looked = cast("examine.Look", SimpleNamespace(container=facts, source=host, destination=host))
-    there = cast("Connection", There({}))
-    return dump.Dump(StandstillOptions(), migration, cast("lxc.Container", guest), there, looked)
+    return dump.Dump(standstill_of(migration, guest), looked)
+
+
+def hand_over(way: dump.Dump | Stop) -> Result:
+    return Handover(way.standstill, way).run()

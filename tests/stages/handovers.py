@@ -17,22 +17,32 @@ from migrator.transfer.rpc import Connection
 from stages.steps import thaw_again
 from stages.steps.handover import Handover
 from stages.steps.options import StandstillOptions
+from stages.steps.standstill import Standstill
 from tests.stages.journals import dumping
 from tests.stages.offers import There
 
 FAILS = MigratorError(reason="it fails")
 
 
-class Plain(Handover):
+class Plain:
     """Notes what is done, with the state that is on record then; fails at one step."""
+
+    fence_first = False
 
     def __init__(self, migration: Migration, fails: str = "", error: MigratorError = FAILS) -> None:
         container = lxc.Container.__new__(lxc.Container)
         container.name, container.lxcpath = migration.name, migration.lxcpath
-        super().__init__(StandstillOptions(), migration, container, cast("Connection", There({})))
+        self.there = There({})
+        self.standstill = Standstill(StandstillOptions(), migration, container, cast("Connection", self.there))
+        self.migration = migration
         self.fenced = True
         self.fails, self.error = fails, error
         self.done: list[str] = []
+
+    def run(self) -> Result:
+        made = Handover(self.standstill, self)
+        made.fenced = self.fenced
+        return made.run()
 
     def _do(self, what: str) -> None:
         self.done.append(f"{what}, {self.migration.state}")

@@ -18,14 +18,16 @@ from migrator.errors.outcomes import SourceRunsAgain
 from migrator.errors.ownership import TwoCopies
 from migrator.host import lxc
 from migrator.record import lxc_disk
-from migrator.record.detail import Figures
+from migrator.record.detail import BeforeStill, Figures
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages.steps import ask_source, ask_state, end_copy, finish_here, resume_destination, settling
 from stages.steps.ask_source import Asking
+from stages.steps.handover import Handover
 from stages.steps.options import StandstillOptions
+from stages.steps.standstill import Standstill
 from stages.steps.stop import Stop
 from tests.migrator.wire import by_op
 from tests.stages.booting import AGAIN, PID, Boot, boot  # noqa: F401 -- a fixture
@@ -62,7 +64,7 @@ def test_nothing_is_frozen_in_vain(here: Migration, boot: Boot, thawed: list[Sta
     with pytest.raises(OutOfOrder, match=rf"^create-dump cannot run now: lxc-autostart \(process {PID}\)") as raised:
         made.run()
     assert raised.value.hint == AGAIN and here.state is State.PREPARED
-    assert cast("There", made.there).asked == [] and made.done == [] and thawed == []
+    assert made.there.asked == [] and made.done == [] and thawed == []
 
 
 def test_one_that_has_begun_before_the_fence_stood_is_seen(here: Migration, boot: Boot, thawed: list[State]) -> None:
@@ -72,18 +74,25 @@ def test_one_that_has_begun_before_the_fence_stood_is_seen(here: Migration, boot
         made.run()
     assert boot.fences == ["", here.id], "once before the freeze, and once with the fence on disk"
     assert thawed == [State.DUMPING] and here.state is State.PREPARED
-    assert [op for op, *_ in cast("There", made.there).asked] == ["dump-begin", "dump-drop"]
+    assert [op for op, *_ in made.there.asked] == ["dump-begin", "dump-drop"]
     assert config(here).read_text() == "lxc.start.auto = 1\n"
 
 
-def test_what_is_not_stopped_yet_runs_on(here: Migration, boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_stopped_yet_runs_on(here: Migration, boot: Boot, thawed: list[State],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    class Begun(Stop):
+        def record(self) -> BeforeStill:
+            boot.under_way = True
+            return BeforeStill(init=None, boot="", cgroup="")
+
     monkeypatch.setattr(ending, "stop", lambda *_: pytest.fail("it is stopped"))
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = here.name, here.lxcpath
-    boot.under_way = True
-    with pytest.raises(OutOfOrder):
-        Stop(StandstillOptions(), here, container, cast("Connection", There({}))).take()
-    assert boot.fences == [here.id] and not here.still.stopping
+    way = Begun(Standstill(StandstillOptions(), here, container, cast("Connection", There({}))))
+    with pytest.raises(SourceRunsAgain, match="lxc-autostart"):
+        Handover(way.standstill, way).run()
+    assert boot.fences == ["", here.id] and not here.still.stopping and thawed == [State.DUMPING]
+
 
 
 def test_a_copy_gives_way_once_that_has_ended(journal: Journal, boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:

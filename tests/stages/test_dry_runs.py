@@ -65,7 +65,7 @@ def test_a_dump_that_was_killed_is_still_frozen(journal: Journal, monkeypatch: p
                          (freeze_and_offer, "_refuse_changed")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
     would = Result({"dry_run": []}, "")
-    monkeypatch.setattr(freeze_and_offer, "handover", lambda *_: SimpleNamespace(described=lambda: would))
+    monkeypatch.setattr(freeze_and_offer, "way_of", lambda *_: SimpleNamespace(described=lambda: would))
     migration = dumping(journal)
     migration.note("bridges", bridges={})
     container: Any = SimpleNamespace(name="web", lxcpath=migration.lxcpath, state="FROZEN")

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -27,8 +27,9 @@ from migrator.errors.outcomes import SourceRunsAgain
 from migrator.host import btrfs, lxc, network
 from migrator.record.journal import Migration
 from migrator.record.states import State
-from stages.steps import dump, offer, thaw_again
-from tests.stages.dumps import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
+from stages.steps import dump, offer, send_memory, thaw_again
+from stages.steps.standstill import Standstill
+from tests.stages.dumps import Guest, dump_of, guest, hand_over, migration  # noqa: F401 -- fixtures
 from tests.stages.journals import journal  # noqa: F401 -- a fixture
 from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
 
@@ -53,7 +54,7 @@ def test_one_that_has_rebooted_since_it_was_prepared_is_not_frozen(
         monkeypatch.setattr(btrfs, "sync", reboots)  # the last that is done before
         monkeypatch.setattr(lxc, "freeze", lambda *_: pytest.fail("frozen"))
         with pytest.raises(ContainerChanged, match="rebooted"):
-            made.run()
+            hand_over(made)
     assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
 
 
@@ -76,7 +77,7 @@ def test_one_that_reboots_as_it_is_frozen_is_thawed_at_once(
 
         monkeypatch.setattr(lxc, "freeze", freeze)
         with pytest.raises(ContainerChanged, match="rebooted"):
-            made.run()
+            hand_over(made)
     assert states == ["0"]
 
 
@@ -86,7 +87,7 @@ def test_one_that_has_not_is_frozen(migration: Migration, guest: Guest, monkeypa
     monkeypatch.setattr(lxc, "freeze", lambda *_: None)
     monkeypatch.setattr(thaw_again, "thaw_source", lambda _: True)
     with pytest.raises(SourceRunsAgain, match="it was dumped"):
-        made.run()
+        hand_over(made)
     assert migration.still.init == (guest.pid, process_id.start_time(guest.pid))
     assert migration.still.boot == boot_clock.BOOT_ID.read_text().strip()
 
@@ -108,7 +109,7 @@ def test_what_was_frozen_in_it_since_is_not_dumped(
 
     monkeypatch.setattr(lxc, "freeze", freeze)
     with pytest.raises(SourceRunsAgain, match="is frozen") as raised:
-        made.run()
+        hand_over(made)
     assert isinstance(raised.value.cause, ContainerChanged) and f"{cgroup}/{where}" in str(raised.value)
     assert (cgroup / where / "cgroup.freeze").read_text() == "1\n", "it is the container's own affair"
 
@@ -142,6 +143,7 @@ class Pressed:
 
 def test_wherever_ctrl_c_comes_no_dump_is_under_way_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is thawed then. CRIU would freeze it once more at its end, as it was when that had begun."""
+    monkeypatch.setattr(send_memory, "send_pages", lambda *_: {})
     seen = set()
     for number in itertools.count():
         done: list[str] = []
@@ -153,9 +155,10 @@ def test_wherever_ctrl_c_comes_no_dump_is_under_way_afterwards(monkeypatch: pyte
             done.append("ends")
             return 0.0
 
-        for name, does in (("_freeze", lambda: None), ("_dump", dumps), ("_send_pages", lambda _: {}),
-                           ("send_increment", lambda: None), ("left", lambda: 1 / 0)):
-            monkeypatch.setattr(made, name, does, raising=False)
+        monkeypatch.setattr(made, "_freeze", lambda: None)
+        monkeypatch.setattr(made, "_dump", dumps)
+        made.standstill = cast("Standstill", SimpleNamespace(send_increment=lambda: None, left=lambda: 1 / 0))
+        made.images, made.facts = Path("images"), cast("Any", SimpleNamespace(memory=0))
         before, threads = sys.gettrace(), set(threading.enumerate())
         sys.settrace(pressed := Pressed(number))
         try:

@@ -23,9 +23,10 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages import cleanup
-from stages.steps import changed_since, drive, earlier_stay, handover, thaw_again
+from stages.steps import changed_since, drive, earlier_stay, thaw_again
 from stages.steps.cleaner import Cleaner
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
+from stages.steps.standstill import Standstill
 from tests.stages.handovers import Plain
 from tests.stages.journals import dumping, journal  # noqa: F401 -- a fixture
 from tests.stages.nested_subvolumes import Util, moved, subvolume, util  # noqa: F401 -- fixtures
@@ -53,7 +54,7 @@ class Stopped(Plain):
     """Takes the disk alone."""
 
     def take(self) -> Figures:
-        self.send_increment()
+        self.standstill.send_increment()
         return Figures()
 
     def stop_clock(self) -> None: ...
@@ -96,9 +97,7 @@ def test_who_has_said_that_they_may_stay_behind_is_not_asked_again(
         return []
 
     monkeypatch.setattr(btrfs, "nested", nested)
-    made = Stopped(migration)
-    made.ignore = (code,)
-    changed_since.refuse_nested(migration, made.container.rootfs, made.ignore)
+    changed_since.refuse_nested(migration, Stopped(migration).standstill.container.rootfs, (code,))
     assert bool(asked) is (code == "clock-difference")
 
 
@@ -106,12 +105,9 @@ def test_what_is_ignored_comes_with_the_command(migration: Migration) -> None:
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = "web", migration.lxcpath
 
-    class Bare(Plain):
-        def __init__(self) -> None:
-            handover.Handover.__init__(self, StandstillOptions(ignore=("nested-subvolume",)),
-                                       migration, container, cast("Connection", There({})))
-
-    assert Bare().ignore == ("nested-subvolume",)
+    made = Standstill(StandstillOptions(ignore=("nested-subvolume",)), migration, container,
+                      cast("Connection", There({})))
+    assert made.ignore == ("nested-subvolume",)
 
 
 # --- and stay -------------------------------------------------------------------------------------------------

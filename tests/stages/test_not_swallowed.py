@@ -94,7 +94,7 @@ def test_what_was_lost_on_the_way_is_not_offered(migration: Migration, thawed: l
     with pytest.raises(Interrupted):
         made.run()
     assert thawed == [State.DUMPING] and migration.state is State.PREPARED
-    assert not [op for op, *_ in cast("Any", made.there).asked if op == "own"]
+    assert not [op for op, *_ in made.there.asked if op == "own"]
 
 
 def test_nor_is_another_step_taken(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

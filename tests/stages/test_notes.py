@@ -24,7 +24,8 @@ def dumping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dump.Dump:
     found.container = SimpleNamespace(name="web", lxcpath=tmp_path)  # type: ignore[assignment]
     found.cgroup, found.pid, found.terminals, found.ports, found.images = tmp_path / "cgroup", 1, [], [], tmp_path
     found.migration = SimpleNamespace(id="0badc0de")  # type: ignore[assignment]
-    found.layout = migration_paths.Layout(tmp_path, "web", "0badc0de")
+    found.standstill = SimpleNamespace(  # type: ignore[assignment]
+        layout=migration_paths.Layout(tmp_path, "web", "0badc0de"))
     found.facts = SimpleNamespace(memory=1 << 20)  # type: ignore[assignment]
     monkeypatch.setattr(criu_dump, "NOTE_LIMIT", LIMIT)
     monkeypatch.setattr(mount_flags, "record", lambda _: "1 ro /lib\n")

@@ -18,15 +18,12 @@ from migrator.errors.memory import DumpFailed
 from migrator.host import btrfs, lxc, net_state, network
 from migrator.record.journal import Migration
 from migrator.record.states import Event, State
-from migrator.transfer.rpc import Connection
 from stages.steps import stop
 from stages.steps.dump import Dump
-from stages.steps.options import StandstillOptions
 from tests.migrator.mount_images import HEAD, entry
-from tests.stages.dumps import Guest, dump_of, guest, migration  # noqa: F401 -- fixtures
+from tests.stages.dumps import Guest, dump_of, guest, hand_over, migration, standstill_of  # noqa: F401 -- fixtures
 from tests.stages.journals import journal  # noqa: F401 -- a fixture
 from tests.stages.monitorless import cgroup, init  # noqa: F401 -- fixtures
-from tests.stages.offers import There
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def replaced(guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def stop_of(migration: Migration, guest: Guest) -> stop.Stop:
-    return stop.Stop(StandstillOptions(), migration, cast("lxc.Container", guest), cast("Connection", There({})))
+    return stop.Stop(standstill_of(migration, guest))
 
 
 def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: Guest, replaced: Path,
@@ -46,9 +43,9 @@ def test_what_lives_on_another_disk_is_not_frozen(migration: Migration, guest: G
     monkeypatch.setattr(lxc, "freeze", lambda *_: pytest.fail("frozen"))
     made = dump_of(migration, guest)
     with pytest.raises(ContainerChanged, match=f"lives on another disk, or in another folder, than {replaced}"):
-        made.run()
+        hand_over(made)
     assert migration.state is State.PREPARED and cast("Any", made).watchdog.told == ["dismissed"]
-    made.ignore = ("rootfs-replaced",)
+    made.standstill.ignore = ("rootfs-replaced",)
     assert made.record().pid == guest.pid
 
 
@@ -57,9 +54,9 @@ def test_nor_is_it_stopped(migration: Migration, guest: Guest, replaced: Path,
     made = stop_of(migration, guest)
     monkeypatch.setattr(made, "take", lambda: pytest.fail("stopped"))
     with pytest.raises(ContainerChanged, match=f"lives on another disk, or in another folder, than {replaced}"):
-        made.run()
+        hand_over(made)
     assert migration.state is State.PREPARED
-    made.ignore = ("rootfs-replaced",)
+    made.standstill.ignore = ("rootfs-replaced",)
     assert made.record().stopping is False
 
 
@@ -69,10 +66,10 @@ def test_what_lxc_would_destroy_is_not_stopped(migration: Migration, guest: Gues
     monkeypatch.setattr(btrfs, "sync", lambda _: None)
     monkeypatch.setattr(guest, "is_ephemeral", True)
     made = stop_of(migration, guest)
-    made.ignore = ("ephemeral",)
+    made.standstill.ignore = ("ephemeral",)
     monkeypatch.setattr(made, "take", lambda: pytest.fail("stopped"))
     with pytest.raises(ContainerChanged, match="LXC would destroy it"):
-        made.run()
+        hand_over(made)
     assert migration.state is State.PREPARED
 
 
@@ -107,7 +104,7 @@ def test_what_was_attached_since_is_not_left_behind(migration: Migration, guest:
     made = dump_of(migration, guest)
     with pytest.raises(ContainerChanged, match=f"process {attached} was started from outside"):
         freezing(made)
-    made.ignore = ("attached-task",)
+    made.standstill.ignore = ("attached-task",)
     made._freeze()
 
 
@@ -119,7 +116,7 @@ def test_what_the_kernel_encrypts_since_is_not_sent_on_in_clear(migration: Migra
     monkeypatch.setattr(net_state, "_read", lambda path: {f"/proc/{guest.pid}/net/tls_stat": "TlsCurrTxSw 3\n"}[path])
     with pytest.raises(ContainerChanged, match="encrypts 3 of its connections"):
         freezing(made)
-    made.ignore = ("kernel-encryption",)
+    made.standstill.ignore = ("kernel-encryption",)
     made._freeze()
 
 
@@ -128,7 +125,7 @@ def test_nor_in_a_network_namespace_of_its_own(migration: Migration, guest: Gues
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """CRIU dumps these too. Each is looked into once, and what has ended is in none."""
     made, read = dump_of(migration, guest), list[str]()
-    made.ignore = ("attached-task",)
+    made.standstill.ignore = ("attached-task",)
 
     def stat(path: str) -> str:
         read.append(path)
@@ -146,7 +143,7 @@ def test_nor_in_a_network_namespace_of_its_own(migration: Migration, guest: Gues
     with pytest.raises(ContainerChanged, match="more than 64 network namespaces"):
         made._freeze()
     assert len(read) <= 4 + 64
-    made.ignore += ("kernel-encryption",)
+    made.standstill.ignore += ("kernel-encryption",)
     made._freeze()
 
 
