@@ -22,6 +22,7 @@ from migrator.host import lxc
 from migrator.record.journal import DEFAULT_PATH, Journal
 from stages.steps import arguments, dry_run, move_arguments, prologue, send_disk
 from stages.steps.drive import Drive
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest
 
 NAME = "migrate"
@@ -63,4 +64,4 @@ def run(options: MigrateOptions) -> Result:
             log.info(f"Continuing migration {migration.id}")
             older_journal.bring_up(migration)
             standing.restore_silence(migration)
-        return Drive(NAME, request, options.move, journal, container, migration).run()
+        return Drive(Move(NAME, request, options.move, journal, container, migration)).run()

@@ -20,6 +20,7 @@ from migrator.record.states import Owner, State
 from migrator.remote.other_host import connected
 from stages.steps import ask_state, force, freeze_and_offer, give_back, resumed
 from stages.steps.drive import Drive
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest
 from stages.steps.resumed import STAGE
 
@@ -55,8 +56,8 @@ def go_on(request: MoveRequest, given: Mapping[str, Any], journal: Journal, migr
         return give_back.roll_back(migration, tell)
     # Once it is handed over, nothing of it is needed here any more: what is left may have been removed.
     container = lxc.Container(migration.name, migration.lxcpath, defined=migration.owner is Owner.SOURCE)
-    move = MoveOptions.resumed(migration, given)
-    return Drive(STAGE, request, move, journal, container, migration).run()
+    options = MoveOptions.resumed(migration, given)
+    return Drive(Move(STAGE, request, options, journal, container, migration)).run()
 
 
 def _waits(migration: Migration, kept: str = "") -> Result:

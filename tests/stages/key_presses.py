@@ -16,6 +16,7 @@ from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
 from stages.steps import give_back, thaw_again
 from stages.steps.drive import Drive
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 
 
@@ -62,9 +63,9 @@ def driven(journal: Journal, migration: Migration, monkeypatch: pytest.MonkeyPat
     container = lxc.Container.__new__(lxc.Container)
     container.name, container.lxcpath = migration.name, migration.lxcpath
     request = MoveRequest(NamedContainer("web"), "root@hostb")
-    drive = Drive("migrate", request, MoveOptions(), journal, container, migration)
+    drive = Drive(Move("migrate", request, MoveOptions(), journal, container, migration))
     monkeypatch.setattr(drive, "_ahead", fails)
-    monkeypatch.setattr(drive, "_tell", press_and_tell)
+    monkeypatch.setattr(drive._back, "_tell", press_and_tell)
     return drive
 
 

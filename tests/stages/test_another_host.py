@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,9 +18,11 @@ from migrator.errors.ownership import ForceRefused, SourceNeeded
 from migrator.record.journal import Journal, Migration
 from migrator.record.next_commands import this_host
 from migrator.record.states import Event, Owner, Role, State
+from migrator.transfer.rpc import Connection
 from stages import resume
-from stages.steps import ask_source, ask_state, drive, end_copy, force, give_back, resume_source, send_disk
+from stages.steps import ask_source, ask_state, drive_next, end_copy, force, give_back, resume_source, send_disk
 from stages.steps.ask_source import Asking
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 from tests.stages.answering import ID, pool  # noqa: F401 -- a fixture
@@ -306,13 +308,13 @@ def test_a_source_that_is_a_peer_is_known_by_its_fingerprint(pool: Path, monkeyp
 # --- a migration goes on with the host that it has begun with -------------------------------------------------
 
 
-def resumed(pool: Path, journal: Journal, migration: Migration, where: str) -> drive.Drive:
+def resumed(pool: Path, journal: Journal, migration: Migration, where: str) -> Move:
     """`migrator resume web -d WHERE`, up to the first connection."""
     options = resume.ResumeOptions(NamedContainer("web"), where)
     (pool / "config").write_text("lxc.uts.name = web\n")
     container = SimpleNamespace(name="web", lxcpath=pool, config_file=pool / "config", mapped_root=0)
-    return drive.Drive("resume", options.request(migration), MoveOptions.resumed(migration, options.given), journal,
-                       container, migration)  # type: ignore[arg-type]
+    return Move("resume", options.request(migration), MoveOptions.resumed(migration, options.given), journal,
+                container, migration)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -324,15 +326,16 @@ def test_another_host_takes_up_nothing(pool: Path, hosts: Hosts, answered: bool)
                                    destination_lxcpath=str(pool / "hostb"))
         if answered:
             migration.move(Event.SEND, ticket=hosts["hostc"].ask("begin")["ticket"])
-        ticket, driver = migration.ticket, resumed(pool, journal, migration, "root@hostb")
+        ticket, move = migration.ticket, resumed(pool, journal, migration, "root@hostb")
         there: Any = hosts["hostb"]
-        for step in (lambda: driver._next(there),
-                     lambda: send_disk.carry_out(driver.request, journal, migration, driver.container, there, 1)):
+        for step in (lambda: drive_next.next_stage(move, there),
+                     lambda: send_disk.carry_out(move.request, journal, migration, move.container, there, 1)):
             with pytest.raises(AlreadyMigrating, match="to root@hostc") as refused:
                 step()
             assert "migrator resume web" in refused.value.hint
         assert there.destination.state is None and migration.ticket == ticket
-        assert resumed(pool, journal, migration, "root@hostc")._next(hosts["hostc"]) == "prepare-data"  # type: ignore
+        right = cast("Connection", hosts["hostc"])
+        assert drive_next.next_stage(resumed(pool, journal, migration, "root@hostc"), right) == "prepare-data"
 
 
 @pytest.mark.parametrize(("where", "answers", "goes_on"), [
@@ -353,7 +356,8 @@ def test_who_is_the_host_that_it_began_with(pool: Path, hosts: Hosts, where: str
         expected = (contextlib.nullcontext() if goes_on else
                     pytest.raises(AlreadyMigrating if "10.0.3.2" in where else NotKnownThere))
         with expected:
-            assert resumed(pool, journal, migration, where)._next(there) == "prepare-data"  # type: ignore[arg-type]
+            assert drive_next.next_stage(resumed(pool, journal, migration, where),
+                                         cast("Connection", there)) == "prepare-data"
 
 
 @pytest.mark.parametrize(("ticket", "answered", "recorded", "found", "same_place", "is_it"), [

@@ -151,7 +151,7 @@ def test_nothing_is_tried_again_after_it(journal: Journal, acts: list[str], monk
             raise ConnectionLost(reason="gone")
 
     drive = driven(journal, migration, monkeypatch, fails)
-    monkeypatch.setattr(drive, "_tell", lambda: "")
+    monkeypatch.setattr(drive._back, "_tell", lambda: "")
     with pytest.raises(Interrupted):
         drive.run()
     assert tries == ["tried"]

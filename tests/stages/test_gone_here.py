@@ -228,8 +228,8 @@ def test_what_was_handed_over_goes_on_without_it(journal: Journal, monkeypatch: 
     monkeypatch.setattr(lxc, "Container", HONEST)
     monkeypatch.setattr(lxc, "_lxc", lambda: SimpleNamespace(Container=lambda *_: None))
     monkeypatch.setattr(resume_source, "_can_go_on", lambda *_: True)
-    monkeypatch.setattr(resume_source, "Drive", lambda *given: SimpleNamespace(
-        run=lambda: driven.append((given[-2].state, given[-1].id))))
+    monkeypatch.setattr(resume_source, "Drive", lambda move: SimpleNamespace(
+        run=lambda: driven.append((move.container.state, move.migration.id))))
     migration = begun(journal, *events)
     resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=False)
     assert driven == [("STOPPED", ID)]

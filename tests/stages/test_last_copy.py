@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -18,8 +18,9 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, State
-from stages.steps import ask_state, drive, examine, freeze_and_offer, give_back, offer, send_disk, thaw_again
-from stages.steps.options import MoveRequest, NamedContainer, StandstillOptions
+from stages.steps import ask_state, drive_back, examine, freeze_and_offer, give_back, offer, send_disk, thaw_again
+from stages.steps.drive_move import Move
+from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.migrator.layouts import layout_of
 from tests.stages.downtimes import TOO_LATE, There
 from tests.stages.gone import ANOTHER, DUMPED, ID, ITS_OWN, WAYS, begun, host, put, started, subvolume
@@ -264,9 +265,10 @@ def test_what_was_destroyed_while_it_was_offered_does_not_run_again(
     migration = begun(journal, *DUMPED[:3], **way, rounds=[{}])
     if not destroyed:
         put(migration, ITS_OWN)
-    driver = drive.Drive.__new__(drive.Drive)
-    driver.migration = migration
-    monkeypatch.setattr(drive.Drive, "_tell", lambda _: "")
+    driver = drive_back.WayBack.__new__(drive_back.WayBack)
+    request, container = MoveRequest(NamedContainer("web"), "hostb"), cast("lxc.Container", None)
+    driver.move = Move("migrate", request, MoveOptions(), journal, container, migration)
+    monkeypatch.setattr(drive_back.WayBack, "_tell", lambda _: "")
     with pytest.raises(type(TOO_LATE) if destroyed else SourceStartedAgain) as raised:
         driver._give_up(TOO_LATE)
     assert ("was started again" in str(raised.value)) is (started == [""]) is not destroyed

@@ -19,6 +19,7 @@ from migrator.host import lxc
 from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from stages.steps import ask_state, drive, examine, freeze_and_offer, same_host, send_disk
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from tests.migrator.layouts import layout_of
 from tests.stages.downtimes import There
@@ -147,9 +148,9 @@ def test_the_driver_advises_one_thing(journal: Journal, uuid: str, capsys: pytes
     migration = prepared(journal)
     put(migration, uuid)
     container: Any = lxc.Container("web", migration.lxcpath)
+    driver = drive.Drive(Move("migrate", REQUEST, MoveOptions(), journal, container, migration))
     with pytest.raises(OutOfOrder):
-        drive.Drive("migrate", REQUEST, MoveOptions(), journal, container, migration)._back(
-            OutOfOrder(stage="create-dump", missing="x", next="migrator rollback web"))
+        driver._back.take(OutOfOrder(stage="create-dump", missing="x", next="migrator rollback web"))
     said = capsys.readouterr()
     assert ("Continue with" in said.out + said.err) is (uuid == ITS_OWN)
     assert migration.id == ID

@@ -23,8 +23,9 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role, State
 from migrator.transfer.rpc import Connection
 from stages import cleanup
-from stages.steps import changed_since, drive, earlier_stay, thaw_again
+from stages.steps import changed_since, drive_result, earlier_stay, thaw_again
 from stages.steps.cleaner import Cleaner
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer, StandstillOptions
 from stages.steps.standstill import Standstill
 from tests.stages.handovers import Plain
@@ -210,6 +211,7 @@ def test_a_move_says_whether_its_source_was_undefined(journal: Journal, moved: L
     container.name, container.lxcpath = "web", moved.lxcpath
     container.config_file = moved.container / "config"  # type: ignore[misc]
     request = MoveRequest(NamedContainer("web"), "root@hostb")
-    done = drive.Drive("migrate", request, MoveOptions(undefine_source=True), journal, container, migration)._result()
+    options = MoveOptions(undefine_source=True)
+    done = drive_result.result(Move("migrate", request, options, journal, container, migration))
     assert ("The stopped copy is kept here until: migrator cleanup web" in done.text) is stays
     assert (str(moved.container) in done.data["removed"]) is not stays

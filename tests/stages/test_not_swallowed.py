@@ -23,7 +23,7 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.remote import ssh, ssh_config
 from migrator.remote.destination import ConnectOptions, parse
-from stages.steps import drive, give_back, offer, send_disk, thaw_again
+from stages.steps import drive, drive_plan, drive_stages, give_back, offer, send_disk, thaw_again
 from stages.steps.reconnect import Link
 from tests.stages.handovers import Plain, migration, thawed  # noqa: F401 -- fixtures
 from tests.stages.journals import dumping, journal, offered  # noqa: F401 -- a fixture
@@ -100,15 +100,15 @@ def test_what_was_lost_on_the_way_is_not_offered(migration: Migration, thawed: l
 def test_nor_is_another_step_taken(journal: Journal, acts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
     driver = driven(journal, dumping(journal), monkeypatch, lambda: None)
-    driver.migration = None
+    driver.move.migration = None
     monkeypatch.setattr(driver._link, "connect", lambda: SimpleNamespace(peer_host="hostb"))
-    monkeypatch.setattr(driver, "_look", lambda _: None)
+    monkeypatch.setattr(drive_plan, "make", lambda *_: None)
 
-    def prepare(_: object) -> None:
+    def prepare(*_: object) -> None:
         taken.append("prepare-data")
         lost()
 
-    monkeypatch.setattr(driver, "_prepare", prepare)
+    monkeypatch.setattr(drive_stages, "prepare_data", prepare)
     with pytest.raises(Interrupted):
         drive.Drive._ahead(driver)
     assert taken == ["prepare-data"]

@@ -161,8 +161,8 @@ def test_what_runs_there_by_its_fence_is_not_started_here(
     for module in (give_back, create_dump, resume_source, finish):
         if hasattr(module, "connected"):
             monkeypatch.setattr(module, "connected", silent)
-    monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.migration.state))
-                        if self.migration.state is not State.FINISHING else "it asks the destination, and finishes")
+    monkeypatch.setattr(drive.Drive, "run", lambda self: pytest.fail(str(self.move.started.state))
+                        if self.move.started.state is not State.FINISHING else "it asks the destination, and finishes")
     if how == "migrate":
         options = migrate.MigrateOptions(MoveRequest(named(migration), "root@hostb"))
         assert "finishes" in str(migrate.run(options))

@@ -24,7 +24,8 @@ from migrator.record.states import Event, State
 from migrator.remote.answering import Service
 from migrator.transfer.messages import AskSourceState
 from migrator.transfer.rpc import Connection
-from stages.steps import ask_source, drive, end_copy, offer
+from stages.steps import ask_source, drive_stages, end_copy, offer
+from stages.steps.drive_move import Move
 from stages.steps.dump import Dump
 from stages.steps.options import MoveOptions
 from tests.stages.journals import journal  # noqa: F401 -- a fixture
@@ -83,10 +84,10 @@ def test_nor_is_it_let_run_there_by_the_driver(journal: Journal, cgroup: Path, i
     migration = handed_over(journal, cgroup, init.pid, boot=OTHER_BOOT)
     migration.move(Event.TAKEN)
     known.pid = init.pid
-    driver = drive.Drive("migrate", REQUEST, MoveOptions(), journal, lxc.Container("web", migration.lxcpath), migration)
+    move = Move("migrate", REQUEST, MoveOptions(), journal, lxc.Container("web", migration.lxcpath), migration)
     there = There(State.OWNED)
     with pytest.raises(OutOfOrder):
-        driver._restore(cast("Connection", there))
+        drive_stages.restore_dump(move, cast("Connection", there))
     assert there.asked == []
 
 

@@ -32,7 +32,7 @@ from stages.steps import (
     abandon,
     arguments,
     ask_source,
-    drive,
+    drive_back,
     finish_here,
     force,
     give_back,
@@ -298,9 +298,9 @@ def test_the_driver_does_not_finish_it(monkeypatch: pytest.MonkeyPatch,
         raise raised
 
     monkeypatch.setattr(give_back, "roll_back", roll_back)
-    driver = drive.Drive.__new__(drive.Drive)
-    driver.migration = SimpleNamespace()  # type: ignore[assignment]
-    monkeypatch.setattr(drive.Drive, "_try_finish", lambda *_: pytest.fail("its copy is ended"))
+    driver = drive_back.WayBack.__new__(drive_back.WayBack)
+    driver.move = SimpleNamespace(started=None)  # type: ignore[assignment]
+    monkeypatch.setattr(drive_back.WayBack, "_try_finish", lambda *_: pytest.fail("its copy is ended"))
     with pytest.raises(error):
         driver._give_up(raised)
 

@@ -15,7 +15,8 @@ from migrator.record.journal import Journal, Migration
 from migrator.record.states import Event, State
 from migrator.transfer.messages import Finish, Finished
 from migrator.transfer.rpc import Connection
-from stages.steps import drive, end_copy, finish_here, settling
+from stages.steps import drive_result, drive_stages, end_copy, finish_here, settling
+from stages.steps.drive_move import Move
 from stages.steps.options import MoveOptions, MoveRequest, NamedContainer
 from tests.migrator.wire import by_op
 from tests.stages.journals import journal, offered
@@ -86,9 +87,9 @@ def test_the_source_passes_it_on(journal: Journal, monkeypatch: pytest.MonkeyPat
     else:
         container: Any = SimpleNamespace(config_file=migration.lxcpath / "config")
         request = MoveRequest(NamedContainer("web"), "root@hostb")
-        driver = drive.Drive(stage, request, MoveOptions(), journal, container, migration)
-        driver._finish(there)
-        done = driver._result()
+        move = Move(stage, request, MoveOptions(), journal, container, migration)
+        drive_stages.finish(move, there)
+        done = drive_result.result(move)
     assert str(migration.state) == "finished" and done.text.startswith("web has moved to hostb")
     stopped = answer.get("stopped", "")
     assert done.data["stopped_there"] == stopped

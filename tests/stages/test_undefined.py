@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
@@ -18,7 +17,7 @@ from migrator.record.journal import Migration
 from migrator.record.migration_paths import Layout
 from migrator.record.states import Event, Role
 from stages import cleanup
-from stages.steps import drive
+from stages.steps import drive_result
 from stages.steps.cleaner import Cleaner
 from tests.stages.kept_snapshots import FIRST, ID, ROOT, SECOND, Host, host  # noqa: F401 -- a fixture
 
@@ -55,10 +54,7 @@ def went(host: Host, monkeypatch: pytest.MonkeyPatch) -> Migration:
 
 
 def undefine(migration: Migration) -> list[str]:
-    made = drive.Drive.__new__(drive.Drive)
-    made.journal, made.migration = migration.journal, migration
-    made.container = cast("lxc.Container", SimpleNamespace(name=migration.name, lxcpath=migration.lxcpath))
-    return [str(Path(path).relative_to(migration.lxcpath)) for path in made._undefine()]
+    return [str(Path(path).relative_to(migration.lxcpath)) for path in drive_result.undefine(migration)]
 
 
 def test_what_may_be_anothers_last_copy_stays(host: Host, went: Migration) -> None:
