@@ -27,6 +27,8 @@ RECORD_LIMIT = 16 << 20  # bytes
 DEFAULT = "some 200000 2000000"
 VARIABLE = b"MEMORY_PRESSURE_WRITE="  # in base64 (systemd.exec(5))
 _NUMBER_MAX = 10  # digits
+ENVIRONMENT_LIMIT = 1 << 20  # bytes; a process may say that any memory of its own is its environment (prctl(2))
+_READ_LIMIT = 32 << 20  # bytes of any other file of /proc; a mount or a mapping takes some hundred
 _CTL_ADD, _CTL_DEL = 1, 2  # sys/epoll.h
 PROC = "/proc"
 
@@ -132,9 +134,9 @@ def _asked(pid: int) -> str:
     try:
         fields = _read(f"{PROC}/{pid}/stat").rpartition(b") ")[2].split()
         begin, end = int(fields[47]), int(fields[48])  # env_start and env_end in proc_pid_stat(5)
-        if not _is_plain(_read(f"{PROC}/{pid}/maps"), begin, end):
+        if end - begin > ENVIRONMENT_LIMIT or not _is_plain(_read(f"{PROC}/{pid}/maps"), begin, end):
             return DEFAULT
-        for variable in _read(f"{PROC}/{pid}/environ").split(b"\0"):
+        for variable in _read(f"{PROC}/{pid}/environ", ENVIRONMENT_LIMIT).split(b"\0"):
             if variable.startswith(VARIABLE):
                 import binascii
 
@@ -232,6 +234,10 @@ def _inside(pid: int) -> int:
         return 0
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, limit: int = _READ_LIMIT) -> bytes:
+    """All of a file; raises OSError, also if it is larger than `limit` bytes."""
     with open(path, "rb") as file:
-        return file.read()
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"{path} is larger than {limit} bytes")
+    return data

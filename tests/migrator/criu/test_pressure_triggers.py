@@ -116,6 +116,23 @@ def test_no_memory_is_read_that_has_a_file_behind_it() -> None:
     assert not pressure_triggers._is_plain(maps, 0x5000, 0x5010)
 
 
+@pytest.mark.parametrize(("said", "length", "recorded"), [
+    (0x3000, 100, "full 70000 4000000"),
+    (0x1000 + pressure_triggers.ENVIRONMENT_LIMIT + 1, 100, pressure_triggers.DEFAULT),
+    (0x3000, pressure_triggers.ENVIRONMENT_LIMIT, pressure_triggers.DEFAULT),  # it was moved between the two looks
+])
+def test_an_environment_of_any_size_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: int, length: int,
+                                                recorded: str) -> None:
+    """What a process says is its environment may be terabytes that cost it nothing (PR_SET_MM_MAP in prctl(2))."""
+    monkeypatch.setattr(pressure_triggers, "PROC", str(tmp_path))
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text(f"7 (a) {' '.join(['0'] * 47)} {0x1000} {said} 0\n")
+    (tmp_path / "7" / "maps").write_text("1000-ffffff000 rw-p 00000000 00:00 0\n")
+    told = base64.b64encode(b"full 70000 4000000")
+    (tmp_path / "7" / "environ").write_bytes(b"MEMORY_PRESSURE_WRITE=" + told + bytes(length))
+    assert pressure_triggers._asked(7) == recorded
+
+
 def test_who_waits_is_told_of_pressure_again_and_of_nothing_else(pressure: str) -> None:
     """As CRIU leaves it: the file is open and waited for, and has no trigger."""
     never = "some 1999999 2000000"
