@@ -20,7 +20,7 @@ NAMES = ["../x", "x" * 300, "a\nb", "-rf", "a/b", "\u00e9", "."]
 WITH_DESTINATION = ("check", "prepare-data", "create-dump", "migrate")
 # They take a container's name. `status` looks one up in the journal, where there is none of that name.
 COMMANDS = ("check", "migrate", "resume", "prepare-data", "import-data", "create-dump", "restore-dump", "finish",
-            "rollback", "wait", "abort", "cleanup")
+            "rollback", "wait", "abort", "cleanup", "prepare-guest")
 
 
 @pytest.fixture(autouse=True)
