@@ -18,14 +18,14 @@ ImportCredential=
 """
 
 
-def make(rig: Rig, host: str, name: str) -> None:
+def make(rig: Rig, host: str, name: str, kind: str = "systemd") -> None:
     """A guest whose units are configured so that it can move."""
     for each in LXC_HOSTS:
         rig.exec(each, "mkdir", "-p", UNITS)
         rig.put(each, f"{UNITS}/zz-movable.conf", DROP_IN)
         rig.exec(each, "touch", "-d", "2026-01-01", f"{UNITS}/zz-movable.conf", UNITS)
     line = f"lxc.mount.entry = {UNITS} etc/systemd/system/service.d none bind,ro,create=dir 0 0"
-    rig.guest(host, name, "systemd", unprivileged=True, ip=ADDRESS, config=line)
+    rig.guest(host, name, kind, unprivileged=True, ip=ADDRESS, config=line)
 
 
 def attach(rig: Rig, host: str, name: str, *command: str, check: bool = True) -> str:

@@ -93,6 +93,7 @@ def probe_redis(address: str, *, quick: bool) -> dict[str, Any]:
     return told | {"values": number, "bad": bad, "intact": bad == 0 and number > 0}
 
 
+SYSTEMD = ("systemd", "systemd12")
 COUNTER = "var/lib/rig-counter"
 """Where a systemd guest has its counter, a unit of its own."""
 UNITS = ("*.service", "*.mount", "*.socket", "*.timer")
@@ -136,12 +137,12 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
         told["kind"] = guest["kind"]
         if state != "RUNNING":
             if guest["kind"] != "redis":
-                counter = root / COUNTER if guest["kind"] == "systemd" else root
+                counter = root / COUNTER if guest["kind"] in SYSTEMD else root
                 told["start"], told["count"], told["errors"] = read_counter(counter)
             return told
         if guest["kind"] == "redis":
             told.update(probe_redis(guest["address"], quick=quick))
-        elif guest["kind"] == "systemd":
+        elif guest["kind"] in SYSTEMD:
             told.update(probe_systemd(name, lxcpath, root, quick=quick))
         else:
             told.update(probe_counter(root))

@@ -31,16 +31,17 @@ class GuestRoot:
     """In SCRIPTS: runs in it once its packages are installed."""
 
 
+OLD_STABLE = "bookworm"
+"""Debian 12."""
+
+SYSTEMD = (
+    *("systemd-sysv", "libpam-systemd", "systemd-resolved", "dbus", "dbus-user-session", "cron", "login"),
+    *("openssh-server", "nginx", "redis-server"),
+    *("iproute2", "iputils-ping", "less", "netbase", "procps", "tzdata"),
+)
 ROOTS = {
-    "systemd": GuestRoot(
-        STABLE,
-        (
-            *("systemd-sysv", "libpam-systemd", "systemd-resolved", "dbus", "dbus-user-session", "cron", "login"),
-            *("openssh-server", "nginx", "postgresql-17", "redis-server"),
-            *("iproute2", "iputils-ping", "less", "netbase", "procps", "tzdata"),
-        ),
-        "systemd.sh",
-    )
+    "systemd": GuestRoot(STABLE, (*SYSTEMD, "postgresql-17"), "systemd.sh"),
+    "systemd12": GuestRoot(OLD_STABLE, (*SYSTEMD, "postgresql-15"), "systemd.sh"),
 }
 
 

@@ -103,7 +103,7 @@ def redis(guest: Guest) -> list[str]:
 
 def systemd(guest: Guest) -> list[str]:
     """Debian with systemd as on a Debian host, and LXC's own configuration: terminals, seccomp, mounts."""
-    guest.run("tar", "-x", "--numeric-owner", "-C", guest.root, file=guest_roots.ensure("systemd"))
+    guest.run("tar", "-x", "--numeric-owner", "-C", guest.root, file=guest_roots.ensure(guest.kind))
     guest.put("rootfs/etc/hostname", f"{guest.name}\n")
     keys = "".join(inside(host, ["cat", "/root/.ssh/id_ed25519.pub"]) for host in (*LXC_HOSTS, "client"))
     guest.run("mkdir", "-p", "-m", "700", f"{guest.root}/root/.ssh")
@@ -135,6 +135,7 @@ KINDS = {
     "userns": Kind(userns, unprivileged=True),
     "talk": Kind(talk),
     "systemd": Kind(systemd, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
+    "systemd12": Kind(systemd, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
 }
 
 
@@ -200,7 +201,7 @@ def check(guest: Guest) -> None:
         raise RigError(f"'{guest.name}' is no name for a container", hint="letters, digits, dashes, dots, underscores")
     if guest.kind == "redis" and not guest.address:
         raise RigError("a redis guest needs an address", hint="--ip 10.0.3.100")
-    if guest.kind == "systemd" and not guest.unprivileged and not may_raise_limits():
+    if KINDS[guest.kind].shipped and not guest.unprivileged and not may_raise_limits():
         why = "this machine's root lacks CAP_SYS_RESOURCE: tasks of other users can be moved only in a user namespace"
         raise RigError(why, hint="--unprivileged")
     if guest.address:

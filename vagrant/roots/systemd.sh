@@ -7,8 +7,10 @@ set -eu
 echo root:rig | chpasswd
 useradd --system rig
 
-printf "listen_addresses = '*'\njit = off\n" >/etc/postgresql/17/main/conf.d/rig.conf
-echo "host all all samenet trust" >>/etc/postgresql/17/main/pg_hba.conf
+for cluster in /etc/postgresql/*/main; do
+    printf "listen_addresses = '*'\njit = off\n" >"$cluster/conf.d/rig.conf"
+    echo "host all all samenet trust" >>"$cluster/pg_hba.conf"
+done
 echo "keepalive_requests 1000000;" >/etc/nginx/conf.d/rig.conf
 printf 'bind * -::*\nprotected-mode no\nsave ""\n' >>/etc/redis/redis.conf
 
