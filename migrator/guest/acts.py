@@ -97,8 +97,8 @@ _ACTS: dict[str, Callable[[Act], object]] = {
 def _main() -> None:
     order = json.load(sys.stdin)
     groups: dict[tuple[int, str], list[tuple[int, Act]]] = {}
-    for number, fields in enumerate(order["acts"]):
-        act = Act(**{**fields, "options": tuple(fields["options"])})
+    for number, each in enumerate(order["acts"]):
+        act = Act(**{**each, "options": tuple(each["options"])})
         groups.setdefault((act.pid, act.namespace), []).append((number, act))
     told: dict[str, str] = {}
     for (pid, namespace), acts in groups.items():
