@@ -4,9 +4,10 @@
 CRIU cannot dump some of what systemd gives its services. `migrate` and `create-dump` take care of part of it by
 themselves, right before the freeze, and nobody notices. The rest needs services to be started without it. With --yes a
 drop-in is put into /run/systemd/system/service.d of the container, and the services that are named are restarted, no
-others. The drop-in lies in memory: it moves along, and is gone with the container's next boot.
+others. The drop-in lies in memory: it moves along, and is gone with the container's next boot; with --for-good another
+one lies on the container's disk.
 
-Safe to repeat. --undo takes it back: services have their sandboxes again from their next start on.
+Safe to repeat. --undo takes both back: services have their sandboxes again from their next start on.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ HELP = "restart the services that keep a container from being moved (on its host
 class PrepareOptions:
     container: NamedContainer
     yes: bool = False
+    for_good: bool = False
     undo: bool = False
     dry_run: bool = False
 
@@ -43,12 +45,13 @@ class PrepareOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     parser.add_argument("--yes", action="store_true", help="do it; without this option it is only shown")
+    parser.add_argument("--for-good", action="store_true", help="with --yes: also after the container's next boot")
     parser.add_argument("--undo", action="store_true", help="take it back")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, even with --yes or --undo")
 
 
 def options(args: argparse.Namespace) -> PrepareOptions:
-    return PrepareOptions(arguments.container(args), args.yes, args.undo, args.dry_run)
+    return PrepareOptions(arguments.container(args), args.yes, args.for_good, args.undo, args.dry_run)
 
 
 def run(options: PrepareOptions) -> Result:
@@ -64,8 +67,8 @@ def run(options: PrepareOptions) -> Result:
         todo = sorted({finding.unit for finding in found if _blocks(finding) and finding.unit})
         opened = sessions.found(cgroups.processes(str(container.cgroup)))
         do = options.yes and not options.dry_run
-        if do and todo:
-            units.restart(container, todo)
+        if do and (todo or options.for_good):
+            units.restart(container, todo, for_good=options.for_good)
             found = _look(container)
     return _result(name, found, todo, opened, done=do)
 
@@ -113,5 +116,5 @@ def _undo(container: lxc.Container, *, dry_run: bool) -> Result:
         units.undo(container)
     verb = "would be" if dry_run else "is"
     return Result({"name": name, "undone": not dry_run},
-                  f"Where migrator has made it, the drop-in {verb} removed, and /etc/localtime {verb} a link again. "
+                  f"Where migrator has made one, the drop-in {verb} removed, and /etc/localtime {verb} a link again. "
                   f"Services of {name} have their sandboxes again from their next start on.")

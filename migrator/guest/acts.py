@@ -89,8 +89,8 @@ _ACTS: dict[str, Callable[[Act], object]] = {
     "renew": _renew,
     "copy": lambda _: localtime.make_file(),
     "link": lambda _: localtime.make_link(),
-    "drop-in": lambda _: drop_in.make(),
-    "no-drop-in": lambda _: drop_in.remove(),
+    "drop-in": lambda act: drop_in.make(act.target),
+    "no-drop-in": lambda act: drop_in.remove(act.target),
 }
 
 

@@ -18,28 +18,30 @@ LOGIND = "systemd-logind.service"
 LIMIT = 120.0  # seconds that systemd may take to restart them
 
 
-def restart(container: lxc.Container, units: Sequence[str]) -> None:
+def restart(container: lxc.Container, units: Sequence[str], *, for_good: bool = False) -> None:
     """The drop-in comes first, as a unit that is restarted without would be as it was. Raises GuestNotReady."""
-    _act(container, ("drop-in", drop_in.PATH))
+    places = [drop_in.UNTIL_BOOT] if units else []
+    _act(container, *(("drop-in", place) for place in [*places, *([drop_in.FOR_GOOD] if for_good else [])]))
     _systemctl(container, "daemon-reload")
-    _systemctl(container, "restart", "--", *units)
+    if units:
+        _systemctl(container, "restart", "--", *units)
 
 
 def undo(container: lxc.Container) -> None:
     """What a dump that was killed has left is put back, too. Raises GuestNotReady."""
-    _act(container, ("no-drop-in", drop_in.PATH), ("link", localtime.PATH))
+    _act(container, ("no-drop-in", drop_in.UNTIL_BOOT), ("no-drop-in", drop_in.FOR_GOOD), ("link", localtime.PATH))
     _systemctl(container, "daemon-reload")
 
 
-def _act(container: lxc.Container, *steps: tuple[str, object]) -> None:
+def _act(container: lxc.Container, *steps: tuple[str, str]) -> None:
     init = container.init_pid
     namespace = link(f"/proc/{init}/ns/mnt")
     try:
-        for act, trouble in acts.carry_out(init, [Act(kind, init, namespace, str(path)) for kind, path in steps]):
+        for act, trouble in acts.carry_out(init, [Act(kind, init, namespace, path) for kind, path in steps]):
             if trouble:
                 raise GuestNotReady(name=container.name, target=act.target, reason=trouble)
     except (CommandFailed, CommandTimeout) as error:
-        raise GuestNotReady(name=container.name, target=str(steps[0][1]), reason=error) from error
+        raise GuestNotReady(name=container.name, target=steps[0][1], reason=error) from error
 
 
 def _systemctl(container: lxc.Container, *arguments: str) -> None:

@@ -33,6 +33,13 @@ def attach(rig: Rig, host: str, name: str, *command: str, check: bool = True) ->
     return rig.exec(host, "lxc-attach", "-n", name, "--clear-env", "--", *command, check=check).stdout
 
 
+def booted(rig: Rig, host: str, name: str) -> str:
+    """Which boot of the guest has come to its end; "" before."""
+    state = attach(rig, host, name, "systemctl", "is-system-running", check=False).strip()
+    path = "/proc/sys/kernel/random/boot_id"
+    return attach(rig, host, name, "cat", path, check=False) if state in ("running", "degraded") else ""
+
+
 # Sits at a container's console, types each line when what comes before it has been read, and what it waits for last.
 _LOG_IN = """
 import os, pty, select, sys

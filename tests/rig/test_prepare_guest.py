@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from harness.rig import DESTINATION, POOL, Outcome, Rig
+from harness.rig import DESTINATION, POOL, Outcome, Rig, wait_for
 from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, held
 from tests.rig.moves import migrate
 from tests.rig.outcomes import RUNS_AGAIN, failed
-from tests.rig.systemd_guests import attach
+from tests.rig.systemd_guests import attach, booted
 
 NAME = "deb"
 LOCALTIME = "../usr/share/zoneinfo/Europe/Berlin"
@@ -100,3 +100,15 @@ def test_one_that_is_killed_is_healed(guest: Rig) -> None:
     rig.migrator("hosta", "resume", "--all", "--at-boot").expect(0)
     assert localtime(rig, "hosta") == LOCALTIME and rig.probe("hosta", NAME)["intact"]
     rig.migrator("hosta", "rollback", "-P", POOL, NAME).expect(0)
+
+
+def test_for_good(guest: Rig) -> None:
+    """It also holds after the next boot, which ends what lies in memory."""
+    rig = guest
+    prepare(rig, "hosta", "--yes", "--for-good").expect(0)
+    boot = booted(rig, "hosta", NAME)
+    attach(rig, "hosta", NAME, "systemctl", "reboot", check=False)
+    wait_for(lambda: booted(rig, "hosta", NAME) not in ("", boot), "it has booted again")
+    assert check(rig).json["prepare"] is None and prepare(rig, "hosta").json["units"] == []
+    prepare(rig, "hosta", "--undo").expect(0)
+    assert attach(rig, "hosta", NAME, "find", "/etc/systemd", "/run/systemd/system", "-name", "*zz-migrator*") == ""

@@ -14,7 +14,7 @@ from harness.rig import Rig, wait_for
 from tests.rig import systemd_guests
 from tests.rig.clean_hosts import CleanHosts
 from tests.rig.moves import migrate, other
-from tests.rig.systemd_guests import ADDRESS, attach
+from tests.rig.systemd_guests import ADDRESS, attach, booted
 
 CLIENTS = "/opt/rig/guests/service_clients.py"
 NAME = "c1"
@@ -84,13 +84,6 @@ def works_as_before(rig: Rig, host: str) -> None:
     assert "nder memory pressure" not in attach(rig, host, NAME, "journalctl", "--no-pager")
 
 
-def booted(rig: Rig, host: str) -> str:
-    """Which boot of the guest has come to its end; "" before."""
-    state = attach(rig, host, NAME, "systemctl", "is-system-running", check=False).strip()
-    path = "/proc/sys/kernel/random/boot_id"
-    return attach(rig, host, NAME, "cat", path, check=False) if state in ("running", "degraded") else ""
-
-
 @pytest.mark.parametrize("kind", ["systemd", pytest.param("systemd12", marks=pytest.mark.nightly)])
 def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, kind: str) -> None:
     """Under its clients. Then it reboots by itself, with the terminals that it had, and is stopped."""
@@ -105,9 +98,9 @@ def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, ki
             nothing_has_changed(before, rig.probe(host, NAME))
         works_as_before(rig, host)
     systemd_guests.log_in_at_console(rig, host, NAME)
-    boot = booted(rig, host)
+    boot = booted(rig, host, NAME)
     attach(rig, host, NAME, "systemctl", "reboot", check=False)
-    wait_for(lambda: booted(rig, host) not in ("", boot), "it has booted again")
+    wait_for(lambda: booted(rig, host, NAME) not in ("", boot), "it has booted again")
     systemd_guests.log_in_at_console(rig, host, NAME)
     rig.exec(host, "lxc-stop", "-n", NAME, "-t", "120")
     assert rig.sh(host, f"lxc-info -n {NAME} -sH").strip() == "STOPPED"

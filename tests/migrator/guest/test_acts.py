@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from migrator.guest import drop_in
+
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 # A namespace like that of a service; the folder $1 is its root. It waits until its input ends.
 SERVICE = """
@@ -136,23 +138,22 @@ def test_what_a_killed_one_has_left_is_no_obstacle(tmp_path: Path) -> None:
     assert troubles == [""] and ".localtime.migrator" not in files
 
 
-PATH = "run/systemd/system/service.d/zz-migrator.conf"
-
-
-def test_the_drop_in_comes_and_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [drop_in.UNTIL_BOOT, drop_in.FOR_GOOD])
+def test_the_drop_in_comes_and_goes(tmp_path: Path, place: str) -> None:
     (tmp_path / "a").mkdir()
-    troubles, _, files = act(tmp_path / "a", ["drop-in", PATH], ["drop-in", PATH])
-    assert troubles == ["", ""] and f"{PATH} 0o100644" in files
+    troubles, _, files = act(tmp_path / "a", ["drop-in", place], ["drop-in", place])
+    assert troubles == ["", ""] and f"{place[1:]} 0o100644" in files and ".zz-migrator" not in files
     (tmp_path / "b").mkdir()
-    troubles, _, files = act(tmp_path / "b", ["drop-in", PATH], ["no-drop-in", PATH], ["no-drop-in", PATH])
-    assert troubles == ["", "", ""] and PATH not in files
+    troubles, _, files = act(tmp_path / "b", ["drop-in", place], ["no-drop-in", place], ["no-drop-in", place])
+    assert troubles == ["", "", ""] and place[1:] not in files
 
 
-@pytest.mark.parametrize("made", [f"echo x >{PATH}", f"ln -s /etc/passwd {PATH}", f"mkfifo {PATH}"])
+@pytest.mark.parametrize("made", ["echo x >", "ln -s /etc/passwd ", "mkfifo "])
 def test_somebody_else_s_drop_in_stays(tmp_path: Path, made: str) -> None:
-    troubles, _, files = act(tmp_path, ["drop-in", PATH], ["no-drop-in", PATH],
-                             extra=f"mkdir -p {Path(PATH).parent}; {made}")
-    assert "somebody else's" in troubles[0] and PATH in files
+    place = drop_in.UNTIL_BOOT
+    troubles, _, files = act(tmp_path, ["drop-in", place], ["no-drop-in", place],
+                             extra=f"mkdir -p {Path(place[1:]).parent}; {made}{place[1:]}")
+    assert "somebody else's" in troubles[0] and place[1:] in files
 
 
 def test_with_the_container_s_own_rights(tmp_path: Path) -> None:
