@@ -4,10 +4,13 @@
 CRIU cannot dump some of what systemd gives its services. `migrate` and `create-dump` take care of part of it by
 themselves, right before the freeze, and nobody notices. The rest needs services to be started without it. With --yes a
 drop-in is put into /run/systemd/system/service.d of the container, and the services that are named are restarted, no
-others. The drop-in lies in memory: it moves along, and is gone with the container's next boot; with --for-good another
-one lies on the container's disk.
+others. The drop-in lies in memory: it moves along, and is gone with the container's next boot.
 
-Safe to repeat. --undo takes both back: services have their sandboxes again from their next start on.
+With --for-good another one lies on the container's disk, and from its next start on the container is refused what else
+CRIU cannot dump: bpf, and io_uring, which Node.js does without. Its configuration then names a copy of its seccomp
+profile with these rules added.
+
+Safe to repeat. --undo takes all of it back: services have their sandboxes again from their next start on.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ import dataclasses
 
 from migrator.base import printable
 from migrator.base.result import Result
+from migrator.config import seccomp_profile
 from migrator.errors import EXIT_OK, EXIT_WARNINGS
 from migrator.errors.containers import ContainerNotRunning
 from migrator.errors.jobs import Blocked
-from migrator.guest import sessions, units
+from migrator.guest import live_steps, sessions, units
 from migrator.host import cgroups, lxc
 from migrator.preflight import findings
 from migrator.preflight.checks.case import LIVE
@@ -67,10 +71,12 @@ def run(options: PrepareOptions) -> Result:
         todo = sorted({finding.unit for finding in found if _blocks(finding) and finding.unit})
         opened = sessions.found(cgroups.processes(str(container.cgroup)))
         do = options.yes and not options.dry_run
-        if do and (todo or options.for_good):
+        refused = seccomp_profile.refuse(container.config_file) if do and options.for_good else None
+        systemd = live_steps.is_systemd(container.init_pid)
+        if do and (todo or (options.for_good and systemd)):
             units.restart(container, todo, for_good=options.for_good)
             found = _look(container)
-    return _result(name, found, todo, opened, done=do)
+    return _result(name, found, todo, opened, done=do, refused=refused)
 
 
 def _look(container: lxc.Container) -> list[Finding]:
@@ -81,7 +87,8 @@ def _blocks(finding: Finding) -> bool:
     return finding.severity is Severity.ERROR
 
 
-def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessions.Session], *, done: bool) -> Result:
+def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessions.Session], *, done: bool,
+            refused: str | None) -> Result:
     live = [finding for finding in found if finding.cure == LIVE]
     blocking = [finding for finding in found if _blocks(finding)]
     ends = [session for session in opened if session.ends_with(todo)]
@@ -97,6 +104,9 @@ def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessi
         if units.LOGIND in todo:
             lines += [f"The session {session.shown} stays open, but {units.LOGIND} may keep a pipe of its, which CRIU "
                       "cannot dump: better end it before." for session in opened if session not in ends]
+    if refused is not None:
+        lines.append(f"Its seccomp profile stays as it is: {printable.line(refused)}." if refused else
+                     "From its next start on it is refused bpf and io_uring: lxc-stop and lxc-start it.")
     left = [finding for finding in blocking if done or not finding.unit]
     if left:
         lines.append(f"{name} cannot be moved as it is; see the errors above.")
@@ -104,7 +114,7 @@ def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessi
         lines.append(f"Nothing in {name} itself keeps it from being moved.")
     status = (Blocked.status if done else EXIT_WARNINGS) if left else EXIT_OK
     return Result(
-        {"name": name, "done": done, "units": todo, "live": [finding.message for finding in live],
+        {"name": name, "done": done, "units": todo, "seccomp": refused, "live": [finding.message for finding in live],
          "sessions": [{"scope": session.scope, "pid": session.pid, "task": session.task, "ends": session in ends}
                       for session in opened],
          "findings": findings.to_json(blocking)}, "\n".join(lines), status)
@@ -113,8 +123,11 @@ def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessi
 def _undo(container: lxc.Container, *, dry_run: bool) -> Result:
     name = container.name
     if not dry_run:
-        units.undo(container)
+        seccomp_profile.allow(container.config_file)
+        if live_steps.is_systemd(container.init_pid):
+            units.undo(container)
     verb = "would be" if dry_run else "is"
     return Result({"name": name, "undone": not dry_run},
                   f"Where migrator has made one, the drop-in {verb} removed, and /etc/localtime {verb} a link again. "
-                  f"Services of {name} have their sandboxes again from their next start on.")
+                  f"Services of {name} have their sandboxes again from their next start on, and it has its own seccomp "
+                  "profile.")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from migrator.base import log
 from migrator.base.result import Result, of_dry_run
+from migrator.config import seccomp_profile
 from migrator.copies import origins
 from migrator.copies.origins import Whose
 from migrator.errors.containers import ContainerExists
@@ -120,6 +121,11 @@ def define(migration: Migration, layout: Layout) -> str:
     if not layout.is_own_rootfs():
         put_away.require_room(layout)  # before anything is frozen
     arriving_config.write(layout, folder, text, copies, arriving_message(migration))
+    if copy := seccomp_profile.named(text):  # before it can be started here
+        try:
+            seccomp_profile.make(copy)
+        except (OSError, ValueError) as error:
+            log.warning(f"{migration.name} can be moved here, but not started anew, without {copy}: {error}")
     if folder == layout.beside:
         try:
             put(folder, layout.container)

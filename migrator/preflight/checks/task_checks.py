@@ -199,7 +199,7 @@ def descriptors(case: Case) -> Iterator[Finding]:
         if note.detail in BPF:
             yield BPF_FD.found(
                 f"{holder(note)} has a {note.detail} descriptor open.",
-                "Block the bpf call in the container: a seccomp profile with `bpf errno 1` (lxc.seccomp.profile).",
+                f"Refuse it in the container, and restart that: {case.prepare} --for-good",
             )
         elif note.detail == "bpf-map":
             for host in case.hosts:
@@ -209,8 +209,7 @@ def descriptors(case: Case) -> Iterator[Finding]:
         elif note.detail == "io_uring":
             yield IO_URING.found(
                 f"{holder(note)} has an io_uring open.",
-                "Refuse it in the container: lines `io_uring_setup errno 38`, `io_uring_enter errno 38`, "
-                "`io_uring_register errno 38` in its seccomp profile (lxc.seccomp.profile), and restart it.")
+                f"Refuse it in the container, and restart that: {case.prepare} --for-good")
         elif note.detail not in ANON_INODES:
             yield DESCRIPTOR.found(f"{holder(note)} has a descriptor of kind {note.detail} open.",
                                    "Configure the program not to use it, or stop it for the move.")

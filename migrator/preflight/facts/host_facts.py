@@ -18,7 +18,7 @@ from pathlib import Path
 import migrator
 from migrator.base import programs
 from migrator.base.run import run
-from migrator.config import config_reader, lxc_settings
+from migrator.config import config_reader, lxc_settings, seccomp_profile
 from migrator.config.lxc_settings import IdMap
 from migrator.errors import MigratorError
 from migrator.host import net_state
@@ -151,7 +151,8 @@ def gather(query: Query) -> HostFacts:
         uid_map=parse_id_map("u", read_text("/proc/self/uid_map")) + parse_id_map("g", read_text("/proc/self/gid_map")),
         subids=parse_subids("u", read_text("/etc/subuid")) + parse_subids("g", read_text("/etc/subgid")),
         time_namespaces=Path("/proc/self/ns/time").exists(),
-        present={path: kind for path in query.paths[:PATHS_MAX] if path.startswith("/") and (kind := path_kind(path))},
+        present={path: kind for path in query.paths[:PATHS_MAX] if path.startswith("/")
+                 and (kind := path_kind(path) or ("file" if seccomp_profile.can_be_made(path) else ""))},
         digests={path: found for path in query.includes[:config_reader.INCLUDE_LIMIT] if (found := digest(path))},
     )
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A container's own seccomp profile, with rules that refuse it what CRIU cannot dump: BPF programs and io_uring.
+
+LXC reads one profile, so there is a copy of the container's own with these rules added, in a folder that every host has
+for itself, and its configuration names that copy. The copy's name tells what it is of: a host that a container comes to
+makes the copy of its own profile of that name. Programs do without io_uring where the kernel says that it has none.
+"""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from pathlib import Path
+
+from migrator.base import bounded_read
+from migrator.config import config_reader, consent, container_config
+
+KEY = "lxc.seccomp.profile"
+FOLDER = Path("/etc/lxc/migrator")
+RULES = {"bpf": "errno 1", "io_uring_setup": "errno 38", "io_uring_enter": "errno 38",
+         "io_uring_register": "errno 38"}  # EPERM, ENOSYS
+_SIZE_MAX = 1 << 20  # bytes
+_BEGIN, _END = "# migrator prepare-guest: begin", "# migrator prepare-guest: end"
+_BLOCK = re.compile(rf"^{_BEGIN}\n(?:lxc\.seccomp\.profile = .*\n)?{_END}\n", re.MULTILINE)
+
+
+def own(path: Path, text: str) -> str:
+    """The profile that a configuration, with this text, names without us; "" where it names none."""
+    named = [value for key, value in config_reader.read(str(path), without(text)).settings if key == KEY]
+    return named[-1] if named else ""
+
+
+def copy_of(profile: str) -> Path:
+    """Where the copy of a profile lies, on every host."""
+    return FOLDER / urllib.parse.quote(profile, safe="")
+
+
+def original(copy: str) -> str:
+    """What a copy is of; "" where that path is none of a copy, or of nothing that a host has for itself."""
+    folder, _, name = copy.rpartition("/")
+    profile = urllib.parse.unquote(name)
+    is_one = folder == str(FOLDER) and str(copy_of(profile)) == copy
+    return profile if is_one and consent.is_hosts_own(profile) and not profile.startswith(f"{FOLDER}/") else ""
+
+
+def can_be_made(copy: str) -> bool:
+    """Whether this host has what it is to be a copy of."""
+    return bool(profile := original(copy)) and Path(profile).is_file()
+
+
+def make(copy: str) -> None:
+    """Make a copy on this host, or make it anew. Raises OSError, and ValueError where the rules cannot be added."""
+    profile = original(copy)
+    if not profile:
+        raise ValueError(f"{copy} is no copy of a profile in {' or '.join(consent.HOST_FOLDERS)}")
+    text = bounded_read.read(Path(profile), _SIZE_MAX).decode(errors="surrogateescape")
+    FOLDER.mkdir(mode=0o755, exist_ok=True)
+    container_config.write_file(Path(copy), extended(text), mode=0o644)
+
+
+def refuse(config: Path) -> str:
+    """Have the configuration of a container name the copy, from its next start on; returns why it does not."""
+    text = container_config.text_of(config)
+    profile = own(config, text)
+    copy = copy_of(profile)
+    if container_config.fence_of(text):
+        return "its configuration is fenced"
+    if not profile:
+        return "it has none"
+    if not original(str(copy)):
+        return f"{profile} is not in {' or '.join(consent.HOST_FOLDERS)}, which each host has for itself"
+    try:
+        make(str(copy))
+    except (OSError, ValueError) as error:
+        return f"{profile}: {error}"
+    if (changed := added(text, copy)) != text:
+        container_config.write_file(config, changed)
+    return ""
+
+
+def allow(config: Path) -> None:
+    """Take that back. The copy stays: other containers may name it."""
+    text = container_config.text_of(config)
+    if (changed := without(text)) != text:
+        container_config.write_file(config, changed)
+
+
+def extended(profile: str) -> str:
+    """The text of a profile with the rules added; what it has a rule for keeps it.
+
+    Raises ValueError for one that lists what is allowed, which allows only what it says.
+    """
+    lines = profile.split("\n")
+    if lines[0].strip() != "2" or len(lines) < 2 or lines[1].split(" ")[0].strip() not in ("denylist", "blacklist"):
+        raise ValueError("it is not a list of what is denied, of version 2")
+    there = {line.split()[0] for line in lines[2:] if line.split()}
+    added = [f"{call} {action}" for call, action in RULES.items() if call not in there]
+    return "\n".join([profile.rstrip("\n"), "[all]", *added, ""])
+
+
+def added(text: str, copy: Path) -> str:
+    """A configuration that names the copy, whatever profile it names before."""
+    own_text = without(text)
+    end = "" if own_text.endswith("\n") or not own_text else "\n"
+    return f"{own_text}{end}{_BEGIN}\n{KEY} = {copy}\n{_END}\n"
+
+
+def without(text: str) -> str:
+    """A configuration without what `added` has added."""
+    return _BLOCK.sub("", text)
+
+
+def named(text: str) -> str:
+    """The copy that a configuration's own text names last, as the one that counts; "" where that is none."""
+    found = [value for key, value in config_reader.settings(text) if key == KEY]
+    return found[-1] if found and original(found[-1]) else ""
