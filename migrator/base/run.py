@@ -31,6 +31,7 @@ DEFAULT_LIMIT = 60.0  # seconds
 _CANNOT_BE_EXECUTED = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELIBBAD, errno.EIO,
                        errno.ESTALE, errno.ETXTBSY}
 ERROR_TAIL = 2000  # bytes of a program's output that an error message shows
+ERROR_LIMIT = 1 << 20  # bytes of what a program says on stderr that are kept, from its end
 
 # Which Debian package contains a missing program.
 PACKAGES = {
@@ -173,7 +174,7 @@ class Program:
         return _read_back(self._out) if self._out else b""
 
     def error_output(self) -> bytes:
-        return _read_back(self._err)
+        return _read_back(self._err, ERROR_LIMIT)
 
     def failure(self, status: int) -> CommandFailed:
         text = (self.error_output() or self.captured())[-ERROR_TAIL:].decode(errors="replace").strip()
@@ -203,8 +204,7 @@ def started(
     It is started from a thread in which `within`, if given, has been called, and is in whatever namespaces that has put
     the thread. If `within` raises, it is not started. `groups`, if given, replace our supplementary groups.
     """
-    start = functools.partial(_start, argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, process_group=0,
-                              groups=groups)
+    start = functools.partial(_start, argv, stdin=stdin, stdout=stdout, env=env, pass_fds=pass_fds, groups=groups)
     program = start() if within is None else _start_within(within, start)
     try:
         with _ended_after(program, limit):
@@ -243,12 +243,13 @@ def _start_within(within: Callable[[], None], start: Callable[[], Program]) -> P
 def detached(argv: Sequence[str | os.PathLike[str]], *, stdin: int, stdout: int) -> Program:
     """Start a program that may outlive this one: it has a session of its own, and signals sent to ours do not reach it.
     """
-    return _start(argv, stdin=stdin, stdout=stdout, start_new_session=True)
+    return _start(argv, stdin=stdin, stdout=stdout)
 
 
 def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | None, stdout: int | IO[bytes] | None,
-           env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (), process_group: int | None = None,
-           start_new_session: bool = False, groups: Sequence[int] | None = None) -> Program:
+           env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
+           groups: Sequence[int] | None = None) -> Program:
+    # A session of its own is one without our terminal, on which a container's program could type (TIOCSTI).
     words, shall_have = tuple(os.fspath(a) for a in argv), environment(env)
     failed: OSError | None = None
     for file in programs.each_of(words[0], shall_have["PATH"]):
@@ -265,8 +266,7 @@ def _start(argv: Sequence[str | os.PathLike[str]], *, stdin: int | IO[bytes] | N
                     stderr=err,
                     env=shall_have,
                     pass_fds=tuple(pass_fds),
-                    process_group=process_group,
-                    start_new_session=start_new_session,
+                    start_new_session=True,
                     extra_groups=groups,
                 )
             except OSError as error:
@@ -342,7 +342,8 @@ def _memory_file() -> IO[bytes]:
     return os.fdopen(os.memfd_create("output", os.MFD_CLOEXEC), "w+b")
 
 
-def _read_back(file: IO[bytes]) -> bytes:
+def _read_back(file: IO[bytes], most: int | None = None) -> bytes:
+    """All of it, or the last `most` bytes: who writes to it could have made it larger than memory, at no cost."""
     file.flush()
-    file.seek(0)
-    return file.read()
+    file.seek(max(0, os.fstat(file.fileno()).st_size - most) if most else 0)
+    return file.read(most or -1)

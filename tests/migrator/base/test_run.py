@@ -18,7 +18,7 @@ import pytest
 
 from migrator.base import log
 from migrator.base import run as run_module
-from migrator.base.run import environment, outcome, run, shown, started
+from migrator.base.run import ERROR_LIMIT, environment, outcome, run, shown, started
 from migrator.errors import Interrupted
 from migrator.errors.this_host import CommandFailed, CommandTimeout, ProgramMissing
 
@@ -113,6 +113,18 @@ def test_the_limit_ends_the_whole_group() -> None:
         with pytest.raises(CommandTimeout, match="within 0 seconds"):
             program.wait(0)
         wait_until_gone(child)
+
+
+def test_a_program_does_not_have_our_terminal() -> None:
+    """It is not of our session: what is started in a container could read and type on the operator's terminal."""
+    said = run([sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"])
+    assert said.stdout.strip() == b"True"
+
+
+def test_what_is_said_on_stderr_is_read_up_to_a_bound() -> None:
+    """A hole in it costs the program nothing, and would fill our memory."""
+    done = run([sys.executable, "-c", "import os; os.ftruncate(2, 1 << 31); os.lseek(2, 0, 2); os.write(2, b'end')"])
+    assert len(done.stderr) == ERROR_LIMIT and done.stderr.endswith(b"end")
 
 
 def test_the_end_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
