@@ -172,11 +172,11 @@ def test_typed_where_nothing_was_moved(typed: Callable[..., Result]) -> None:
 
 def test_tried_out(journal: Journal, typed: Callable[..., Result], thaws: list[str]) -> None:
     migration = offered(journal)
-    older, kept, gone = (snapshot(migration, number, uuid) for number, uuid in ((1, "0" * 36), (2, SENT), (3, UUID)))
-    migration.note("rounds", rounds=[{"bytes": 1}, {"bytes": 1}])
+    *older, kept, gone = (snapshot(migration, number, uuid) for number, uuid in enumerate(("a", "b", SENT, UUID), 1))
+    migration.note("rounds", rounds=[{"bytes": 1}] * 3)
     shown = typed(dry_run=True)
     assert [each["argv"] for each in shown.data["dry_run"]] == [
-        ["tee", "/nowhere/cgroup.freeze"], *(["btrfs", "subvolume", "delete", str(path)] for path in (older, gone))]
+        ["tee", "/nowhere/cgroup.freeze"], *(["btrfs", "subvolume", "delete", str(path)] for path in (*older, gone))]
     assert thaws == [] and kept.is_dir() and gone.is_dir() and recorded(migration).state is State.OFFERED
 
 

@@ -225,6 +225,12 @@ def test_a_round_has_on_disk_what_is_known_of_it() -> None:
         {}, {"parent": ""}, {"parent": "", "bytes": 0, "full": False}]
 
 
+def test_figures_are_shown_without_those_that_there_are_none_of() -> None:
+    """A dump with its memory stops nothing; and a 0 is a figure."""
+    assert Figures(memory=4096, dump_seconds=0.5).to_json() == {
+        "increment": 0, "memory": 4096, "wire_bytes": 0, "dump_seconds": 0.5, "send_seconds": 0.0}
+
+
 def test_what_is_recorded_anywhere_is_of_a_part() -> None:
     known = detail.KEYS | {"anew", "id", "role", "name", "lxcpath", "peer", "event"}
     for path in CODE:
