@@ -21,6 +21,7 @@ from migrator.errors.connection import ConnectionLost, HostUnreachable
 from migrator.errors.containers import AlreadyRuns, NoMigration, NotKnownThere
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.this_host import Busy, NotRoot
+from migrator.guest import live_steps
 from migrator.host import network
 from migrator.host.network import Port
 from migrator.record import container_lock
@@ -29,7 +30,7 @@ from migrator.record.migration_paths import locked
 from migrator.record.states import Event, Role, State
 from migrator.remote.destination import ConnectOptions
 from stages import resume
-from stages.steps import force, give_back, put_away, resume_source
+from stages.steps import force, give_back, put_away, resume_source, thaw_again
 from stages.steps.options import EndOptions, NamedContainer
 from tests.stages.answering import UUID, pool, there  # noqa: F401 -- fixtures
 from tests.stages.journals import dumping, journal, offered, owned  # noqa: F401 -- a fixture
@@ -81,6 +82,19 @@ def test_ctrl_c_once_the_token_is_back_waits_for_the_thaw(
     else:
         resume_source.go_on(resume.ResumeOptions().request(migration), {}, journal, migration, at_boot=False)
     assert thaws == ["rolling-back"] and recorded(migration).state is State.ROLLED_BACK
+
+
+@pytest.mark.parametrize("thawed", [True, False])
+def test_what_was_done_in_the_guest_right_before_a_freeze_is_put_back(journal: Journal, typed: Callable[..., Result],
+                                                                      monkeypatch: pytest.MonkeyPatch,
+                                                                      thawed: bool) -> None:
+    """A dump that was killed before it froze the container has left it so; a thaw puts it back by itself."""
+    dumping(journal)
+    put_back: list[str] = []
+    monkeypatch.setattr(thaw_again, "thaw_source", lambda _: thawed)
+    monkeypatch.setattr(live_steps, "put_back_in", lambda name, _: put_back.append(name))
+    typed()
+    assert put_back == ([] if thawed else ["web"])
 
 
 def test_typed_again(journal: Journal, typed: Callable[..., Result], thaws: list[str]) -> None:
