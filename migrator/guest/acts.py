@@ -20,12 +20,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from migrator.base.run import run
-from migrator.guest import contents, drop_in, localtime, mount_calls, own_rights
+from migrator.guest import contents, drop_in, localtime, mount_calls, own_rights, regular_files
 
 LIMIT = 5.0  # seconds that the acts in one mount namespace may take
 LIMIT_ALL = 60.0  # seconds
 ANSWER_MAX = 1 << 20  # bytes
 REASON_MAX = 300  # characters
+TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Act:
     namespace: str
     target: str
     options: tuple[str, ...] = ()  # of the mount that is replaced
+    device: str = ""  # of the file system whose mount that is, or is to be unmounted
 
 
 def carry_out(init: int, acts: Sequence[Act]) -> list[tuple[Act, str]]:
@@ -56,32 +58,81 @@ def carry_out(init: int, acts: Sequence[Act]) -> list[tuple[Act, str]]:
 
 
 def _renew(act: Act) -> None:
-    """A tmpfs with the same contents takes the place of a mount in which nothing is open."""
-    folder = os.open(act.target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        found = os.fstat(folder)
+    """A new tmpfs takes the place of an empty mount in which nothing is open, in one step where the kernel can do that.
+
+    What somebody puts into the old one until then is put into the new one as well. If that fails, the old one is
+    mounted again.
+    """
+    with mount_calls.second(act.target) as old:
+        found = _meant(old, act)
+        _require_empty(old, "files")
         options = {"source": "tmpfs", "mode": f"{found.st_mode & 0o7777:o}", "uid": str(found.st_uid),
                    "gid": str(found.st_gid), "size": "10%", "nr_inodes": "400k"}
         with mount_calls.new_tmpfs(options) as new:
-            inside = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=new)
-            try:
-                contents.copy(folder, inside, contents.Left())
-            finally:
-                os.close(inside)
-            mount_calls.forbid(new, act.options)
-            os.close(folder)
-            folder = -1
-            mount_calls.detach(act.target)
-            mount_calls.attach(new, act.target)
-    finally:
-        if folder >= 0:
-            os.close(folder)
+            mount_calls.require_unused(act.target)
+            with _folder(new) as inside:
+                mount_calls.forbid(new, act.options)
+                is_beneath = mount_calls.attach_beneath(new, act.target)
+                _detach(act.target)
+                try:
+                    if not is_beneath:
+                        mount_calls.attach(new, act.target)
+                    with _folder(old) as folder:
+                        contents.copy(folder, inside, contents.Left())
+                except OSError:
+                    mount_calls.attach(old, act.target)
+                    raise
+
+
+def _detach(target: str) -> None:
+    """Somebody may open something in there for a moment. What is beneath by now can only go along with it.
+
+    If it stays in use, an empty tmpfs stays beneath, where nobody sees it.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            mount_calls.detach(target)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or not left:
+                raise
+        time.sleep(0.01)
 
 
 def _drop(act: Act) -> None:
-    if os.listdir(act.target):  # noqa: PTH208 -- nothing is imported any more
-        raise OSError(errno.ENOTEMPTY, "it holds credentials")
-    mount_calls.detach(act.target)
+    with mount_calls.second(act.target) as mount:
+        _meant(mount, act)
+        _require_empty(mount, "credentials")
+        mount_calls.detach(act.target)
+        try:
+            _require_empty(mount, "credentials")
+        except OSError:  # somebody has just put them there
+            mount_calls.attach(mount, act.target)
+            raise
+
+
+def _meant(mount: int, act: Act) -> os.stat_result:
+    """Of its root; raises OSError where something else has been mounted there, or over it."""
+    found = os.fstat(mount)
+    if f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}" != act.device:
+        raise OSError(errno.EINVAL, "something else is mounted there")
+    return found
+
+
+@contextlib.contextmanager
+def _folder(mount: int) -> Iterator[int]:
+    """Its root, opened anew each time: who reads it again may not see what was made since."""
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _require_empty(mount: int, what: str) -> None:
+    with _folder(mount) as folder:
+        if os.listdir(folder):  # noqa: PTH208 -- nothing is imported any more
+            raise OSError(errno.ENOTEMPTY, f"it holds {what}")
 
 
 _ACTS: dict[str, Callable[[Act], object]] = {
@@ -145,6 +196,7 @@ def _answer(child: int, reading: int) -> bytes:
 
 def _done(pid: int, namespace: str, init: int, acts: Sequence[tuple[int, Act]]) -> Iterator[tuple[int, str]]:
     try:
+        regular_files.remember()
         own_rights.take(pid, namespace, init)
     except (OSError, ValueError, IndexError) as error:
         yield from ((number, _words(error)) for number, _ in acts)

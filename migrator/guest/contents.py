@@ -7,6 +7,8 @@ import errno
 import os
 import stat
 
+from migrator.guest import regular_files
+
 ENTRIES_MAX = 1000
 BYTES_MAX = 16 << 20
 DEPTH_MAX = 16
@@ -53,10 +55,8 @@ def copy(source: int, target: int, left: Left, depth: int = 0) -> None:
 
 
 def _file(name: str, source: int, target: int, left: Left) -> None:
-    reading = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
+    reading = regular_files.opened(name, source)  # it may be something else by now
     try:
-        if not stat.S_ISREG(os.fstat(reading).st_mode):  # it was something else a moment ago
-            raise OSError(errno.EINVAL, f"it holds {name}, which cannot be copied")
         writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:
             while data := os.read(reading, 1 << 16):

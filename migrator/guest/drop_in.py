@@ -12,6 +12,8 @@ import errno
 import os
 from pathlib import Path
 
+from migrator.guest import regular_files
+
 _PLACE = "systemd/system/service.d/zz-migrator.conf"
 UNTIL_BOOT, FOR_GOOD = f"/run/{_PLACE}", f"/etc/{_PLACE}"
 MARK = b"# made by migrator prepare-guest\n"
@@ -57,7 +59,7 @@ def _paths(place: str) -> tuple[Path, Path]:
 def _is_there(path: Path) -> bool | None:
     """Whether the file is ours; None where there is none."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = regular_files.opened(str(path))
     except FileNotFoundError:
         return None
     except OSError:

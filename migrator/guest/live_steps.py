@@ -2,7 +2,7 @@
 """What is changed in a running container right before it is frozen, as CRIU could not dump or restore it otherwise.
 
 An empty ramfs for a unit's credentials is unmounted, and a service's own /tmp that is mounted nowhere as a whole, as
-that of PrivateTmp=disconnected, becomes a tmpfs that holds the same. Nobody inside notices, and it stays so. The link
+that of PrivateTmp=disconnected, becomes a new tmpfs if it is empty. Nobody inside notices, and it stays so. The link
 /etc/localtime becomes a file, and is a link again afterwards (`localtime`).
 """
 
@@ -58,12 +58,12 @@ def needed(mounts: Mounts) -> Iterator[Act]:
     own = mounts.lines[mounts.own]
     for line in own:
         if credentials_of(line.type, line.target):
-            yield Act("drop", mounts.pids[mounts.own], mounts.own, line.target)
+            yield Act("drop", mounts.pids[mounts.own], mounts.own, line.target, device=line.device)
     nested = {namespace: lines for namespace, lines in mounts.lines.items() if namespace != mounts.own}
     for each in sandbox_mounts.troubles(own, nested, mounts.outside):
         if is_cured(each.kind, each.line.type, each.line.target):
             yield Act("drop" if each.kind == "unsupported" else "renew", mounts.pids[each.namespace], each.namespace,
-                      each.line.target, options=tuple(sorted(each.line.options)))
+                      each.line.target, options=tuple(sorted(each.line.options)), device=each.line.device)
 
 
 def seen(init: int, pids: Collection[int]) -> Mounts:
@@ -94,10 +94,12 @@ def make_ready(name: str, init: int, processes: Callable[[], Collection[int]], *
         return
     try:
         todo = [Act("copy", init, link(f"/proc/{init}/ns/mnt"), localtime.PATH)] if watched else []
-        for _ in range(ROUNDS):
+        for left in reversed(range(ROUNDS + 1)):
             todo += needed(seen(init, processes()))
             if not todo:
                 return
+            if not left:
+                raise GuestNotReady(name=name, target=todo[0].target, reason="it is there again each time")
             for act, trouble in acts.carry_out(init, todo):
                 if trouble:
                     raise GuestNotReady(name=name, target=act.target, reason=trouble)

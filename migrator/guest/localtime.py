@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
+
+from migrator.guest import regular_files
 
 PATH = "/etc/localtime"
 ATTRIBUTE = "user.migrator.link"  # where it led
 _NEW = Path("/etc/.localtime.migrator")
 _SIZE_MAX = 1 << 20
 _TARGET_MAX = 1024
-_NO_DATA = {errno.ENODATA, errno.EOPNOTSUPP}
+_NOT_OURS = {errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP}
 
 
 def make_file() -> None:
@@ -40,6 +41,9 @@ def make_file() -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+    if os.readlink(PATH) != target:  # noqa: PTH115 -- somebody has set another time zone meanwhile
+        _forget()
+        raise OSError(errno.EAGAIN, "it has just been changed", PATH)
     _NEW.rename(PATH)
 
 
@@ -47,28 +51,20 @@ def make_link() -> bool:
     """The link is there again, where a file of `make_file` is; true then. Raises OSError."""
     _forget()
     try:
-        fd = os.open(PATH, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        target = os.getxattr(PATH, ATTRIBUTE, follow_symlinks=False)
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOENT):
+        if error.errno in _NOT_OURS:
             return False
         raise
-    try:
-        target = os.getxattr(fd, ATTRIBUTE)
-    except OSError as error:
-        if error.errno in _NO_DATA:
-            return False
-        raise
-    finally:
-        os.close(fd)
     _NEW.symlink_to(os.fsdecode(target[:_TARGET_MAX]))
     _NEW.rename(PATH)
     return True
 
 
 def _content() -> bytes:
-    fd = os.open(PATH, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fd = regular_files.opened(PATH, follow=True)
     try:
-        data = os.read(fd, _SIZE_MAX + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+        data = os.read(fd, _SIZE_MAX + 1)
     finally:
         os.close(fd)
     if not data.startswith(b"TZif") or len(data) > _SIZE_MAX:  # tzfile(5)

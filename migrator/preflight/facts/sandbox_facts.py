@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from migrator.criu import sandbox_mounts
 from migrator.guest import live_steps
+from migrator.host import inner_paths
 from migrator.host.mountinfo import MountLine, may_wait, parse_mountinfo
 from migrator.host.proc import Status, read_text
 from migrator.preflight.facts import watch_facts
@@ -30,9 +31,9 @@ def found(init: Status, own: Sequence[MountLine], nested: Mapping[str, Sequence[
     outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if nested else set()
     for each in sandbox_mounts.troubles(own, nested, outside):
         line, process = each.line, processes[each.namespace]
-        filled = live_steps.credentials_of(line.type, line.target) and not is_empty(
+        filled = live_steps.is_cured(each.kind, line.type, line.target) and not is_empty(
             process.pid, line, nested[each.namespace])
-        yield f"sandbox-{each.kind}", f"{line.type} {line.target}", process, line.id in held or bool(filled)
+        yield f"sandbox-{each.kind}", f"{line.type} {line.target}", process, line.id in held or filled
 
 
 def is_empty(pid: int, line: MountLine, lines: Sequence[MountLine]) -> bool:
@@ -40,9 +41,8 @@ def is_empty(pid: int, line: MountLine, lines: Sequence[MountLine]) -> bool:
     if may_wait(line.target, lines):
         return False
     with contextlib.suppress(OSError):
-        path = f"/proc/{pid}/root{line.target}"
-        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:  # a link on the way may have led elsewhere
+        folder = inner_paths.folder(pid, line.target)
+        try:  # another mount may be over it
             its = watch_facts.fdinfo(f"/proc/self/fd/{folder}", "mnt_id") == str(line.id)
             return its and not os.listdir(folder)  # noqa: PTH208
         finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from migrator.guest import drop_in
+from migrator.host.mountinfo import MountLine, parse_mountinfo
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 # A namespace like that of a service; the folder $1 is its root. It waits until its input ends.
@@ -30,9 +31,13 @@ import json, os, subprocess, sys
 from pathlib import Path
 from migrator.guest import acts
 from migrator.guest.acts import Act
-root, steps, inside = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+from migrator.host.mountinfo import parse_mountinfo
+root, steps, inside, patch = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4]
+real = acts.run
+if patch:
+    acts.run = lambda argv, **given: real([sys.executable, "-I", "-c", patch], **given)
 program = ["/bin/sh", "-c", f"{inside}exec /bin/cat"]
-with subprocess.Popen(["unshare", *sys.argv[4:], "--pid", "--fork", "--root", root, *program],
+with subprocess.Popen(["unshare", *sys.argv[5:], "--pid", "--fork", "--root", root, *program],
                       stdin=subprocess.PIPE) as outer:
     children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
     while not children.read_text().split(): pass
@@ -41,7 +46,9 @@ with subprocess.Popen(["unshare", *sys.argv[4:], "--pid", "--fork", "--root", ro
     namespace = os.readlink(f"/proc/{guest.pid}/ns/mnt")
     if "--user" in sys.argv:
         for kind in ("uid", "gid"): Path(f"/proc/{guest.pid}/{kind}_map").write_text("0 100000 1000")
-    asked = [Act(step[0], guest.pid, namespace, step[1], *step[2:]) for step in steps]
+    lines = parse_mountinfo(Path(f"/proc/{guest.pid}/mountinfo").read_text())
+    first = {line.target: line.device for line in reversed(lines)}
+    asked = [Act(step[0], guest.pid, namespace, step[1], *step[2:], device=first.get(step[1], "")) for step in steps]
     print(json.dumps([trouble for _, trouble in acts.carry_out(guest.pid, asked)]))
     print(Path(f"/proc/{guest.pid}/mountinfo").read_text())
     top = f"/proc/{guest.pid}/root"
@@ -52,31 +59,112 @@ with subprocess.Popen(["unshare", *sys.argv[4:], "--pid", "--fork", "--root", ro
 """
 
 
+PATCHED = """
+import os
+from migrator.guest import acts, localtime, mount_calls
+real = mount_calls.detach
+{}
+acts._main()
+"""
+
+
 def act(tmp_path: Path, *steps: Sequence[object], extra: str = "", inside: str = "",
-        new: str = "--mount") -> tuple[list[str], str, str]:
+        new: str = "--mount", patch: str = "") -> tuple[list[str], str, str]:
     """Do them; what failed, what is mounted then, and the files that are there."""
     root = tmp_path / "root"
     root.mkdir()
     tools = "mkdir -p usr; mount --bind -o ro /usr usr; for each in bin lib lib64; do ln -s usr/$each $each; done\n"
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "sh", "-c",
-         f'{SERVICE}{tools}{extra}\nexec "$2" -c "$3" "$1" "$4" "$5" {new}', "sh", str(root), sys.executable,
-         DO, json.dumps(steps), inside], capture_output=True, text=True, timeout=60, check=False)
+         f'{SERVICE}{tools}{extra}\nexec "$2" -c "$3" "$1" "$4" "$5" "$6" {new}', "sh", str(root), sys.executable,
+         DO, json.dumps(steps), inside, patch and PATCHED.format(patch)],
+        capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     troubles, _, rest = done.stdout.partition("\n")
     mounts, _, files = rest.partition("\n\n")
     return json.loads(troubles), mounts, files
 
 
-def test_a_tmp_of_its_own_is_the_same_in_a_tmpfs(tmp_path: Path) -> None:
-    made = """mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs tmp; cd tmp; echo x >key; chmod 400 key; mkdir -m 750 sub
-              echo y >sub/file; ln -s x link; mount -o remount,bind,ro,nosuid "$PWD"; cd .."""
-    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", ["ro", "nosuid"]], extra=made)
+def topmost(mounts: str, target: str) -> MountLine:
+    lines = parse_mountinfo(mounts)
+    (found,) = (line for line in lines if line.target == target and line.id not in {each.parent for each in lines})
+    return found
+
+
+TMP = "mount -t tmpfs -o mode=1770,nosuid,nodev,uid=5 tmpfs tmp; mount -o remount,bind,ro,nosuid tmp\n"
+OLD_KERNEL = "mount_calls.attach_beneath = lambda mount, target: False\n"
+
+
+@pytest.mark.parametrize("shared", ["", "mount --make-rshared .\n"])
+@pytest.mark.parametrize("patch", ["", OLD_KERNEL])
+def test_an_empty_tmp_is_another_tmpfs(tmp_path: Path, shared: str, patch: str) -> None:
+    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", ["ro", "nosuid"]], extra=TMP + shared, patch=patch)
     assert troubles == [""]
     (line,) = (line for line in mounts.splitlines() if " /tmp " in line)
-    assert " ro,nosuid" in line and " - tmpfs tmpfs " in line
-    assert {"tmp/key 0o100400  []", "tmp/sub 0o40750  []", "tmp/sub/file 0o100644  []", "tmp/link 0o120777 x []"} <= {
-        *files.splitlines()}
+    assert " ro,nosuid" in line and " - tmpfs tmpfs " in line and "mode=1770,uid=5" in line and "size=" in line
+    assert "tmp/" not in files
+
+
+@pytest.mark.parametrize("patch", ["", OLD_KERNEL])
+def test_what_is_written_meanwhile_stays(tmp_path: Path, patch: str) -> None:
+    """In the last moment before the old one is unmounted."""
+    write = """
+def detach(target):
+    os.mkdir("/tmp/sub", 0o750)
+    with open("/tmp/sub/file", "x") as file: file.write("x")
+    os.chmod("/tmp/sub/file", 0o400)
+    os.symlink("x", "/tmp/link")
+    real(target)
+mount_calls.detach = detach
+"""
+    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", []], extra="mount -t tmpfs tmpfs tmp",
+                                  patch=patch + write)
+    assert troubles == [""] and mounts.count(" /tmp ") == 1
+    assert {"tmp/sub 0o40750  []", "tmp/sub/file 0o100400  []", "tmp/link 0o120777 x []"} <= {*files.splitlines()}
+
+
+@pytest.mark.parametrize(("kind", "more"), [
+    ("drop", "mkdir /tmp/a"), ("renew", "mkfifo /tmp/a"), ("renew", "truncate -s 17M /tmp/a"),
+    ("renew", "mkdir -p /tmp" + "/a" * 20), ("renew", "cd /tmp; for i in a $(seq 1001); do >$i; done"),
+])
+def test_what_cannot_be_copied_is_there_again(tmp_path: Path, kind: str, more: str) -> None:
+    write = f"mount_calls.detach = lambda target: (os.system({more!r}), real(target))"
+    troubles, mounts, files = act(tmp_path, [kind, "/tmp", []], extra="mount -t ramfs ramfs tmp", patch=write)
+    assert "it holds" in troubles[0]
+    assert topmost(mounts, "/tmp").type == "ramfs" and "tmp/a" in files
+
+
+def test_what_is_open_only_for_a_moment_is_waited_for(tmp_path: Path) -> None:
+    busy = """
+tries = [16, 16, 0]
+def detach(target):
+    if number := tries.pop(0): raise OSError(number, "busy")
+    real(target)
+mount_calls.detach = detach
+"""
+    troubles, mounts, _ = act(tmp_path, ["renew", "/tmp", []], extra="mount -t ramfs ramfs tmp", patch=busy)
+    assert troubles == [""] and topmost(mounts, "/tmp").type == "tmpfs" and mounts.count(" /tmp ") == 1
+
+
+def test_where_anything_else_fails_the_old_one_is_there_again(tmp_path: Path) -> None:
+    fails = """
+honest = mount_calls.attach
+def attach(mount, target):
+    mount_calls.attach = honest
+    raise OSError(12, "no memory")
+mount_calls.attach = attach
+"""
+    troubles, mounts, _ = act(tmp_path, ["renew", "/tmp", []], extra="mount -t ramfs ramfs tmp",
+                              patch=OLD_KERNEL + fails)
+    assert "no memory" in troubles[0] and " - ramfs " in mounts
+
+
+@pytest.mark.parametrize("kind", ["renew", "drop"])
+def test_another_mount_over_it_stays(tmp_path: Path, kind: str) -> None:
+    """As by `systemctl bind`: it is the topmost one that a path leads to."""
+    troubles, mounts, _ = act(tmp_path, [kind, "/tmp", []], extra="mount -t ramfs ramfs tmp; mount -t ramfs other tmp")
+    assert "something else is mounted there" in troubles[0]
+    assert mounts.count(" /tmp ") == 2 and topmost(mounts, "/tmp").source == "other"
 
 
 CREDENTIALS = "/run/credentials/a.service"
@@ -98,12 +186,10 @@ def test_what_somebody_has_open_stays(tmp_path: Path, kind: str) -> None:
     assert " /tmp " in mounts and " - ramfs " in mounts
 
 
-@pytest.mark.parametrize("more", ["mkfifo tmp/fifo", "truncate -s 17M tmp/large", "mkdir -p tmp/" + "a/" * 20,
-                                  "for i in $(seq 1001); do >tmp/$i; done"])
-def test_what_cannot_be_copied_stays(tmp_path: Path, more: str) -> None:
-    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", []], extra=f"mount -t ramfs ramfs tmp\n{more}")
-    assert "it holds" in troubles[0]
-    assert " /tmp " in mounts and " - ramfs " in mounts and "tmp/" in files
+def test_a_tmp_that_holds_something_stays(tmp_path: Path) -> None:
+    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", []], extra="mount -t ramfs ramfs tmp; >tmp/file")
+    assert "it holds files" in troubles[0]
+    assert " /tmp " in mounts and " - ramfs " in mounts and "tmp/file" in files
 
 
 def test_localtime_there_and_back(tmp_path: Path) -> None:
@@ -131,6 +217,35 @@ def test_only_our_own_file_becomes_a_link(tmp_path: Path, extra: str, expected: 
 def test_what_is_no_time_zone_stays_a_link(tmp_path: Path, extra: str) -> None:
     troubles, _, files = act(tmp_path, ["copy", "/etc/localtime"], extra=extra)
     assert troubles[0] and "etc/localtime 0o120777 ../zone/Here" in files
+
+
+def test_a_zone_that_is_set_meanwhile_stays(tmp_path: Path) -> None:
+    meanwhile = """
+content = localtime._content
+localtime._content = lambda: (content(), os.remove("/etc/localtime"), os.symlink("/zone/Other", "/etc/localtime"))[0]
+"""
+    troubles, _, files = act(tmp_path, ["copy", "/etc/localtime"], patch=meanwhile)
+    assert "just been changed" in troubles[0]
+    assert "etc/localtime 0o120777 /zone/Other" in files and ".localtime.migrator" not in files
+
+
+@pytest.mark.parametrize(("kind", "target", "place"), [
+    ("link", "/etc/localtime", "etc/localtime"), ("copy", "/etc/localtime", "zone/Here"),
+    ("no-drop-in", drop_in.UNTIL_BOOT, drop_in.UNTIL_BOOT[1:]),
+])
+def test_no_device_is_opened(tmp_path: Path, kind: str, target: str, place: str) -> None:
+    """Of the container's: whoever opens it is outside the container's cgroup, and so past its device filter."""
+    spy = """
+honest = os.open
+def look(path, flags, *given, **more):
+    fd = honest(path, flags, *given, **more)
+    if not flags & os.O_PATH and os.fstat(fd).st_mode >> 12 == 2: os.mkdir("/etc/opened")
+    return fd
+os.open = look
+"""
+    made = f"mkdir -p {Path(place).parent}; rm -f {place}; mknod {place} c 1 3"
+    _, _, files = act(tmp_path, [kind, target], extra=made, patch=spy)
+    assert "etc/localtime" in files and "etc/opened" not in files
 
 
 def test_what_a_killed_one_has_left_is_no_obstacle(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_what_a_stock_guest_needs() -> None:
         ("renew", 171, "resolved", "/var/tmp"),
     ]
     assert found[2].options == ("nosuid", "rw")
+    assert [act.device for act in found] == ["0:229", "0:221", "0:222", "0:222"]
 
 
 @pytest.mark.parametrize("line", [
@@ -83,7 +84,8 @@ def test_a_link_that_nobody_watches_stays(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_it_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = Guest(monkeypatch, [["renew"]] * 100)
-    make_ready()
+    with pytest.raises(GuestNotReady, match="at /renew: it is there again each time"):
+        make_ready()
     assert guest.done.count("renew") == live_steps.ROUNDS
 
 
