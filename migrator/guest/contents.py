@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -28,33 +29,47 @@ class Left:
 
 
 def copy(source: int, target: int, left: Left, depth: int = 0) -> None:
-    """Of one open folder into another; raises OSError, as where there is something that is no file, folder or link."""
+    """Of one open folder into another; raises OSError, as where there is something that is no file, folder or link.
+
+    Whose files they are may already delete them in the other one, or put links in their place.
+    """
     if depth > DEPTH_MAX:
         raise OSError(errno.EFBIG, "it holds folders too deep to be copied")
     for name in os.listdir(source):
-        found = os.stat(name, dir_fd=source, follow_symlinks=False)
-        left.take(0)
-        if stat.S_ISDIR(found.st_mode):
-            os.mkdir(name, 0o700, dir_fd=target)
-            inner, made = (os.open(name, _FOLDER, dir_fd=each) for each in (source, target))
-            try:
-                copy(inner, made, left, depth + 1)
-            finally:
-                os.close(inner)
-                os.close(made)
-        elif stat.S_ISLNK(found.st_mode):
-            os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
-        elif stat.S_ISREG(found.st_mode):
-            _file(name, source, target, left)
-        else:
-            raise OSError(errno.EINVAL, f"it holds {name}, which cannot be copied")
+        with contextlib.suppress(FileNotFoundError):
+            _entry(name, source, target, left, depth)
+
+
+def _entry(name: str, source: int, target: int, left: Left, depth: int) -> None:
+    found = os.stat(name, dir_fd=source, follow_symlinks=False)
+    left.take(0)
+    if stat.S_ISDIR(found.st_mode):
+        os.mkdir(name, 0o700, dir_fd=target)
+        inner, made = (os.open(name, _FOLDER, dir_fd=each) for each in (source, target))
+        try:
+            copy(inner, made, left, depth + 1)
+            _describe(made, found)
+        finally:
+            os.close(inner)
+            os.close(made)
+    elif stat.S_ISLNK(found.st_mode):
+        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=target)
         os.chown(name, found.st_uid, found.st_gid, dir_fd=target, follow_symlinks=False)
-        if not stat.S_ISLNK(found.st_mode):
-            os.chmod(name, stat.S_IMODE(found.st_mode), dir_fd=target)
         os.utime(name, ns=(found.st_atime_ns, found.st_mtime_ns), dir_fd=target, follow_symlinks=False)
+    elif stat.S_ISREG(found.st_mode):
+        _file(name, source, target, left, found)
+    else:
+        raise OSError(errno.EINVAL, f"it holds {name}, which cannot be copied")
 
 
-def _file(name: str, source: int, target: int, left: Left) -> None:
+def _describe(made: int, found: os.stat_result) -> None:
+    """Of what is open, as its name may lead to something else as soon as it is theirs."""
+    os.fchown(made, found.st_uid, found.st_gid)
+    os.fchmod(made, stat.S_IMODE(found.st_mode))
+    os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def _file(name: str, source: int, target: int, left: Left, found: os.stat_result) -> None:
     reading = regular_files.opened(name, source)  # it may be something else by now
     try:
         writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
@@ -63,6 +78,7 @@ def _file(name: str, source: int, target: int, left: Left) -> None:
                 left.take(len(data))
                 while data:
                     data = data[os.write(writing, data):]
+            _describe(writing, found)
         finally:
             os.close(writing)
     finally:

@@ -123,6 +123,41 @@ mount_calls.detach = detach
     assert {"tmp/sub 0o40750  []", "tmp/sub/file 0o100400  []", "tmp/link 0o120777 x []"} <= {*files.splitlines()}
 
 
+def test_no_link_in_the_place_of_a_copy_is_followed(tmp_path: Path) -> None:
+    """A service's user could have the container's root change the mode of any file."""
+    meanwhile = """
+def detach(target):
+    os.close(os.open("/tmp/a", os.O_CREAT, 0o666))
+    os.chmod("/tmp/a", 0o666)
+    real(target)
+def swap(name, *given, **more):
+    honest(name, *given, **more)
+    if os.path.exists("/tmp/a"): os.unlink("/tmp/a")
+    os.symlink("/etc/shadow", "/tmp/a")
+mount_calls.detach, honest, os.chown = detach, os.chown, swap
+os.fchown = lambda fd, *given: (os.unlink("/tmp/a"), os.symlink("/etc/shadow", "/tmp/a"))
+"""
+    troubles, _, files = act(tmp_path, ["renew", "/tmp", []], patch=meanwhile,
+                             extra="mount -t tmpfs tmpfs tmp; >etc/shadow; chmod 400 etc/shadow")
+    assert troubles == [""] and "tmp/a 0o120777 /etc/shadow" in files
+    assert "etc/shadow 0o100400" in files
+
+
+def test_what_is_deleted_as_soon_as_it_is_copied_stays_so(tmp_path: Path) -> None:
+    meanwhile = """
+def detach(target):
+    for name in "abc": os.symlink("x", f"/tmp/{name}")
+    real(target)
+def chown(name, *given, **more):
+    if name == "b": os.unlink("/tmp/b")
+    honest(name, *given, **more)
+mount_calls.detach, honest, os.chown = detach, os.chown, chown
+"""
+    troubles, mounts, files = act(tmp_path, ["renew", "/tmp", []], extra="mount -t tmpfs tmpfs tmp", patch=meanwhile)
+    assert troubles == [""] and mounts.count(" /tmp ") == 1
+    assert "tmp/a " in files and "tmp/b " not in files and "tmp/c " in files
+
+
 @pytest.mark.parametrize(("kind", "more"), [
     ("drop", "mkdir /tmp/a"), ("renew", "mkfifo /tmp/a"), ("renew", "truncate -s 17M /tmp/a"),
     ("renew", "mkdir -p /tmp" + "/a" * 20), ("renew", "cd /tmp; for i in a $(seq 1001); do >$i; done"),
