@@ -8,6 +8,7 @@ makes the copy of its own profile of that name. Programs do without io_uring whe
 
 from __future__ import annotations
 
+import posixpath
 import re
 import urllib.parse
 from pathlib import Path
@@ -39,7 +40,8 @@ def original(copy: str) -> str:
     """What a copy is of; "" where that path is none of a copy, or of nothing that a host has for itself."""
     folder, _, name = copy.rpartition("/")
     profile = urllib.parse.unquote(name)
-    is_one = folder == str(FOLDER) and str(copy_of(profile)) == copy
+    # By one name each: of `/a/./b` and the like there would be as many copies as a peer thinks of.
+    is_one = folder == str(FOLDER) and str(copy_of(profile)) == copy and posixpath.normpath(profile) == profile
     return profile if is_one and consent.is_hosts_own(profile) and not profile.startswith(f"{FOLDER}/") else ""
 
 

@@ -24,6 +24,7 @@ def test_names() -> None:
     COMMON, "/etc/lxc/migrator/%2Fetc%2Fshadow", "/etc/lxc/migrator/%2Fusr%2Fshare%2Flxc%2F..%2F..%2Fx",
     "/etc/lxc/migrator/%2Fetc%2Flxc%2Fmigrator%2Fx", "/etc/lxc/migrator/x", "/etc/lxc/migrator/", "", "x",
     "/etc/lxc/migrator/%2fusr%2fshare%2flxc%2fx",  # there is one name for each
+    "/etc/lxc/migrator/%2Fusr%2Fshare%2Flxc%2F.%2Fx", "/etc/lxc/migrator/%2Fusr%2Fshare%2Flxc%2F%2Fx",
     "/etc/lxc/other/%2Fusr%2Fshare%2Flxc%2Fx",
 ])
 def test_what_is_no_copy(path: str) -> None:
