@@ -34,8 +34,8 @@ def state(instance: str, temporary: Path | None = None) -> set[str]:
     return {line for line in found if "/pytest-of-" not in line or (temporary and str(temporary) in line)}
 
 
-def traces(instance: str, mark: str) -> set[str]:
-    """Processes that carry `mark` in their environment or live in namespaces below this instance's folders."""
+def traces(instance: str, mark: str = "") -> set[str]:
+    """Processes that carry `mark`, if any, in their environment or live in namespaces below this instance's folders."""
     found = set()
     own = _name(instance)
     for folder in Path("/proc").iterdir():
@@ -43,7 +43,7 @@ def traces(instance: str, mark: str) -> set[str]:
             continue
         with contextlib.suppress(OSError):
             text = f"process: {folder.name} " + (folder / "cmdline").read_text(errors="replace").replace("\0", " ")
-            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+            if mark and mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.add(text)
             if f"/var/lib/{own}/" in (folder / "mounts").read_text():
                 found.add(text)

@@ -77,7 +77,7 @@ def up(*options: str) -> None:
 
 def left_behind(before: set[str]) -> list[str]:
     """What of this instance is still on the machine."""
-    return sorted(line for line in [*machine.state(INSTANCE) - before, *machine.traces(INSTANCE, "=")])
+    return sorted(line for line in [*machine.state(INSTANCE) - before, *machine.traces(INSTANCE)])
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ THERE = ("-d", DESTINATION, "--json")
 MKNOD, MKFIFO, WRITE = 5, 6, 15
 MODE, RDEV, OFFSET, DATA = 5, 8, 18, 19
 CLONE_UUID, CLONE_CTRANSID, CLONE_PATH, CLONE_OFFSET, CLONE_LEN = 20, 21, 22, 23, 24
-FILE, HELD = "/root/victim", "what was there"
+# A loop device shows the path that its file has in there: this one tells who looks for leftovers that it is not his.
+FILE, HELD = "/root/migrator-rig-streams", "what was there"
 # A `btrfs send` that has commands of its own before the end of what it sends, which has no body.
 LIES = """#!/usr/bin/python3
 import base64, os, subprocess, sys
