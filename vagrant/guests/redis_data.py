@@ -8,6 +8,7 @@ redis_data.py load ADDRESS MEBIBYTES
 import json
 import random
 import sys
+import time
 
 from resp import Connection, encode
 
@@ -29,10 +30,22 @@ def value(number: int) -> str:
     return json.dumps(session).ljust(VALUE, "-")
 
 
+def listening(address: str, limit: float = 60) -> Connection:
+    """Connect to a server that is only just starting, within `limit` seconds."""
+    end = time.monotonic() + limit
+    while True:
+        try:
+            return Connection(address)
+        except ConnectionRefusedError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
 def load(address: str, mebibytes: int) -> int:
     """Write that many MiB of values; return the number of keys."""
     number = mebibytes * 1024 * 1024 // VALUE
-    server = Connection(address)
+    server = listening(address)
     for first in range(0, number, BATCH):
         batch = range(first, min(first + BATCH, number))
         server.socket.sendall(b"".join(encode("SET", f"session:{key}", value(key)) for key in batch))
