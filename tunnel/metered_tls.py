@@ -63,7 +63,10 @@ class MeteredObject(ssl.SSLObject):
     def read(self, size: int = 1024, buffer: Any = None) -> Any:
         """As asyncio calls it: with room for a whole record, until nothing more is there."""
         found: Any = self._needs(super().read, size, buffer)
-        self._beside -= (len(found) if buffer is None else found) + self._allowance.framing
+        data = (len(found) if buffer is None else found) + self._allowance.framing
+        # At once, so that the next record may come in pieces however long this connection has stood.
+        self._charge(self._beside - data - self._given.pending)
+        self._beside = self._given.pending
         return found
 
     def unwrap(self) -> None:
@@ -78,13 +81,16 @@ class MeteredObject(ssl.SSLObject):
                 if not self._hand_on():
                     raise
 
+    def _charge(self, beside: int) -> None:
+        """Count so many bytes that were no data; raises SSLError once there are more than the other end may send."""
+        if beside > 0 and not self._left.take(beside):
+            raise ssl.SSLError(1, TOO_MUCH)
+
     def _hand_on(self) -> bool:
         """Give OpenSSL some more, if there is more and the other end is within its allowance."""
         over = self._beside - RECORD
-        if over > 0:
-            if not self._left.take(over):
-                raise ssl.SSLError(1, TOO_MUCH)
-            self._beside = RECORD
+        self._charge(over)
+        self._beside -= max(0, over)
         part = self._came.read(self._allowance.slice)
         self._given.write(part)
         self._beside += len(part)

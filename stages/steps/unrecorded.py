@@ -65,9 +65,10 @@ def record(migration: Migration) -> None:
 def _living(migration: Migration) -> list[int]:
     """What was made from one of the rounds is a container that somebody is trying out, and nothing waits for that.
 
-    No journal, however old, has the increment among its rounds.
+    No journal, however old, has the increment among its rounds. Only what is tried out in the migration's own place
+    counts: whoever gives that back would remove its disk.
     """
     layout = Layout(migration.lxcpath, migration.name, migration.id)
     found = left_running.in_own(layout)
     tried = left_running.tried_out(layout, found, {each.uuid for each in migration.data.rounds if each.uuid})
-    return [pid for pid in found if pid not in tried]
+    return [pid for pid in found if pid not in tried or pid in left_running.live_in("", layout.rootfs)]

@@ -60,6 +60,15 @@ def imported(there: Destination) -> Migration:
     return known(there)
 
 
+def test_what_is_tried_out_in_its_very_place_is_not_removed(there: Destination, lives: list[int],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    imported(there)
+    monkeypatch.setattr(btrfs, "parent_of", lambda *_: btrfs.info(there.layout.snapshot(1)).uuid)
+    monkeypatch.setattr(left_running, "live_in", lambda _, rootfs: lives if rootfs == there.layout.rootfs else [])
+    with pytest.raises(RunsUnrecorded, match=str(PID)):
+        there.ask("abandon")
+
+
 @pytest.mark.parametrize("recorded", [True, False])
 def test_a_container_made_from_a_round_to_try_it_keeps_nobody_from_giving_back(
         there: Destination, lives: list[int], monkeypatch: pytest.MonkeyPatch, recorded: bool) -> None:

@@ -191,3 +191,24 @@ async def test_who_asks_many_things_at_once_is_answered_each(lines: list[Line]) 
         slow._writer = asyncio.create_task(slow._write())
         assert await asyncio.gather(*asked) == [False] * 3 * limits.queue
         writes.cancel()
+
+
+def test_nobody_waits_for_room_on_a_line_that_has_ended() -> None:
+    """It is ended in the very turn in which its queue has been filled, before its writer has begun."""
+    class Socket:
+        async def send(self, _: str) -> None:
+            await asyncio.sleep(0)
+
+        async def close(self, _: int) -> None:
+            pass
+
+    async def main() -> None:
+        line = Line(Socket(), "", Limits(queue=1))  # type: ignore[arg-type]
+        await asyncio.sleep(0)  # its writer waits for the first
+        asyncio.get_running_loop().call_soon(line.end, "replaced")
+        assert line.put({})
+        async with asyncio.timeout(30):
+            await line.answer({})
+        await line.close()
+
+    asyncio.run(main())

@@ -60,6 +60,7 @@ class Line:
         """Close the connection; the reason is for the other side to show."""
         if not self.ending:
             self.ending = True
+            self._room.set()  # the writer may not have begun with what fills the queue
             self._writer.cancel()
             self._writer = asyncio.create_task(self._refuse(reason))
 
