@@ -86,7 +86,7 @@ def works_as_before(rig: Rig, host: str) -> None:
 
 @pytest.mark.parametrize("kind", ["systemd", pytest.param("systemd12", marks=pytest.mark.nightly)])
 def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, kind: str) -> None:
-    """Under its clients. Then it reboots by itself, with the terminals that it had, and is stopped."""
+    """Under its clients."""
     clean_hosts.allow("snapshot")
     systemd_guests.make(rig, "hosta", NAME, kind)
     service(rig, "hosta")
@@ -98,6 +98,14 @@ def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, ki
             nothing_has_changed(before, rig.probe(host, NAME))
         works_as_before(rig, host)
     systemd_guests.log_in_at_console(rig, host, NAME)
+
+
+@pytest.mark.nightly  # it boots twice
+def test_it_reboots_by_itself_and_is_stopped(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """With the terminals that it had."""
+    clean_hosts.allow("snapshot")
+    systemd_guests.make(rig, "hosta", NAME)
+    host = move(rig, "hosta")
     boot = booted(rig, host, NAME)
     attach(rig, host, NAME, "systemctl", "reboot", check=False)
     wait_for(lambda: booted(rig, host, NAME) not in ("", boot), "it has booted again")
