@@ -48,7 +48,7 @@ def run(options: ImportDataOptions) -> Result:
                                     prologue.next_command(migration, decision))
         if options.dry_run:
             return import_round.described(migration)
-        return import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id))
+        return import_round.import_round(migration, Layout.of(migration))
 
 
 # --- for a source that does all at once -----------------------------------------------------------------------
@@ -59,7 +59,7 @@ def import_(service: Service, asked: Import) -> Done:
     migration = service.migration(asked.id)
     if prologue.require_turn(NAME, migration).verdict is Verdict.GO:
         service.refuse_more(migration)
-        import_round.import_round(migration, Layout(migration.lxcpath, migration.name, migration.id), service.behind)
+        import_round.import_round(migration, Layout.of(migration), service.behind)
     return Done(state=migration.state)
 
 

@@ -65,7 +65,7 @@ def run(options: RestoreDumpOptions) -> Result:
             settling.settle(migration)
         if options.force is not None and not options.dry_run:
             return _forced(migration, options.force, options.max_downtime, off=options.machine_is_off)
-        here = lxc_disk.held(Layout(migration.lxcpath, name, migration.id))  # what cannot be seen does not run
+        here = lxc_disk.held(Layout.of(migration))  # what cannot be seen does not run
         with here if migration.state is State.RESTORED else contextlib.nullcontext():
             stands = settling.stands_stopped(migration)
             chosen = stands and after_crash.has_stopped(migration)

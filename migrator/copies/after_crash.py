@@ -33,7 +33,7 @@ def images_are_here(migration: Migration) -> bool:
     """On the destination: whether all that a restore needs of the memory is still there; true if it needs none."""
     if not migration.memory:
         return True
-    folder = Layout(migration.lxcpath, migration.name, migration.id).images()
+    folder = Layout.of(migration).images()
     wanted = migration.handover.image_files
     return folder is not None and bool(wanted) and all((folder / name).is_file() for name in wanted)
 
@@ -44,7 +44,7 @@ def can_be_restored(migration: Migration) -> bool:
     Also true when the container's disk is missing, because then nobody can tell: whoever tries to restore gets told,
     and the migration is not given up for a disk that may come back.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     try:
         with lxc_disk.held(layout):
             return images_are_here(migration) and origins.whose(layout).may_go
@@ -63,7 +63,7 @@ def has_stopped(migration: Migration) -> bool:
     """
     boot = migration.arrived.had_stopped
     if boot is None:
-        mark = ran_mark.mark(Layout(migration.lxcpath, migration.name, migration.id).spool)
+        mark = ran_mark.mark(Layout.of(migration).spool)
         boot = ran_mark.boot(mark) if ran_mark.was(mark) else ""
     return migration.memory and boot == boot_clock.BOOT_ID.read_text().strip()
 
@@ -72,7 +72,7 @@ def stopped(migration: Migration) -> StoppedThere:
     """The error to report for a container that `has_stopped`."""
     return StoppedThere(
         name=migration.name, destination=next_commands.this_host(), source=migration.peer, there=migration.name,
-        rootfs=Layout(migration.lxcpath, migration.name, migration.id).rootfs, lxcpath=migration.lxcpath,
+        rootfs=Layout.of(migration).rootfs, lxcpath=migration.lxcpath,
         start=next_commands.command("restore-dump", migration), back=by_force(migration))
 
 
@@ -187,7 +187,7 @@ def in_use_note(migration: Migration) -> str:
 def aside_note(migration: Migration) -> str:
     """On the destination: which root file systems are kept because they may have run here or were here before; or "".
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if migration.role is Role.SOURCE:
         return ""
     told = []
@@ -268,7 +268,7 @@ def _is(question: Callable[[Migration], bool], migration: Migration) -> bool:
 
 def _on_destination(migration: Migration) -> str:
     if migration.state in (State.OWNED, State.RESTORING, State.RESTORED):
-        here = Layout(migration.lxcpath, migration.name, migration.id)
+        here = Layout.of(migration)
         try:
             lxc_disk.require(here)
         except DiskAway as error:
@@ -285,7 +285,7 @@ def _on_destination(migration: Migration) -> str:
     if migration.state is State.RESTORED:
         with contextlib.suppress(MigratorError):
             if lxc.Container(migration.name, migration.lxcpath).state == "STOPPED":
-                layout = Layout(migration.lxcpath, migration.name, migration.id)
+                layout = Layout.of(migration)
                 if second_start.on_disk(migration.name, migration.lxcpath, layout.rootfs) is not None:
                     return ("It has run here, and processes of it are still alive, although LXC no longer knows of it: "
                             "its monitor has ended. Do not start a second one.")

@@ -98,19 +98,19 @@ def for_round(layout: Layout, there: Collection[str], its: Collection[str]) -> S
 
 def paths(migration: Migration) -> list[Path]:
     """The snapshots that an abandoned migration has kept and that still exist."""
-    folder = Layout(migration.lxcpath, migration.name, migration.id).folder
+    folder = Layout.of(migration).folder
     return [folder / name for name in migration.copy.kept if (folder / name).is_dir()]
 
 
 def named(migration: Migration, uuid: str) -> list[str]:
     """This migration's own snapshot with that uuid, in the form in which a record lists it."""
-    found = common(Layout(migration.lxcpath, migration.name, migration.id), [uuid])
+    found = common(Layout.of(migration), [uuid])
     return [found.path.name] if found else []
 
 
 def acknowledged(migration: Migration) -> list[str]:
     """The names of all rounds that the other host has acknowledged: what it may have if it cannot be reached."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return [layout.snapshot(number).name for number, round_ in enumerate(migration.data.rounds, 1)
             if round_.bytes is not None]
 
@@ -123,7 +123,7 @@ def last_copy(migration: Migration, *, runs: bool = False) -> list[str]:
     only until the last process ends, and under no name.
     """
     name = migration.name
-    found = Layout(migration.lxcpath, name, migration.id).own_snapshots()[-1:]
+    found = Layout.of(migration).own_snapshots()[-1:]
     for path in found:
         log.warning(f"{path} is kept, as it may be the last copy of {name}, until:"
                     f" {next_commands.command('cleanup', migration)}")
@@ -172,7 +172,7 @@ def require_last_copy(migration: Migration) -> None:
 
 def require_seen(migration: Migration) -> None:
     """On the source: raise DiskAway if neither the container nor the place of its snapshots can be seen."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if not layout.folder.is_dir() and not origins.is_there(migration):
         raise DiskAway(name=layout.name, host_name=next_commands.this_host(), lxcpath=layout.lxcpath,
                        spool=layout.folder, reason=f"{layout.folder} is missing",
@@ -198,7 +198,7 @@ def prune(migration: Migration, *, keep: int = 1) -> list[Path]:
     to have this name is removed (see `_its_own`), nor anything on record as a last copy: after a forced rollback, two
     copies of one container may have diverged on their hosts.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     last, may_go = last_copies(migration.journal), _its_own(migration)
     its = [path for path in layout.snapshots() if path.name not in last and may_go(path)]
     gone = its[:len(its) - keep]
@@ -218,7 +218,7 @@ def _its_own(migration: Migration) -> Callable[[Path], bool]:
     as its own snapshots exist. By the latter alone, a caller who is not root can only have removed what that caller
     brought.
     """
-    layout, others = Layout(migration.lxcpath, migration.name, migration.id), migration.others()
+    layout, others = Layout.of(migration), migration.others()
     same = {each.id for each in others if origins.are_of_one(each, migration)} | {migration.id}
     his = {each.id for each in others if each.caller == migration.caller}
     beside = {btrfs.info(path).parent_uuid for path in layout.own_snapshots()} | {migration.copy.rootfs_uuid}

@@ -46,8 +46,7 @@ def start_again(migration: Migration) -> bool:
     """
     stopping = migration.still.stopping
     if not stopping and not (migration.lxcpath / migration.name / "config").is_file():
-        if _may_have_fence(migration) and not migration_paths.Layout(
-                migration.lxcpath, migration.name, migration.id).own_snapshots():
+        if _may_have_fence(migration) and not migration_paths.Layout.of(migration).own_snapshots():
             raise ContainerNotFound(name=migration.name, lxcpath=migration.lxcpath)  # as in `is_gone`
         return False  # it was removed meanwhile
     if stopping and is_gone(migration):
@@ -111,7 +110,7 @@ def is_gone(migration: Migration) -> bool:
         else:
             found = "another container has taken its place, and is left alone"
     except ContainerNotFound:
-        if not migration_paths.Layout(migration.lxcpath, migration.name, migration.id).own_snapshots():
+        if not migration_paths.Layout.of(migration).own_snapshots():
             raise
         found = "it was removed, or renamed"
     log.warning(f"{migration.name} is not started here: {found}. Should it be put back, it may start again after:"

@@ -75,7 +75,7 @@ def is_source(migration: Migration) -> bool:
     From the offer on it has the migration's fence. If that was removed by hand, its root file system tells: by the uuid
     recorded when it was frozen or stopped, or by the snapshots. Raises ContainerNotFound.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if whose(layout) is Whose.OURS:
         return True
     rootfs = lxc.Container(migration.name, migration.lxcpath).rootfs
@@ -98,7 +98,7 @@ def has_source_disk(migration: Migration) -> bool:
 
 def source_uuids(migration: Migration) -> set[str]:
     """On the source: the uuids that its root file system may have; empty if nothing tells any more."""
-    snapshots = Layout(migration.lxcpath, migration.name, migration.id).own_snapshots()
+    snapshots = Layout.of(migration).own_snapshots()
     return ({btrfs.info(path).parent_uuid for path in snapshots} | {migration.copy.rootfs_uuid}) - {""}
 
 
@@ -186,7 +186,7 @@ def moves(came: Migration | None) -> list[str]:
 
 def rootfs_uuid(migration: Migration) -> str:
     """The uuid of the root file system that this migration brought here; "" if it is no longer in its place."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return btrfs.info(layout.rootfs).uuid if layout.is_own_rootfs() else ""
 
 
@@ -196,7 +196,7 @@ def has_its_disk(migration: Migration) -> bool:
     A snapshot is there after someone has gone back to an earlier state: to its users it is still the container. But
     that person made it, so it must not be removed. Raises OSError.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
         return layout.is_own_rootfs()
     made = {btrfs.info(path).uuid for path in layout.own_snapshots()} | {migration.copy.rootfs_uuid}
@@ -208,7 +208,7 @@ def has_its_own(migration: Migration) -> bool:
 
     Told by the snapshot it was made of, or by its uuid, which is on record because snapshots get removed.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if layout.is_own_rootfs() or not btrfs.is_subvolume(layout.rootfs):
         return layout.is_own_rootfs()
     return btrfs.info(layout.rootfs).uuid in recorded_rootfs_uuids(migration)

@@ -86,7 +86,7 @@ def _is_lost_there(migration: Migration) -> bool:
 def _rootfs(migration: Migration) -> Path:
     with contextlib.suppress(ContainerNotFound):
         return lxc.Container(migration.name, migration.lxcpath).rootfs
-    return Layout(migration.lxcpath, migration.name, migration.id).rootfs
+    return Layout.of(migration).rootfs
 
 
 def on_disk(migration: Migration, limit: float = 0.0) -> int | None:

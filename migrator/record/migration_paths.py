@@ -32,6 +32,7 @@ from migrator.base.process_id import Process
 from migrator.errors.this_host import Busy, JournalBroken
 from migrator.host import btrfs
 from migrator.record import container_lock, image_folders
+from migrator.record.journal import Migration
 
 FOLDER = ".migrator"
 WORK = "+"
@@ -45,6 +46,11 @@ class Layout:
     lxcpath: Path
     name: str
     id: str
+
+    @classmethod
+    def of(cls, migration: Migration) -> Layout:
+        """That of a migration, under the name that its container has on this host."""
+        return cls(migration.lxcpath, migration.name, migration.id)
 
     @property
     def container(self) -> Path:

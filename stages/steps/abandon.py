@@ -49,7 +49,7 @@ def _imported(migration: Migration) -> list[str]:
 
 def _base(migration: Migration, held: Sequence[str]) -> Subvolume | None:
     """What the next attempt can start from: the newest snapshot that is safely on disk here and that the source has."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return bases.common(layout, held, bases.on_disk(migration))
 
 
@@ -113,7 +113,7 @@ def _abandon(migration: Migration, held: Sequence[str], *, here: bool = False, g
     if migration.state not in (State.ABANDONING, State.ABANDONED):  # otherwise the token is back
         unrecorded.refuse(migration)
     if migration.state is not State.ABANDONED:
-        layout = Layout(migration.lxcpath, migration.name, migration.id)
+        layout = Layout.of(migration)
         base = _base(migration, held)
         on_disk = migration.data.on_disk is True
         if migration.state is not State.ABANDONING:  # there may be no spool until the first round has arrived
@@ -135,7 +135,7 @@ def _abandon(migration: Migration, held: Sequence[str], *, here: bool = False, g
 
 def deletions(migration: Migration, kept: list[str]) -> list[tuple[str, list[str]]]:
     """For --dry-run: the commands that remove this migration's snapshots, except those it keeps."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return [(this_host(), ["btrfs", "subvolume", "delete", str(path)])
             for path in layout.own_snapshots() if path.name not in kept]
 

@@ -31,7 +31,7 @@ def _reaching(migration: Migration) -> str:
     """
     if migration.consent.reaching is not None:
         return migration.consent.reaching
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     origins.require_ours(layout)
     text = container_config.unfenced(container_config.text_of(layout.container / "config"))
     return grant.reaching(text, migration.begun.mapped_root)
@@ -44,7 +44,7 @@ def confine(migration: Migration) -> bool:
     """
     if grant.of_migration(migration).hooks:
         return False
-    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    config = Layout.of(migration).container / "config"
     text = container_config.text_of(config)
     added = consent.confining(config_reader.read(str(config), text).certain(text))
     if added:

@@ -86,7 +86,7 @@ def stop_and_fence(migration: Migration) -> None:
         _end_copy(migration)
     if migration.still.ports:
         network.hear(migration.id)
-    Layout(migration.lxcpath, migration.name, migration.id).drop_images()
+    Layout.of(migration).drop_images()
 
 
 def _end_copy(migration: Migration) -> None:

@@ -64,7 +64,7 @@ def end_here(migration: Migration, *, alone: bool = False) -> str:
         migration.move(Event.FINISHED, forced=alone)
         return ""
     after(migration.role, migration.state, Event.FINISHED)  # raises if it is not that far
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     failed = ""
     if migration.state is State.RESTORED and lxc_disk.has_ended(layout, migration.begun.disk):
         container_config.unfence(layout.container, migration.id)  # everything else was done then
@@ -133,7 +133,7 @@ def give_way(migration: Migration) -> None:
 
 def drop_way_back(migration: Migration) -> None:
     """Remove what was kept on the destination until it was certain that the container stays."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     for old in (layout.old, layout.former_old):
         earlier_stay.drop(migration, layout, old)
     layout.drop_images()

@@ -31,7 +31,7 @@ def refuse_back(migration: Migration) -> None:
 
     Another container in its place, or an empty place, is no obstacle; nor is its own behind an intact fence.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     lxc_disk.require_ended(layout, migration.begun.disk)
     living = renamed.living(migration, layout)
     back = "" if living else _may_run_in_place(migration, layout)
@@ -59,7 +59,7 @@ def refuse_lost(migration: Migration) -> None:
     its root outside of what this migration made. The latter is recognised by the cgroup of its name. So nothing is said
     about that if another container has its place by now, because that one has such a cgroup too.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     found, place = renamed.on_its_disk(migration, layout), "its root file system, or a copy of that"
     if not found and (found := renamed.with_its_addresses(migration, layout)):
         place = f"a container that has its MAC address ({', '.join(migration.arrived.hwaddrs)})"

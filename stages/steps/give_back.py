@@ -53,7 +53,7 @@ def tell(migration: Migration, there: Connection, *, gone: bool = False) -> str:
     """
     held: list[str] = []
     with contextlib.suppress(MigratorError, OSError):  # a base is not worth keeping a container frozen for
-        held = bases.held(Layout(migration.lxcpath, migration.name, migration.id), own=True)
+        held = bases.held(Layout.of(migration), own=True)
     answer = there.call_within(ABANDON_LIMIT, Abandon(
         id=migration.id, name=migration.other_name, source_name=migration.name,
         lxcpath=migration.begun.destination_lxcpath, source_host=this_host(), held=tuple(held),
@@ -193,14 +193,14 @@ def _require_fence_seen(migration: Migration) -> None:
     still = migration.still
     # Of these, older versions recorded only the last.
     stood_still = any(each is not None for each in (still.boot, still.init, still.pid))
-    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    config = Layout.of(migration).container / "config"
     if stood_still and not after_crash.memory_is_here(migration) and not os.path.lexists(config):
         bases.require_seen(migration)
 
 
 def drop_attempt(migration: Migration, kept: list[str]) -> None:
     """Remove what this migration made on the source, except what it keeps; bases of earlier ones stay."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     layout.drop_images()
     for path in layout.own_snapshots():
         if path.name not in kept:

@@ -32,7 +32,7 @@ REACHING_MAX = 2000  # characters kept of the description of what reaches out of
 
 def described(migration: Migration) -> Result:
     """For --dry-run."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return of_dry_run([(this_host(), btrfs.receive_command(layout.folder))])
 
 

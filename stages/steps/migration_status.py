@@ -43,7 +43,7 @@ def sizes(migration: Migration) -> dict[str, int]:
     figures = migration.handover.figures
     found["increment"] += figures.increment
     found["memory"] = figures.memory
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     for folder in (layout.spool, layout.images()):
         if folder and folder.is_dir():
             found["spool"] += sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

@@ -23,7 +23,7 @@ def clean_moved(cleaner: Cleaner, migration: Migration) -> None:
     Nothing of a different container that had its name, nor what was put aside, which may be the only copy and goes only
     with `cleanup NAME`.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     cleaner.removed += map(str, bases.prune(migration, keep=0))
     if origins.whose(layout).may_go:
         remove_copy(cleaner, migration.journal, layout)

@@ -162,7 +162,7 @@ def give_up(migration: Migration, there: Connection, error: DocumentedError,
             next=next_commands.command("create-dump", migration), rollback=next_commands.command("rollback", migration),
         ) from error
     thawed_again()
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     _try(lambda: _keep_log(here, error))
     left = drop_here(migration, runs=thawed)
     try:
@@ -208,7 +208,7 @@ def drop_here(migration: Migration, *, runs: bool = False) -> dict[str, bool]:
     If the container is no longer in its place, even though it `runs`, its snapshot stays, because it may be the last
     copy. Returns what a rollback should record about that.
     """
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     _try(here.drop_images)
     if not origins.is_there(migration):
         if runs:

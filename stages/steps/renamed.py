@@ -64,7 +64,7 @@ def on_record(migration: Migration) -> list[str]:
 
 def is_back(migration: Migration) -> bool:
     """Whether what is in its place is it by its MAC addresses, when the disk does not show that it is another one."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return (bool(addresses(layout.container) & _its(migration)) and btrfs.is_subvolume(layout.rootfs)
             and not subvolume_uuids.is_told(layout.rootfs))
 

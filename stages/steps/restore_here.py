@@ -54,7 +54,7 @@ def carry_out(migration: Migration, limit: float, end: float, *, dry_run: bool =
         raise OutOfOrder(stage=STAGE, missing=decision.missing, next=next_)
     if dry_run:
         return described(migration)
-    lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+    lxc_disk.require(Layout.of(migration))
     take_offered(migration, forced=forced)
     return Restore(migration, limit, leave=lambda: end).run()
 
@@ -99,7 +99,7 @@ class Restore:
         # What this very process has received and checked need not be received and checked again.
         self.behind = service.behind if service else None
         self.checked = service is not None and service.images_of == migration.id
-        self.layout = Layout(migration.lxcpath, migration.name, migration.id)
+        self.layout = Layout.of(migration)
         self.images = self.layout.images()
         self.number = len(migration.data.rounds) + 1
         self.container = lxc.Container(migration.name, migration.lxcpath)

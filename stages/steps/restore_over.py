@@ -39,7 +39,7 @@ def restore_for_source(service: Service, asked: messages.Restore, leave: Callabl
         settling.go_on(migration, leave())
     if prologue.require_turn(restore_here.STAGE, migration).verdict is Verdict.GO:
         service.refuse_more(migration)
-        lxc_disk.require(Layout(migration.lxcpath, migration.name, migration.id))
+        lxc_disk.require(Layout.of(migration))
         try:
             take_offered(migration)
             Restore(migration, min(asked.limit, 1e6), service, leave=leave).run(wait=False)

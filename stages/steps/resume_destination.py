@@ -59,7 +59,7 @@ def _complete_restored(asking: Asking, migration: Migration) -> Result | None:
     have been about to take it back and not have done so. Raises TwoCopies, SourceNeeded, DiskAway, and, if the source
     has not been told to go on without it, GoneThere or StoppedThere.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if lxc_disk.has_ended(layout, migration.begun.disk) and (
             ask_source.state_of_source(asking, migration) is State.FINISHED):
         return _end_too(migration)

@@ -39,7 +39,7 @@ def settle(migration: Migration) -> None:
     source may have been forced to take it back meanwhile. Or it never ran, and what the attempt left is removed. Raises
     JournalBroken or DiskAway, with nothing removed.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     with lxc_disk.held(layout):  # the mark is on that disk
         mark = ran_mark.mark(layout.spool)
         container = None if lxc_disk.is_removed(layout) else lxc.Container(migration.name, migration.lxcpath)
@@ -71,7 +71,7 @@ def is_gone(migration: Migration) -> bool:
 
     That is so by LXC's word and under whatever name it may have now. Raises DiskAway.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if migration.state is not State.RESTORED or not has_left(migration):
         return False
     with lxc_disk.held(layout):  # its snapshots show what lives on
@@ -84,7 +84,7 @@ def has_left(migration: Migration) -> bool:
     With a snapshot of its root file system, or its MAC addresses, it is the same one, whoever put it there. Raises
     DiskAway.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if not is_replaced(layout):
         return False
     with lxc_disk.held(layout):
@@ -113,7 +113,7 @@ def is_at_work(migration: Migration) -> bool:
 
     Nothing that runs elsewhere counts: no copy of it, and no container with its MAC addresses. Raises DiskAway.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if lxc_disk.is_removed(layout):
         return left_running.lives_elsewhere(layout)
     if has_left(migration):
@@ -142,7 +142,7 @@ def stands_fenced(migration: Migration) -> bool:
 
     LXC also says STOPPED of what lives on without its monitor.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     return seems_fenced(migration) and not lives(layout, layout.rootfs)
 
 
@@ -153,7 +153,7 @@ def lives(layout: Layout, rootfs: Path) -> bool:
 
 def seems_fenced(migration: Migration) -> bool:
     """As `stands_fenced`, by LXC's word alone."""
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if migration.state is not State.RESTORED or not origins.whose(layout).may_go:
         return False
     return lxc.told_state(lxc.Container(migration.name, migration.lxcpath)) == "STOPPED"
@@ -174,7 +174,7 @@ def stands_stopped(migration: Migration) -> bool:
 def refuse_stopped(migration: Migration) -> None:
     """Raise StoppedThere if it `stands_stopped` and its memory may be worth more than what has run here."""
     if migration.state is State.RESTORED:
-        with lxc_disk.held(Layout(migration.lxcpath, migration.name, migration.id)):  # the mark is on that disk
+        with lxc_disk.held(Layout.of(migration)):  # the mark is on that disk
             found = after_crash.has_stopped(migration) and stands_stopped(migration)
         if found:
             raise after_crash.stopped(migration)
@@ -186,7 +186,7 @@ def go_on(migration: Migration, end: float) -> None:
     Call `refuse_stopped` first, unless an operator has chosen this. Not after `end`, by `boot_clock.now`: raises
     WordOver then, and StartFailed. It is confined first if the consent to its sender has been withdrawn.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if boot_clock.now() > end:
         raise WordOver(name=migration.name, next=next_commands.command("resume", migration))
     log.warning(f"{migration.name} had run here, and has since stopped: starting it from its disk")
@@ -256,7 +256,7 @@ def clear(migration: Migration) -> None:
     container has taken its place while something of it still runs elsewhere, because nothing may be recorded then;
     CopyNotEnded if something of it does not end, for the same reason; and DiskAway if its disk is gone.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     with lxc_disk.held(layout):
         _clear(migration, layout)
 

@@ -24,7 +24,7 @@ def is_stopped(migration: Migration) -> bool:
     """
     if migration.state is not State.RESTORED:
         return False
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     with contextlib.suppress(ContainerNotFound):
         return not (settling.has_left(migration) or lxc_disk.is_removed(layout) or settling.is_at_work(migration))
     return False

@@ -51,7 +51,7 @@ def dump_begin(service: Service, asked: DumpBegin) -> Done:
         consented.require(migration)
         _require_whole(migration)
     migration.move(Event.RECEIVE_DUMP, attempt=number, memory=asked.memory)
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     here.make_folder()  # a migration begun by an older version does not have them yet
     here.spool.mkdir(mode=0o700, exist_ok=True)
     _drop_dump(service, migration)
@@ -63,7 +63,7 @@ def _require_defined(migration: Migration) -> None:
 
     Raises OutOfOrder if it was removed, and has it sent and defined again; ContainerExists, DiskAway.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     with room.required(migration), lxc_disk.held(layout):
         found = origins.whose(layout)
     if found is origins.Whose.NOBODYS:
@@ -75,7 +75,7 @@ def _require_defined(migration: Migration) -> None:
 
 def _require_whole(migration: Migration) -> None:
     """What it includes, and what was written into it here, may have changed since: raises ConfigInvalid."""
-    config = Layout(migration.lxcpath, migration.name, migration.id).container / "config"
+    config = Layout.of(migration).container / "config"
     container_config.whole(migration.name, config, container_config.unfenced(container_config.text_of(config)))
 
 
@@ -139,7 +139,7 @@ def _take(migration: Migration, asked: Own) -> None:
     if asked.attempt != attempt(migration) or migration.state not in ARRIVING:
         raise DumpRefused(name=migration.name,
                           reason=f"it is {migration.state} and does not expect dump {asked.attempt}")
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     if not origins.whose(here).may_go:
         raise DumpRefused(name=migration.name, reason=f"{here.container} was removed, or now belongs to another "
                                                       "container")
@@ -183,7 +183,7 @@ def _close(service: Service, migration: Migration) -> None:
 
 
 def _drop_dump(service: Service, migration: Migration) -> None:
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     here.drop_images()
     spool.drop(here.spool / INCREMENT)
     service.end_behind()

@@ -130,7 +130,7 @@ def receive_disk(service: Service, asked: DiskTransfer) -> Place:
     if not 1 <= number <= len(rounds) + 1 or len(rounds) > 1000:
         raise UsageError(reason=f"round {number} does not follow round {len(rounds)}")
     service.refuse_data(migration)
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     room.require(migration, here)
     migration.move(Event.RECEIVE)
     file = here.spool / f"disk-{number}"
@@ -144,7 +144,7 @@ def receive_disk(service: Service, asked: DiskTransfer) -> Place:
 def received(service: Service, asked: RoundReceived) -> Done:
     """All of a round has arrived; remember which subvolume it must become."""
     migration, number = service.migration(asked.id), asked.round
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     if not spool.is_complete(layout.spool / f"disk-{number}"):
         raise UsageError(reason=f"round {number} is not complete")
     rounds = [*migration.data.rounds[: number - 1], DiskRound(uuid=asked.uuid)]

@@ -22,7 +22,7 @@ def receive_increment(service: Service, asked: IncrementTransfer) -> Place:
     migration = service.migration(asked.id)
     _must_receive_dump(migration, asked)
     migration.note("increment", anew=True, increment_uuid=asked.uuid[:36])
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     target = here.snapshot(len(migration.data.rounds) + 1)
     behind = service.import_behind(here.spool / INCREMENT, target) if asked.behind else None
     return Place(here.spool, True, {INCREMENT}.__contains__, behind, service.disk_bounds(migration))
@@ -35,7 +35,7 @@ def receive_images(service: Service, asked: ImagesTransfer) -> Place:
     _must_receive_dump(migration, asked)
     if not migration.memory:
         raise UsageError(reason=f"migration {migration.id} moves no memory")
-    here = Layout(migration.lxcpath, migration.name, migration.id)
+    here = Layout.of(migration)
     folder = here.images()  # of the same dump: when that began, those of an earlier one were dropped
     if folder is None:
         service.refuse_more(migration)
@@ -56,7 +56,7 @@ def _must_receive_dump(migration: Migration, asked: IncrementTransfer | ImagesTr
     if migration.state is not State.RECEIVING_DUMP or asked.attempt != offer.attempt(migration):
         raise UsageError(reason=f"migration {migration.id} is in state {migration.state} and does not expect this dump")
     # Otherwise a spool would be made elsewhere.
-    room.require(migration, Layout(migration.lxcpath, migration.name, migration.id))
+    room.require(migration, Layout.of(migration))
 
 
 RECEIVERS: Receivers = {IncrementTransfer: receive_increment, ImagesTransfer: receive_images}

@@ -40,7 +40,7 @@ def thaw_source(migration: Migration) -> bool:
         after_crash.start_from_disk(migration)
         return False
     frozen = Frozen.on_record(migration.id, migration.name, migration.lxcpath, migration.still)
-    criu_dump.wait_for_dump(migration.name, Layout(migration.lxcpath, migration.name, migration.id).dumped_into())
+    criu_dump.wait_for_dump(migration.name, Layout.of(migration).dumped_into())
     with migration.step("thaw", must_be_recorded=False):
         # Last: nothing but this check keeps another one from being started meanwhile.
         second_start.refuse(frozen, its=migration.copy.rootfs_uuid)
@@ -56,7 +56,7 @@ def may_be_frozen(migration: Migration) -> bool:
 
 def _start_again(migration: Migration) -> bool:
     if migration.state is State.DUMPING and origins.is_there(migration):  # otherwise that may be the last copy
-        here = Layout(migration.lxcpath, migration.name, migration.id)
+        here = Layout.of(migration)
         with contextlib.suppress(MigratorError, OSError):  # its disk may be full; other rounds may be needed
             btrfs.delete(here.snapshot(len(migration.data.rounds) + 1))
     try:

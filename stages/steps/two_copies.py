@@ -30,7 +30,7 @@ def refuse(migration: Migration) -> None:
 
     The error names what runs: what is in its place may well be stopped, and then there is nothing to stop by its name.
     """
-    found = [pid for pid in renamed.living(migration, Layout(migration.lxcpath, migration.name, migration.id))
+    found = [pid for pid in renamed.living(migration, Layout.of(migration))
              if not second_start.is_visitor(pid)]
     error = of(migration)
     if found:

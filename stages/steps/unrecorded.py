@@ -68,7 +68,7 @@ def _living(migration: Migration) -> list[int]:
     No journal, however old, has the increment among its rounds. Only what is tried out in the migration's own place
     counts: whoever gives that back would remove its disk.
     """
-    layout = Layout(migration.lxcpath, migration.name, migration.id)
+    layout = Layout.of(migration)
     found = left_running.in_own(layout)
     tried = left_running.tried_out(layout, found, {each.uuid for each in migration.data.rounds if each.uuid})
     return [pid for pid in found if pid not in tried or pid in left_running.live_in("", layout.rootfs)]

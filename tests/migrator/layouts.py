@@ -21,4 +21,4 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
 
 
 def layout_of(migration: Migration) -> Layout:
-    return Layout(migration.lxcpath, migration.name, migration.id)
+    return Layout.of(migration)

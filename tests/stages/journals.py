@@ -44,5 +44,5 @@ def owned(journal: Journal, **detail: object) -> Migration:
     folder = migration.lxcpath / "web"
     folder.mkdir()
     container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "it is being moved here")
-    migration_paths.Layout(migration.lxcpath, "web", migration.id).spool.mkdir(parents=True)
+    migration_paths.Layout.of(migration).spool.mkdir(parents=True)
     return migration

@@ -94,7 +94,7 @@ def test_and_whether_what_has_run_still_does(owned: Migration, monkeypatch: pyte
     monkeypatch.setattr(settling, "settle", settle)
     stage = restore_here.Restore.__new__(restore_here.Restore)
     stage.migration, stage.container = owned, container(owned)
-    stage.layout = Layout(owned.lxcpath, owned.name, owned.id)
+    stage.layout = Layout.of(owned)
     if lives:
         with pytest.raises(AlreadyRuns):
             stage._keep_what_ran()

@@ -169,7 +169,7 @@ def test_what_is_frozen_is_not_thawed_beside_it(journal: Journal, cgroup: Path, 
         config(migration).write_text("lxc.start.auto = 1\n")
     else:
         migration = handed_over(journal, cgroup, init.pid, fence=False, rootfs_uuid=OWN)
-    Layout(migration.lxcpath, "web", migration.id).folder.mkdir(parents=True)
+    Layout.of(migration).folder.mkdir(parents=True)
     known.pid = beside[0]
     if stands in OURS:
         for _ in range(2):  # however often

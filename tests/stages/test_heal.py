@@ -27,7 +27,7 @@ def test_images_are_there_when_all_of_them_are(journal: Journal) -> None:
     assert not after_crash.images_are_here(migration)
     assert "images are gone" in after_crash.note(migration)
     assert after_crash.next_command(migration) == "migrator resume web"
-    folder = migration_paths.Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
+    folder = migration_paths.Layout.of(migration).image_folders()[1]
     folder.mkdir(parents=True)
     (folder / "core-1.img").touch()
     assert not after_crash.images_are_here(migration)

@@ -253,7 +253,7 @@ def test_crius_log_outlives_its_images(journal: Journal, acts: list[str], monkey
     migration = dumping(journal)
     fence(migration)
     monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
-    images = Layout(migration.lxcpath, "web", migration.id).image_folders()[1]
+    images = Layout.of(migration).image_folders()[1]
     images.mkdir(parents=True)
     (images / "dump.log").write_bytes(bytes(bounded_read.LOG_LIMIT) + b"\nError: \xff\n")
     given_up(migration, There({}), error)
@@ -271,7 +271,7 @@ def test_without_a_log_there_is_none_to_keep(journal: Journal, acts: list[str], 
     monkeypatch.setattr(criu_dump, "LOG_FOLDER", tmp_path / "log")
     error = DumpFailed(name="web", reason="?", log="gone", host="hosta")
     given_up(migration, There({}), error)
-    Layout(migration.lxcpath, "web", migration.id).image_folders()[1].mkdir(parents=True)
+    Layout.of(migration).image_folders()[1].mkdir(parents=True)
     migration.move(Event.FREEZE)
     given_up(migration, There({}), error)
     assert error.fields["log"] == "gone" and not (tmp_path / "log").exists()

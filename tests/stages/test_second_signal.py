@@ -45,7 +45,7 @@ class There:
 def left(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Layout:
     """What a dump has made, of a container that is frozen, fenced; folders are subvolumes. To thaw is nothing here."""
     migration = dumping(journal)
-    here = Layout(migration.lxcpath, "web", migration.id)
+    here = Layout.of(migration)
     for path in (here.container, here.image_folders()[1], here.snapshot(1)):
         path.mkdir(parents=True)
     container_config.fence(here.container, "lxc.uts.name = web\n", migration.id, "no")

@@ -139,7 +139,7 @@ def test_an_abandon_lets_nothing_go_on(restoring: Migration, acts: list[str], mo
 def test_what_has_run_for_a_moment_is_put_aside(restoring: Migration, monkeypatch: pytest.MonkeyPatch,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
     """However often: its users may have been answered."""
-    here = Layout(restoring.lxcpath, restoring.name, restoring.id)
+    here = Layout.of(restoring)
     monkeypatch.setattr(Layout, "is_own_rootfs", lambda layout: layout.rootfs.exists())
     for number in (1, 2):
         here.rootfs.mkdir(parents=True)
