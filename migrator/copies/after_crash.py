@@ -24,11 +24,6 @@ from migrator.record.migration_paths import Layout
 from migrator.record.states import FROZEN, Role, State
 
 
-def memory_is_here(migration: Migration) -> bool:
-    """On the source: whether the process that this migration froze is still alive, whatever LXC says."""
-    return remains.first_is_here(migration)
-
-
 def images_are_here(migration: Migration) -> bool:
     """On the destination: whether all that a restore needs of the memory is still there; true if it needs none."""
     if not migration.memory:
@@ -230,7 +225,7 @@ def _on_source(migration: Migration) -> str:
         return f"{stands} The token was offered to {there}: only that host knows whether it has taken it."
     if migration.state is State.DUMPED:
         return f"{stands} {there} has the token: it runs there, or may be restored there at any time."
-    if migration.memory and not memory_is_here(migration) and held(migration):
+    if migration.memory and not remains.first_is_here(migration) and held(migration):
         can = "it runs here" if _is(standing.started_anew, migration) else "it can be started from its disk"
         return f"{stands} This host has the token: {can}."
     return ""
@@ -240,7 +235,7 @@ def _stands(migration: Migration) -> str:
     """In what condition the frozen or stopped container is here, and whether another start of it runs beside it."""
     if not migration.memory:
         return "It is stopped here, with all of its disk."
-    if not memory_is_here(migration):
+    if not remains.first_is_here(migration):
         return "The memory that was frozen here is gone, as after a reboot."
     if not _is(standing.started_anew, migration):
         return "It is frozen here, with all its memory."
@@ -255,7 +250,7 @@ def _past_fence(migration: Migration) -> str:
         return ""
     if _is(remains.was_thawed, migration):
         return "It runs here: someone has thawed it."
-    if not memory_is_here(migration) and _is(standing.started_anew, migration):
+    if not remains.first_is_here(migration) and _is(standing.started_anew, migration):
         return "It runs here: someone has started it past its fence."
     return ""
 

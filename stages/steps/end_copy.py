@@ -9,7 +9,7 @@ from pathlib import Path
 from migrator.base import log
 from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
-from migrator.copies import after_crash, bases, ending, older_journal, origins, remains, standing, written_since
+from migrator.copies import bases, ending, older_journal, origins, remains, standing, written_since
 from migrator.errors import MigratorError, UsageError
 from migrator.errors.containers import NoMigration
 from migrator.errors.convert import FIELD_MAX
@@ -95,7 +95,7 @@ def _end_copy(migration: Migration) -> None:
     Raises CopyNotEnded.
     """
     cgroup = Path(migration.still.cgroup)
-    if after_crash.memory_is_here(migration):  # without its memory it was stopped before
+    if remains.first_is_here(migration):  # without its memory it was stopped before
         if remains.is_shown(migration, origins.source_uuids(migration)):
             _unplug(migration)
             ending.kill(migration)
@@ -113,7 +113,7 @@ def _unplug(migration: Migration) -> None:
         return
     try:
         found = network.ports(migration.still.first[0])
-        if after_crash.memory_is_here(migration):  # otherwise its pid may be another process's by now
+        if remains.first_is_here(migration):  # otherwise its pid may be another process's by now
             network.remove(found)
     except (MigratorError, OSError) as error:  # nothing gets through them, and they go with its processes
         log.verbose(f"The network of {migration.name} is left in place until it ends: {error}")

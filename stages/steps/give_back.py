@@ -11,7 +11,7 @@ from collections.abc import Callable
 from migrator.base import log, printable
 from migrator.base.result import Result, of_dry_run
 from migrator.config import container_config
-from migrator.copies import after_crash, bases, no_memory, origins, resume_rules
+from migrator.copies import after_crash, bases, no_memory, origins, remains, resume_rules
 from migrator.errors import Interrupted, MigratorError
 from migrator.errors.containers import AlreadyRuns, NotKnownThere, RunsUnrecorded
 from migrator.errors.documented import DocumentedError
@@ -122,7 +122,7 @@ def roll_back(migration: Migration, tell: Callable[[], str] | None) -> Result:
             full = not (busy := is_busy(error))
             log.warning(f"{name} is resumed before that is recorded: {error}")
         # To let it start; but if the container is gone there may be no other copy.
-        makes_room = not (given_back or busy or after_crash.memory_is_here(migration)) and origins.is_there(migration)
+        makes_room = not (given_back or busy or remains.first_is_here(migration)) and origins.is_there(migration)
         if makes_room:
             origins.remember(migration)
             with contextlib.suppress(MigratorError, OSError):
@@ -174,7 +174,7 @@ def _give_back_first(migration: Migration) -> tuple[bool, bool]:
     if migration.state is not State.DUMPING:
         return False, False
     with container_lock.held_back():
-        if migration.memory and after_crash.memory_is_here(migration):
+        if migration.memory and remains.first_is_here(migration):
             thawed = given_back = thaw_again.thaw_source(migration)
         else:
             try:
@@ -194,7 +194,7 @@ def _require_fence_seen(migration: Migration) -> None:
     # Of these, older versions recorded only the last.
     stood_still = any(each is not None for each in (still.boot, still.init, still.pid))
     config = Layout.of(migration).container / "config"
-    if stood_still and not after_crash.memory_is_here(migration) and not os.path.lexists(config):
+    if stood_still and not remains.first_is_here(migration) and not os.path.lexists(config):
         bases.require_seen(migration)
 
 

@@ -33,7 +33,7 @@ def thaw_source(migration: Migration) -> bool:
         return _start_again(migration)
     if not migration.still.cgroup or not may_be_frozen(migration):
         return False
-    if not after_crash.memory_is_here(migration):
+    if not remains.first_is_here(migration):
         remains.require_none(migration)
         if migration.still.ports:
             thawing.attempt(f"What silenced the network of {migration.name} stays", lambda: network.hear(migration.id))

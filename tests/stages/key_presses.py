@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from migrator import __main__ as program
-from migrator.copies import after_crash
+from migrator.copies import after_crash, remains
 from migrator.host import lxc
 from migrator.record import container_lock
 from migrator.record.journal import Journal, Migration
@@ -54,7 +54,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(thaw_again, "thaw_source", thaw)
     monkeypatch.setattr(give_back, "drop_attempt", lambda *_: done.append("dropped"))
     monkeypatch.setattr(after_crash, "where", lambda _: "")
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: True)
     return done
 
 

@@ -20,7 +20,7 @@ from migrator.base import log
 from migrator.base.log import Level
 from migrator.base.result import Result
 from migrator.config import container_config
-from migrator.copies import after_crash, standing
+from migrator.copies import after_crash, remains, standing
 from migrator.errors.containers import ContainerNotRunning, MovedAway
 from migrator.host import lxc
 from migrator.host.mountinfo import Mount
@@ -91,7 +91,7 @@ def typed(journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(host_facts, "gather", lambda _: SOURCE)
     monkeypatch.setattr(container_lock, "LOCKS", tmp_path / "lock")
     monkeypatch.setattr(standing, "started_anew", lambda _: False)
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: True)
     monkeypatch.setattr(lxc.Container, "__init__", lambda *_: None)
     monkeypatch.setattr(lxc.Container, "name", "web", raising=False)
     monkeypatch.setattr(lxc.Container, "lxcpath", tmp_path, raising=False)

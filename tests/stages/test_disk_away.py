@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from migrator.config import container_config
-from migrator.copies import after_crash, bases
+from migrator.copies import after_crash, bases, remains
 from migrator.criu import ran_mark
 from migrator.errors.containers import DiskAway, GoneThere
 from migrator.host import btrfs
@@ -297,7 +297,7 @@ def test_a_fence_that_may_be_on_the_disk_is_to_be_seen(make: Callable[..., There
     (there.layout.container / "config").unlink()
     of_then = {"boot": "an earlier one", "init": (4711, 99), "pid": 4711}
     there.migration.learn(**{recorded: of_then[recorded]} if recorded else {})
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: False)
     asked: list[str] = []
     monkeypatch.setattr(bases, "require_seen", lambda migration: asked.append(migration.id))
     give_back._require_fence_seen(there.migration)

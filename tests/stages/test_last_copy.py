@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from migrator.copies import after_crash, bases
+from migrator.copies import bases, remains
 from migrator.errors.containers import DiskAway, OutOfOrder
 from migrator.errors.memory import DowntimeExceeded
 from migrator.errors.outcomes import SourceRunsAgain, SourceStartedAgain
@@ -146,7 +146,7 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return thaw_again.may_be_frozen(migration)
 
     monkeypatch.setattr(thaw_again, "thaw_source", thaw)
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: True)
     return found
 
 

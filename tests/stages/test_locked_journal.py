@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from migrator.copies import after_crash, bases, thawing
+from migrator.copies import after_crash, bases, remains, thawing
 from migrator.criu import criu_dump
 from migrator.errors.outcomes import SourceRunsAgain
 from migrator.errors.this_host import JournalBroken
@@ -51,7 +51,7 @@ def done(journal: Journal, writer: sqlite3.Connection, monkeypatch: pytest.Monke
     monkeypatch.setattr(transactions, "HURRY", 0.001)
     monkeypatch.setattr(Journal, "transaction", transaction)
     monkeypatch.setattr(thawing, "thaw", thaw)
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: True)
     monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(after_crash, "where", lambda _: "")
     return found

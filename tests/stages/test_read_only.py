@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from migrator.copies import after_crash, bases, origins, thawing
+from migrator.copies import after_crash, bases, origins, remains, thawing
 from migrator.copies.thawing import Frozen
 from migrator.copies.watchdog import Task, Watch
 from migrator.criu import criu_dump
@@ -36,7 +36,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The thaw, and what is asked of the other host."""
     found: list[str] = []
     monkeypatch.setattr(thawing, "thaw", lambda _: found.append("thawed"))
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: True)
     monkeypatch.setattr(criu_dump, "wait_for_dump", lambda *_: None)
     monkeypatch.setattr(origins, "is_there", lambda _: True)
     monkeypatch.setattr(after_crash, "where", lambda _: "")

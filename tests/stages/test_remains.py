@@ -34,7 +34,7 @@ def test_it_is_thawed_and_no_second_one_is_started(journal: Journal, cgroup: Pat
     if there:
         configured(journal)
     migration = frozen(journal, cgroup, init.pid)
-    assert after_crash.memory_is_here(migration)
+    assert remains.first_is_here(migration)
     assert thaw_again.thaw_source(migration)
     assert (cgroup / "cgroup.freeze").read_text() == "0" and started == []
     assert "Do not start a second one" in after_crash.where(migration)
@@ -51,7 +51,7 @@ def test_nothing_is_started_beside_what_is_left(journal: Journal, cgroup: Path, 
     folder = journal.path.parent / "web"
     container_config.fence(folder, "lxc.uts.name = web\n", migration.id, "no")
     (cgroup / "cgroup.procs").write_text("4242\n")
-    assert not after_crash.memory_is_here(migration)
+    assert not remains.first_is_here(migration)
     with pytest.raises(StartFailed, match="4242"):
         thaw_again.thaw_source(migration)
     assert started == heard == [], "nor may anybody else start it"

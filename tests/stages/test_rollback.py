@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from migrator.copies import after_crash, no_memory, thawing
+from migrator.copies import after_crash, no_memory, remains, thawing
 from migrator.criu import criu_dump
 from migrator.errors import MigratorError
 from migrator.errors.containers import AlreadyRuns, RunsUnrecorded
@@ -210,7 +210,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(thawing, "thaw", act("thawed"))
     monkeypatch.setattr(network, "hear", act("heard"))
     monkeypatch.setattr(after_crash, "start_from_disk", act("started from disk"))
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: True)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: True)
     return done
 
 
@@ -247,7 +247,7 @@ def test_after_a_reboot_it_starts_from_its_disk(journal: Journal, acts: list[str
                                                 ports: list[network.Port]) -> None:
     migration = dumping(journal)
     migration.note("ports", ports=ports)
-    monkeypatch.setattr(after_crash, "memory_is_here", lambda _: False)
+    monkeypatch.setattr(remains, "first_is_here", lambda _: False)
     assert thaw_again.thaw_source(migration) is False
     assert acts == [*(["heard 0badc0de"] if ports else []), "started from disk"]
 
@@ -310,7 +310,7 @@ def test_who_has_frozen_it(journal: Journal, monkeypatch: pytest.MonkeyPatch, st
     """An earlier dump has failed, and it was thawed: whoever has frozen it since meant that."""
     thawed: list[str] = []
     monkeypatch.setattr(thawing, "thaw", lambda frozen: thawed.append(frozen.name))
-    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: True)
+    monkeypatch.setattr("migrator.copies.remains.first_is_here", lambda _: True)
     migration = dumping(journal)
     migration.state = state
     migration.learn(**detail)

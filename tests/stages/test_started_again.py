@@ -256,7 +256,7 @@ def test_what_a_reboot_has_ended_is_given_room_too(stopped: Migration, monkeypat
     first = snapshot(stopped, 1, UUID)
     stopped.note("record", memory=True)
     there: list[bool] = []
-    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: not gone)
+    monkeypatch.setattr("migrator.copies.remains.first_is_here", lambda _: not gone)
 
     def thaw(_: Migration) -> bool:
         there.append(first.exists())
@@ -274,7 +274,7 @@ def test_what_is_frozen_is_thawed_before_the_other_host_is_asked(stopped: Migrat
     """Which may be ten minutes over its answer, and has no word in it before the offer. A reboot then starts it."""
     acts: list[str] = []
     stopped.note("record", memory=True)
-    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: True)
+    monkeypatch.setattr("migrator.copies.remains.first_is_here", lambda _: True)
 
     def thaw(_: Migration) -> bool:
         acts.append("thaw")
@@ -358,7 +358,7 @@ def test_what_its_owner_has_stopped_meanwhile_is_not_started(stopped: Migration,
     """It was given back before the other host was asked; who stops it then means that."""
     stopped.note("record", memory=True)
     here = [True]
-    monkeypatch.setattr("migrator.copies.after_crash.memory_is_here", lambda _: here[0])
+    monkeypatch.setattr("migrator.copies.remains.first_is_here", lambda _: here[0])
     monkeypatch.setattr(thaw_again, "thaw_source", lambda _: here[0] or pytest.fail("it is started"))
 
     def tell() -> str:
