@@ -13,14 +13,10 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from migrator.base import bounded_read
-from migrator.criu.image_messages import number, once, split, string
+from migrator.criu.image_messages import MOUNTS_MAGIC, number, once, rewrite_mounts, split, string
 from migrator.criu.protocol_buffers import bytes_field, fields, rewritten
 from migrator.host.mountinfo import parse_mountinfo
 
-IMAGES = "mountpoints-*.img"
-LIMIT = 16 << 20  # bytes of one
-_MAGIC = 0x55563928  # MNTS_MAGIC in criu/include/magic.h
 _TYPE, _ID, _ROOT = 1, 2, 6  # mnt_entry in images/mnt.proto
 _CGROUP2 = 23  # ibid.
 _DELETED = "//deleted"  # how the kernel marks the root of a mount that has been removed
@@ -31,12 +27,8 @@ def name_roots(images: Path, pids: Iterable[int], cgroup: str, proc: str = "/pro
 
     `cgroup` is the container's own, as mountinfo has the roots of mounts on this host.
     """
-    roots = below(pids, cgroup, proc)
-    for path in sorted(images.glob(IMAGES)) if roots else ():
-        image = bounded_read.read(path, LIMIT)
-        new = named(image, path.name, roots)
-        if new != image:
-            path.write_bytes(new)
+    if roots := below(pids, cgroup, proc):
+        rewrite_mounts(images, lambda texts: {name: named(image, name, roots) for name, image in texts.items()})
 
 
 def below(pids: Iterable[int], cgroup: str, proc: str = "/proc") -> dict[int, bytes]:
@@ -67,6 +59,6 @@ def named(image: bytes, name: str, roots: Mapping[int, bytes]) -> bytes:
             return record
         return b"".join(bytes_field(_ROOT, root) if field == _ROOT else raw for field, _, raw in fields(record))
 
-    for _ in split(image, name, _MAGIC):  # or it is refused
+    for _ in split(image, name, MOUNTS_MAGIC):  # or it is refused
         pass
     return rewritten(image, change)

@@ -14,13 +14,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from migrator.base import bounded_read
-from migrator.criu.image_messages import FILES, FILES_LIMIT, FILES_MAGIC, number, once, records, string
+from migrator.criu.image_messages import (
+    FILES,
+    FILES_LIMIT,
+    FILES_MAGIC,
+    REMAPS,
+    REMAPS_MAGIC,
+    number,
+    once,
+    records,
+    string,
+)
 from migrator.criu.protocol_buffers import bytes_field, fields, framed, replaced
 
 MEMORIES = "mm-*.img"
 LIMIT = 64 << 20  # bytes of one; a mapping takes some ten
-REMAPS = "remap-fpath.img"  # what is open though deleted, or replaced by an upgrade
-_MM_MAGIC, _REMAP_MAGIC = 0x57492820, 0x59133954  # criu/include/magic.h
+_MM_MAGIC = 0x57492820  # criu/include/magic.h
 _EXECUTED = 12  # of mm_entry
 _FILE, _REGULAR = 2, 3  # of file_entry: its id, and what a regular one is
 _ID, _FLAGS = 1, 2  # of reg_file_entry
@@ -50,7 +59,7 @@ def separate(images: Path) -> None:
         _append(images / FILES, [_opened_to_execute(held[id_], new) for id_, new in own.items()])
     if own and (images / REMAPS).exists():
         remaps = [(number(once(record, (_ORIGINAL,)).get(_ORIGINAL)), record)
-                  for record in records(images / REMAPS, _REMAP_MAGIC, LIMIT)]
+                  for record in records(images / REMAPS, REMAPS_MAGIC, LIMIT)]
         _append(images / REMAPS, [replaced(record, _ORIGINAL, own[id_]) for id_, record in remaps if id_ in own])
 
 

@@ -12,13 +12,28 @@ from typing import NamedTuple
 from migrator.base import bounded_read
 from migrator.criu import at_restore, ghost_paths
 from migrator.criu.ghost_paths import FILE, FOLDER
-from migrator.criu.image_messages import FILES, FILES_LIMIT, FILES_MAGIC, number, once, records, signed, split, string
+from migrator.criu.image_messages import (
+    FILES,
+    FILES_LIMIT,
+    FILES_MAGIC,
+    MOUNTS,
+    MOUNTS_LIMIT,
+    MOUNTS_MAGIC,
+    REMAPS,
+    REMAPS_MAGIC,
+    number,
+    once,
+    records,
+    signed,
+    split,
+    string,
+)
 from migrator.host.mountinfo import parse_mountinfo
 
-REMAPS, OLD_FILES, MOUNTS = "remap-fpath.img", "reg-files.img", "mountpoints-*.img"
-REMAPS_LIMIT, MOUNTS_LIMIT = 4 << 20, 16 << 20  # bytes
+OLD_FILES = "reg-files.img"
+REMAPS_LIMIT = 4 << 20  # bytes
 _GHOST_HEAD = 64 << 10  # bytes of a ghost's image that include its file type; a symlink's target may come first
-_REMAP_MAGIC, _GHOST_MAGIC, _MOUNTS_MAGIC = 0x59133954, 0x52583605, 0x55563928  # criu/include/magic.h
+_GHOST_MAGIC = 0x52583605  # criu/include/magic.h
 _LINKED, _GHOST, _PROCFS = 0, 1, 2  # images/remap-file-path.proto
 _ORIGINAL, _OTHER, _TYPE = 1, 2, 3  # fields of remap_file_path_entry
 _REGULAR = 3  # of file_entry
@@ -83,7 +98,7 @@ def ghosts(images: Path) -> list[Ghost]:
     if (images / OLD_FILES).exists():
         raise ValueError(f"{OLD_FILES} is from no current CRIU")
     remaps = []
-    for record in records(images / REMAPS, _REMAP_MAGIC, REMAPS_LIMIT):
+    for record in records(images / REMAPS, REMAPS_MAGIC, REMAPS_LIMIT):
         found = once(record, (_ORIGINAL, _OTHER, _TYPE))
         remaps.append(tuple(number(found.get(field)) for field in (_ORIGINAL, _OTHER, _TYPE)))
     files = _files(images, {id_ for original, other, type_ in remaps if type_ != _PROCFS for id_ in (original, other)})
@@ -142,7 +157,7 @@ def _targets(images: Path) -> dict[int, list[str]]:
     """Where each mount is, as path components."""
     found: dict[int, list[str]] = {}
     for path in sorted(images.glob(MOUNTS)):
-        for record in split(bounded_read.read(path, MOUNTS_LIMIT), path.name, _MOUNTS_MAGIC):
+        for record in split(bounded_read.read(path, MOUNTS_LIMIT), path.name, MOUNTS_MAGIC):
             entry = once(record, (_MOUNT_ID, _TARGET))
             id_ = number(entry.get(_MOUNT_ID))
             if id_ in found:

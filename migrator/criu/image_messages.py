@@ -8,7 +8,7 @@ numbers followed by protocol buffer messages, each preceded by its length in 4 b
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from migrator.base import bounded_read
@@ -17,6 +17,11 @@ from migrator.criu.protocol_buffers import content, fields
 FILES = "files.img"
 FILES_MAGIC = 0x56303138  # criu/include/magic.h
 FILES_LIMIT = 128 << 20  # bytes; a file takes a few hundred
+MOUNTS = "mountpoints-*.img"  # one for each mount namespace
+MOUNTS_MAGIC = 0x55563928  # MNTS_MAGIC, ibid.
+MOUNTS_LIMIT = 16 << 20  # bytes of one; a mount takes a few hundred
+REMAPS = "remap-fpath.img"  # what is open though deleted, or replaced by an upgrade
+REMAPS_MAGIC = 0x59133954  # REMAP_FPATH_MAGIC, ibid.
 _COMMON = 0x54564319  # IMG_COMMON_MAGIC, ibid.
 
 
@@ -37,6 +42,17 @@ def split(image: bytes, name: str, magic: int) -> Iterator[bytes]:
         if position > len(image):
             raise ValueError(f"{name} is damaged")
         yield image[begin:position]
+
+
+def rewrite_mounts(images: Path, change: Callable[[dict[str, bytes]], dict[str, bytes]]) -> None:
+    """Pass the mount images of a dump, by file name, through `change`, and write those that it returns changed.
+
+    Raises OSError, and ValueError if an image has more than MOUNTS_LIMIT bytes or, from `change`, if one is damaged.
+    """
+    texts = {path.name: bounded_read.read(path, MOUNTS_LIMIT) for path in sorted(images.glob(MOUNTS))}
+    for name, text in change(texts).items():
+        if text != texts[name]:
+            (images / name).write_bytes(text)
 
 
 def once(record: bytes, wanted: Collection[int]) -> dict[int, int | bytes]:

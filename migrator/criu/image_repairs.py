@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from migrator.criu import cgroup_mounts, executables, slave_mounts, terminal_mounts, tty_image
+from migrator.criu import cgroup_mounts, executables, image_messages, slave_mounts, terminal_mounts, tty_image
 from migrator.host import cgroups
 
 
@@ -14,6 +14,6 @@ def repair(images: Path, cgroup: str) -> None:
     processes = cgroups.processes(cgroup)
     tty_image.mend(images, tty_image.sessions(processes))
     cgroup_mounts.name_roots(images, processes, cgroup.removeprefix(cgroups.TOP))
-    terminal_mounts.separate(images)
-    slave_mounts.separate(images)
+    image_messages.rewrite_mounts(images, terminal_mounts.separated)
+    image_messages.rewrite_mounts(images, slave_mounts.separated)
     executables.separate(images)

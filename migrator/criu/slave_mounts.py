@@ -20,14 +20,10 @@ from migrator.criu import mount_flags
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
 RECORD = "slave-mounts"  # travels beside the images: a line `PID TARGET` for each, as in `mount_flags.RECORD`
 RECORD_LIMIT = 16 << 20  # bytes
 PROC = "/proc"
-IMAGES = "mountpoints-*.img"
-LIMIT = 16 << 20  # bytes of an image
-_MAGIC = 0x55563928  # MNTS_MAGIC in criu/include/magic.h
 _ROOT, _SHARED, _MASTER = 6, 10, 11  # mnt_entry in images/mnt.proto
 _MS_SLAVE = 1 << 19
 
@@ -68,26 +64,15 @@ def _kinds(pid: int) -> Iterator[tuple[str, set[str]]]:
             yield words[4], {word.partition(":")[0] for word in words[6:]}
 
 
-def separate(images: Path) -> None:
-    """Write it into the images of a dump; raises OSError, ValueError."""
-    from migrator.base import bounded_read
-
-    texts = {path: bounded_read.read(path, LIMIT) for path in sorted(images.glob(IMAGES))}
-    new = separated({path.name: text for path, text in texts.items()})
-    for path, text in texts.items():
-        if new[path.name] != text:
-            path.write_bytes(new[path.name])
-
-
 def separated(images: dict[str, bytes]) -> dict[str, bytes]:
     """The images of all mount namespaces, by their names; one in which there is nothing to do stays as it is."""
-    from migrator.criu.image_messages import split
+    from migrator.criu.image_messages import MOUNTS_MAGIC, split
     from migrator.criu.protocol_buffers import number_field, rewritten
 
     groups: dict[int, list[bytes]] = {}  # by their master, the roots of those that are shared with nobody
     shared = {0}
     for name, image in images.items():
-        for record_ in split(image, name, _MAGIC):
+        for record_ in split(image, name, MOUNTS_MAGIC):
             root, group, master = _sharing(record_)
             shared |= {group, master}
             if master and not group:

@@ -13,29 +13,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-from migrator.base import bounded_read
-from migrator.criu.image_messages import once, split
+from migrator.criu.image_messages import MOUNTS_MAGIC, once, split
 from migrator.criu.protocol_buffers import replaced, rewritten
 
-IMAGES = "mountpoints-*.img"
-LIMIT = 16 << 20  # bytes of one
-_MAGIC = 0x55563928  # MNTS_MAGIC in criu/include/magic.h
 _TYPE, _DEVICE, _ROOT, _KEY = 1, 3, 6, 18  # mnt_entry in images/mnt.proto
 _DEVPTS = 6  # ibid.
 _UNUSED = 0xFFF00000  # a major number beyond all that are given away (MKDEV in linux/kdev_t.h); the minor is free
 
 Place = tuple[int, bytes]  # a device, and the path on it that is mounted
-
-
-def separate(images: Path) -> None:
-    """Write it into the images of a dump; raises OSError, ValueError."""
-    texts = {path: bounded_read.read(path, LIMIT) for path in sorted(images.glob(IMAGES))}
-    new = separated({path.name: text for path, text in texts.items()})
-    for path, text in texts.items():
-        if new[path.name] != text:
-            path.write_bytes(new[path.name])
 
 
 def separated(images: dict[str, bytes]) -> dict[str, bytes]:
@@ -61,7 +47,7 @@ def separated(images: dict[str, bytes]) -> dict[str, bytes]:
 
 def _mounts(image: bytes, name: str) -> Iterator[tuple[bytes, Place, bool]]:
     """Of each terminal that is mounted: its record, its place, whether it is external."""
-    for record in split(image, name, _MAGIC):
+    for record in split(image, name, MOUNTS_MAGIC):
         place = _place(record)
         if place is not None:
             yield record, place, _KEY in once(record, (_KEY,))
