@@ -17,7 +17,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.server import ServerProtocol
 
 from migrator.base import strict_json
-from tests.tunnel.clock import as_time_goes_by, eventually, look, pass_time, standing
+from tests.tunnel.clock import as_time_goes_by, eventually, pass_time, standing
+from tests.tunnel.flooded_agent import leaves_and_comes_back
 from tests.tunnel.serving import LOOPBACK, serving
 from tests.tunnel.transports import NONE, READ, Taken
 from tunnel.identity.own_identity import Identity, PublicIdentity
@@ -31,7 +32,6 @@ from tunnel.session import responder
 from tunnel.signalling import link
 from tunnel.signalling.client import Message, Signalling
 from tunnel.signalling.link import Link
-from tunnel.signalling.standby import BACKOFF, Waiting
 from tunnel.tunnel_errors import RendezvousUnavailable
 
 FAST = Rate(1e6, 1e6)
@@ -153,18 +153,9 @@ def test_an_agent_leaves_a_server_that_floods_it_and_comes_back_after_a_pause(op
     @standing
     async def test() -> None:
         async with flooding(frames(opcode, 2000, masked=False)) as (there, had):
-            waiting = Waiting([there], Identity.generate(), said.append)
-            await eventually(lambda: len(said) == 2)
-            assert said[0] == f"waiting at {there}"
-            assert said[1].endswith("; next try in 1 s") and "that was all" not in said[1]
-            for _ in range(5):
-                await look()
-            assert len(had) == 1, "not at once"
-            pass_time(BACKOFF[0])
-            await eventually(lambda: len(said) == 4)
-            assert said[3].endswith("; next try in 2 s")
+            async with leaves_and_comes_back(there, said):
+                assert len(had) == 1, "not at once"
             assert len(had) == 2
-            await waiting.close()
 
     test()
 

@@ -13,7 +13,8 @@ import pytest
 from websockets.utils import accept_key
 
 from migrator.base import strict_json
-from tests.tunnel.clock import eventually, look, pass_time, standing
+from tests.tunnel.clock import eventually, pass_time, standing
+from tests.tunnel.flooded_agent import leaves_and_comes_back
 from tests.tunnel.serving import LOOPBACK, serving
 from tests.tunnel.tls_records import DATA, HANDSHAKE, KEY_UPDATE, TICKET, Attacker
 from tunnel import metered_tls
@@ -27,7 +28,6 @@ from tunnel.rendezvous.certificate import Certificate
 from tunnel.rendezvous.udp_relay import Relay
 from tunnel.signalling import link
 from tunnel.signalling.client import Signalling
-from tunnel.signalling.standby import BACKOFF, Waiting
 
 KEY = "AAAAAAAAAAAAAAAAAAAAAA=="
 REQUEST = (f"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {KEY}\r\n"
@@ -174,17 +174,8 @@ def test_an_agent_leaves_a_server_that_sends_what_is_no_message(flood: Flood) ->
     async def test() -> None:
         async with hostile(serves) as (port, certificate):
             there = Server.parse(f"wss://{LOOPBACK}:{port}#sha256:{certificate.sha256.hex()}")
-            waiting = Waiting([there], Identity.generate(), said.append)
-            await eventually(lambda: len(said) == 2)
-            assert said[0] == f"waiting at {there}"
-            assert said[1].endswith("; next try in 1 s") and "that was all" not in said[1]
-            for _ in range(5):
-                await look()
-            assert len(said) == 2, "not at once"
-            pass_time(BACKOFF[0])
-            await eventually(lambda: len(said) == 4)
-            assert said[3].endswith("; next try in 2 s")
-            await waiting.close()
+            async with leaves_and_comes_back(there, said):
+                pass
 
     test()
 
