@@ -46,7 +46,7 @@ def settle(migration: Migration) -> None:
         up = (_is_ours(layout) and _has_come_up(migration, container, layout) if container else
               layout.is_own_rootfs() and come_up.lives(migration, layout, SETTLE_LIMIT))
         ran = not up and ran_mark.was(mark) and origins.has_its_own(migration)
-        had_stopped = ran_mark.boot(mark) if ran else ""
+        stopped = {"had_stopped": ran_mark.boot(mark)} if ran else {}
         if ran and container:
             end(migration, container, layout)
         elif ran:  # only its configuration was removed
@@ -55,15 +55,13 @@ def settle(migration: Migration) -> None:
             log.warning(f"An earlier restore of {migration.name} was killed; removing what it left" if container else
                         f"What an earlier restore of {migration.name} had made here was removed")
             clear(migration)
-    if ran:
-        record(migration, time.time(), had_stopped=had_stopped)
-    elif up:
-        record(migration, time.time())
-        if container:
-            log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
-            come_up.complete(migration, container, layout)
-    else:
+    if not up and not ran:
         migration.move(Event.RESTORE_FAILED)
+        return
+    record(migration, time.time(), **stopped)
+    if up and container:
+        log.warning(f"An earlier restore of {migration.name} was killed after it had succeeded")
+        come_up.complete(migration, container, layout)
 
 
 def is_gone(migration: Migration) -> bool:
