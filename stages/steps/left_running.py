@@ -45,7 +45,7 @@ def tried_out(layout: Layout, pids: list[int], rounds: Collection[str]) -> list[
             return btrfs.parent_of(btrfs.id_of(root), root) in its
         return False
 
-    return forked.those(pids, is_of_a_round) if pids and rounds else []
+    return forked.those(pids, is_of_a_round)
 
 
 def is_in_own(layout: Layout, root: Path) -> bool:
