@@ -12,6 +12,7 @@ import pytest
 
 from migrator.copies import bases, standing
 from migrator.errors.containers import ContainerExists, OutOfOrder, RunsUnrecorded
+from migrator.errors.data import NotBtrfs
 from migrator.errors.memory import DumpRefused
 from migrator.errors.outcomes import SourceStateUnknown
 from migrator.errors.ownership import ForceRefused, TwoCopies
@@ -82,6 +83,19 @@ def test_a_container_made_from_a_round_to_try_it_keeps_nobody_from_giving_back(
         migration.note("rounds", rounds=[{"uuid": "of another"}])
         with pytest.raises(RunsUnrecorded, match=str(PID)):
             there.ask("abandon")
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), NotBtrfs(path="root")])
+def test_what_does_not_tell_of_which_round_it_was_made_runs(
+        there: Destination, lives: list[int], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """It may be the container itself, made from the increment of the dump: the source would run a second copy."""
+    def parent_of(*_: object) -> str:
+        raise error
+
+    imported(there)
+    monkeypatch.setattr(btrfs, "parent_of", parent_of)
+    with pytest.raises(RunsUnrecorded, match=str(PID)):
+        there.ask("abandon")
 
 
 @pytest.mark.parametrize("typed", [True, False])

@@ -119,6 +119,19 @@ def test_nothing_is_ended_while_the_increment_is_not_there(restoring: Migration,
     assert left_running.kill(layout_of(restoring), 1) == []
 
 
+def test_what_cannot_be_asked_is_not_ended(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a container that somebody is trying out."""
+    def is_subvolume(path: Path) -> bool:
+        if path == Path(f"/proc/{os.getpid()}/root"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return True
+
+    monkeypatch.setattr(btrfs, "is_subvolume", is_subvolume)
+    monkeypatch.setattr(lxc, "container_processes", lambda _: [os.getpid()])
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("something is ended"))
+    assert left_running.kill(layout_of(restoring), 1) == []
+
+
 def test_nothing_is_recorded_as_long_as_it_does_not_end(restoring: Migration, monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[tuple[int, int]] = []
     monkeypatch.setattr(lxc, "container_processes", lambda name: [4711])

@@ -17,6 +17,7 @@ from migrator.errors.containers import AlreadyRuns, RunsUnrecorded
 from migrator.errors.memory import StartFailed
 from migrator.errors.outcomes import SourceStateUnknown, SourceStillStopped, SourceStoppedUnknown
 from migrator.errors.this_host import Busy, CommandTimeout, JournalBroken
+from migrator.guest import live_steps
 from migrator.host import btrfs, lxc, network
 from migrator.host.btrfs import Subvolume
 from migrator.record.journal import Journal, Migration
@@ -211,6 +212,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(network, "hear", act("heard"))
     monkeypatch.setattr(after_crash, "start_from_disk", act("started from disk"))
     monkeypatch.setattr(remains, "first_is_here", lambda _: True)
+    monkeypatch.setattr(live_steps, "put_back", lambda name, init: done.append(f"put back in {name}: {init}"))
     return done
 
 
@@ -220,9 +222,11 @@ def test_it_thaws_what_it_has_frozen(journal: Journal, acts: list[str], monkeypa
     monkeypatch.setattr(thawing, "thaw", thawed.append)
     waited: list[tuple[str, list[Path]]] = []
     monkeypatch.setattr(criu_dump, "wait_for_dump", lambda name, folders: waited.append((name, folders)))
+    monkeypatch.setattr(live_steps, "put_back", lambda *of: acts.append(f"put back in {of}, {len(thawed)} thawed"))
     assert thaw_again.thaw_source(migration) is True
     assert thawed == [thawing.Frozen("0badc0de", "web", migration.lxcpath, 1, Path("/nowhere"), ())]
-    assert waited == [("web", layout_of(migration).dumped_into())] and acts == []
+    assert waited == [("web", layout_of(migration).dumped_into())]
+    assert acts == ["put back in ('web', 1), 1 thawed"], "what was done in the guest before the freeze, and only then"
     assert [(each.step, each.phase) for each in migration.events()][-2:] == [("thaw", "begin"), ("thaw", "done")]
 
 

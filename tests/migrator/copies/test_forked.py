@@ -134,13 +134,19 @@ def test_one_that_keeps_it_back_holds_nobody_up(processes: list[int], tmp_path: 
     first, other, second, third, last = processes
     back = HoldingBack(tmp_path, [second, third], monkeypatch)
     ended: list[int] = []
-    honest = os.waitpid
+    killed: list[tuple[int, int]] = []
+    honest, honest_kill = os.waitpid, os.kill
 
     def waitpid(pid: int, options: int) -> tuple[int, int]:
         ended.append(options)
         return honest(pid, options)
 
+    def kill(pid: int, number: int) -> None:
+        killed.append((pid, number))
+        honest_kill(pid, number)
+
     monkeypatch.setattr(os, "waitpid", waitpid)
+    monkeypatch.setattr(os, "kill", kill)
     twice = [first, first, other, second, third, first, last, last]  # as a cgroup may name them
     assert forked.those(twice, lambda _: True) == [first, other, last]
     assert [text.split()[1] for text in said] == [str(second), str(third)]
@@ -148,8 +154,11 @@ def test_one_that_keeps_it_back_holds_nobody_up(processes: list[int], tmp_path: 
     assert forked.those(processes, lambda _: True) == [first, other, last]
     assert len(said) == 2 and len(back.looks) == 100, "they are not asked again"
     assert ended == [os.WNOHANG, os.WNOHANG, 0, 0], "who waits for a server is not waited for, though killed"
-    for pid in children() - before:  # what was killed is there until it is waited for
-        os.waitpid(int(pid), 0)
+    left = {int(pid) for pid in children() - before}  # what was killed is there until it is waited for
+    for pid in left:
+        honest_kill(pid, signal.SIGKILL)  # in case it was not: it would hold this test up
+        honest(pid, 0)
+    assert {(pid, signal.SIGKILL) for pid in left} <= set(killed), "else they stay as long as the server keeps silent"
 
 
 def test_what_lies_on_btrfs_is_waited_for(processes: list[int], tmp_path: Path, said: list[str],
