@@ -160,13 +160,17 @@ def inside(case: Case) -> Iterator[Finding]:
             )
 
 
+def _bridge(case: Case, there: HostFacts, net: Net) -> Interface | None:
+    """The destination's bridge that a veth gets attached to; None if there is none, or for another type of network."""
+    return net_addresses.interface(there, case.options.bridges.get(net.link, net.link)) if net.type == "veth" else None
+
+
 def mtu(case: Case) -> Iterator[Finding]:
     there = case.destination
     if not there:
         return
     for net in case.container.config.nets:
-        bridge = (net_addresses.interface(there, case.options.bridges.get(net.link, net.link))
-                  if net.type == "veth" else None)
+        bridge = _bridge(case, there, net)
         own = next((entry for entry in case.container.interfaces if entry.name == net_addresses.name_inside(net)), None)
         if bridge and own and 0 < bridge.mtu < own.mtu:
             yield MTU.found(
@@ -180,8 +184,7 @@ def subnet(case: Case) -> Iterator[Finding]:
     if not there:
         return
     for net in case.container.config.nets:
-        bridge = (net_addresses.interface(there, case.options.bridges.get(net.link, net.link))
-                  if net.type == "veth" else None)
+        bridge = _bridge(case, there, net)
         if bridge is None:
             continue
         for address in net_addresses.plain(net_addresses.own(case, net)):

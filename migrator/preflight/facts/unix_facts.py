@@ -97,23 +97,25 @@ def _dump() -> bytes:
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, body) of each netlink message (netlink(7))."""
-    position = 0
-    while position + 16 <= len(data):
-        size, kind = struct.unpack_from("=IH", data, position)
-        if size < 16 or position + size > len(data):
-            return
-        yield kind, data[position + 16 : position + size]
-        position += -(-size // 4) * 4
+    return _each(data, "=IH", 16)
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     """(type, value) of each attribute in a message (rtnetlink(3))."""
+    return _each(data, "=HH", 4)
+
+
+def _each(data: bytes, begin: str, head: int) -> Iterator[tuple[int, bytes]]:
+    """What stands one behind the other, each with a head of `head` bytes that begins with its size and its type.
+
+    One that is cut off or whose size makes no sense ends it.
+    """
     position = 0
-    while position + 4 <= len(data):
-        size, kind = struct.unpack_from("=HH", data, position)
-        if size < 4 or position + size > len(data):
+    while position + head <= len(data):
+        size, kind = struct.unpack_from(begin, data, position)
+        if size < head or position + size > len(data):
             return
-        yield kind, data[position + 4 : position + size]
+        yield kind, data[position + head : position + size]
         position += -(-size // 4) * 4
 
 
