@@ -47,10 +47,7 @@ class CheckOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_container(parser)
-    arguments.add_destination(parser, required=False)
-    move_arguments.add_place(parser)
-    arguments.add_map_bridge(parser)
+    arguments.add_request(parser, required=False)
     move_arguments.add_no_memory(parser)
     move_arguments.add_ignore(parser)
 

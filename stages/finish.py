@@ -26,19 +26,17 @@ HELP = "stop and fence the copy that was left behind (on the source)"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
-    parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="without the other host: on the destination, if the source is lost for good; on the"
-                             " source, if the destination has forgotten it, or its journal does not say that it runs"
-                             " there. Leave out the migration's ID to see what that means")
-    parser.add_argument("--machine-is-off", action="store_true",
-                        help="with --force ID, on the destination: you have made sure that the source is off and stays"
-                             " off; needed if another host answers under its name")
+    arguments.add_force(
+        parser, force="without the other host: on the destination, if the source is lost for good; on the source, if"
+                      " the destination has forgotten it, or its journal does not say that it runs there. Leave out the"
+                      " migration's ID to see what that means",
+        off="with --force ID, on the destination: you have made sure that the source is off and stays off; needed if"
+            " another host answers under its name")
     arguments.add_dry_run(parser)
 
 
 def options(args: argparse.Namespace) -> EndOptions:
-    return EndOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
-                      args.machine_is_off, args.dry_run)
+    return arguments.ending(args)
 
 
 # --- on the source --------------------------------------------------------------------------------------------

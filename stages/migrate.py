@@ -37,10 +37,7 @@ class MigrateOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_container(parser)
-    arguments.add_destination(parser)
-    move_arguments.add_place(parser)
-    arguments.add_map_bridge(parser)
+    arguments.add_request(parser)
     move_arguments.add_options(parser)
     arguments.add_dry_run(parser)
 

@@ -34,10 +34,7 @@ class PrepareDataOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    arguments.add_container(parser)
-    arguments.add_destination(parser)
-    move_arguments.add_place(parser)
-    arguments.add_map_bridge(parser)
+    arguments.add_request(parser)
     parser.add_argument("--bwlimit", metavar="RATE", type=move_arguments.rate,
                         help="send at most RATE bytes a second (k, M, G)")
     move_arguments.add_no_memory(parser)

@@ -42,12 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     parser.add_argument("--max-downtime", metavar="SECONDS", type=arguments.positive, default=MAX_DOWNTIME,
                         help="give up the restore after SECONDS (default: %(default)g)")
-    parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="without asking the source, if that host is lost for good. Leave out the migration's ID to"
-                             " see what that risks")
-    parser.add_argument("--machine-is-off", action="store_true",
-                        help="with --force ID: you have made sure that the source is off and stays off; needed if that"
-                             " cannot be seen from here, as when another host answers under its name")
+    arguments.add_force(
+        parser, force="without asking the source, if that host is lost for good. Leave out the migration's ID to see"
+                      " what that risks",
+        off="with --force ID: you have made sure that the source is off and stays off; needed if that cannot be seen"
+            " from here, as when another host answers under its name")
     arguments.add_dry_run(parser)
 
 

@@ -21,19 +21,16 @@ HELP = "give up a migration and let the container keep running"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
     arguments.add_destination(parser, required=False)
-    parser.add_argument("--force", metavar="ID", nargs="?", const="",
-                        help="without asking the destination, if that host is lost for good. Leave out the migration's"
-                             " ID to see what that risks")
-    parser.add_argument("--machine-is-off", action="store_true",
-                        help="with --force ID: you have made sure that the destination is off and stays off; needed if"
-                             " that cannot be seen from here, as behind a jump host, with a peer, or when another"
-                             " host answers under its name")
+    arguments.add_force(
+        parser, force="without asking the destination, if that host is lost for good. Leave out the migration's ID to"
+                      " see what that risks",
+        off="with --force ID: you have made sure that the destination is off and stays off; needed if that cannot be"
+            " seen from here, as behind a jump host, with a peer, or when another host answers under its name")
     arguments.add_dry_run(parser)
 
 
 def options(args: argparse.Namespace) -> EndOptions:
-    return EndOptions(arguments.container(args), args.destination, arguments.connect(args), args.force,
-                      args.machine_is_off, args.dry_run)
+    return arguments.ending(args)
 
 
 def run(options: EndOptions) -> Result:

@@ -10,7 +10,7 @@ from migrator.base import names
 from migrator.errors.containers import InvalidName
 from migrator.errors.this_host import NotRoot
 from migrator.remote.destination import ConnectOptions
-from stages.steps.options import MoveRequest, NamedContainer, TargetOptions
+from stages.steps.options import EndOptions, MoveRequest, NamedContainer, TargetOptions
 
 STATUSES = """\
 exit status:
@@ -65,9 +65,21 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print what both hosts would run, without running it")
 
 
-def add_map_bridge(parser: argparse.ArgumentParser) -> None:
+def add_request(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Which container is to go where, and as what: all that `request` reads, but for --no-memory."""
+    add_container(parser)
+    add_destination(parser, required=required)
+    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
+    parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination; its own host"
+                        " name changes only when it is restarted")
     parser.add_argument("--map-bridge", metavar="HERE=THERE", action="append", default=[], type=bridge_pair,
                         help="attach what is on bridge HERE to bridge THERE on the destination (can be repeated)")
+
+
+def add_force(parser: argparse.ArgumentParser, *, force: str, off: str) -> None:
+    """--force and --machine-is-off, with what each of them means to the command."""
+    parser.add_argument("--force", metavar="ID", nargs="?", const="", help=force)
+    parser.add_argument("--machine-is-off", action="store_true", help=off)
 
 
 def bridge_pair(text: str) -> tuple[str, str]:
@@ -124,6 +136,11 @@ def target(args: argparse.Namespace) -> TargetOptions:
 def request(args: argparse.Namespace) -> MoveRequest:
     """What is to move where; raises InvalidName."""
     return MoveRequest(container(args), args.destination or "", connect(args), target(args), args.no_memory)
+
+
+def ending(args: argparse.Namespace) -> EndOptions:
+    """How a migration is to be ended, from the arguments of `add_destination`, `add_force` and `add_dry_run`."""
+    return EndOptions(container(args), args.destination, connect(args), args.force, args.machine_is_off, args.dry_run)
 
 
 def require_root(command: str) -> None:

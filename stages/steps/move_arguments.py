@@ -25,13 +25,6 @@ def add_ignore(parser: argparse.ArgumentParser) -> None:
                         help="continue despite the finding CODE of `migrator check` (can be repeated)")
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """How the container and its place are to be called on the destination."""
-    parser.add_argument("--destination-lxcpath", metavar="PATH", help="where the destination keeps its containers")
-    parser.add_argument("--new-name", metavar="NEW", help="name of the container on the destination; its own host"
-                        " name changes only when it is restarted")
-
-
 def rate(text: str) -> int:
     """Bytes per second with an optional suffix k, M or G (powers of 1024), for argparse."""
     factor = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
