@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is changed in a running container so that it can be dumped, with no more rights than its own root has."""
+"""Changes made inside a running container so that it can be dumped, with no more rights than its own root has."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Acts in a running container, each with the rights of its own root: a program of its own does them, within limits.
+"""Change things in a running container with the rights of its own root, from a separate program with time limits.
 
-It forks for each mount namespace, as nobody leaves a user namespace again. Who hangs in there, by a file system that
-does not answer for example, is killed.
+The program forks once for each mount namespace, because a process cannot leave a user namespace that it has entered. A
+child that hangs in there, for example on a file system that does not answer, is killed.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from typing import Any
 from migrator.base.run import run
 from migrator.guest import contents, drop_in, localtime, mount_calls, own_rights, regular_files
 
-LIMIT = 5.0  # seconds that the acts in one mount namespace may take
-LIMIT_ALL = 60.0  # seconds
-ANSWER_MAX = 1 << 20  # bytes
-REASON_MAX = 300  # characters
+LIMIT = 5.0  # seconds allowed for all acts in one mount namespace
+LIMIT_ALL = 60.0  # seconds allowed for the whole program
+ANSWER_MAX = 1 << 20  # bytes read from one child
+REASON_MAX = 300  # characters of the reason why an act failed
 TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Act:
-    """One thing that is changed in a running container."""
+    """One change to a running container."""
 
-    kind: str  # of `_ACTS`
-    pid: int  # a process in the mount namespace that it is done in
-    namespace: str
-    target: str
-    options: tuple[str, ...] = ()  # of the mount that is replaced
-    device: str = ""  # of the file system whose mount that is, or is to be unmounted
+    kind: str  # a key of `_ACTS`
+    pid: int  # a process in the mount namespace where it is to be done
+    namespace: str  # that namespace as /proc names it; the act is refused if `pid` is in another one by then
+    target: str  # path in there
+    options: tuple[str, ...] = ()  # of the mount to be replaced
+    device: str = ""  # of the file system that is to be replaced or unmounted, as MAJOR:MINOR
 
 
 def carry_out(init: int, acts: Sequence[Act]) -> list[tuple[Act, str]]:
-    """Do them in their order, those in one mount namespace together; with each why it was not done, "" where it was.
+    """Carry out acts and return each with the reason why it failed, or "" if it was done.
 
-    `init` is the container's first process. Raises CommandFailed and CommandTimeout.
+    Those in one mount namespace are carried out together, otherwise in the order given. `init` is the container's first
+    process. Raises CommandFailed and CommandTimeout if the program itself fails.
     """
-    with open(os.memfd_create("acts"), "w+b") as order:  # noqa: PTH123 -- no disk, which may be full
+    with open(os.memfd_create("acts"), "w+b") as order:  # noqa: PTH123 -- needs no disk, which may be full
         order.write(json.dumps({"init": init, "acts": [dataclasses.asdict(act) for act in acts]}).encode())
         order.seek(0)
         done = run([sys.executable, "-I", "-m", __name__], stdin=order, limit=LIMIT_ALL)
@@ -58,10 +59,10 @@ def carry_out(init: int, acts: Sequence[Act]) -> list[tuple[Act, str]]:
 
 
 def _renew(act: Act) -> None:
-    """A new tmpfs takes the place of an empty mount in which nothing is open, in one step where the kernel can do that.
+    """Replace an empty mount that nobody has open by a new tmpfs; in one step, if the kernel can do that.
 
-    What somebody puts into the old one until then is put into the new one as well. If that fails, the old one is
-    mounted again.
+    Whatever is created in the old one until then is copied to the new one. If that fails, the old one is mounted again.
+    Raises OSError.
     """
     with mount_calls.second(act.target) as old:
         found = _meant(old, act)
@@ -85,9 +86,10 @@ def _renew(act: Act) -> None:
 
 
 def _detach(target: str) -> None:
-    """Somebody may open something in there for a moment. What is beneath by now can only go along with it.
+    """Unmount the old one; tried repeatedly, since a process may have something in it open for a moment.
 
-    If it stays in use, an empty tmpfs stays beneath, where nobody sees it.
+    A mount that has been attached beneath it cannot be taken away again by itself. So if the old one stays in use, an
+    empty tmpfs remains beneath it, where nobody sees it.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -100,19 +102,22 @@ def _detach(target: str) -> None:
 
 
 def _drop(act: Act) -> None:
+    """Unmount a mount that is empty; raises OSError if it is not, or in use."""
     with mount_calls.second(act.target) as mount:
         _meant(mount, act)
         _require_empty(mount, "credentials")
         mount_calls.detach(act.target)
         try:
             _require_empty(mount, "credentials")
-        except OSError:  # somebody has just put them there
+        except OSError:  # something was put there at the last moment
             mount_calls.attach(mount, act.target)
             raise
 
 
 def _meant(mount: int, act: Act) -> os.stat_result:
-    """Of its root; raises OSError where something else has been mounted there, or over it."""
+    """Status of a mount's root; raises OSError if it is not the mount that was meant, because another one has taken its
+    place or covers it.
+    """
     found = os.fstat(mount)
     if f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}" != act.device:
         raise OSError(errno.EINVAL, "something else is mounted there")
@@ -121,7 +126,7 @@ def _meant(mount: int, act: Act) -> os.stat_result:
 
 @contextlib.contextmanager
 def _folder(mount: int) -> Iterator[int]:
-    """Its root, opened anew each time: who reads it again may not see what was made since."""
+    """The root of a mount, opened anew each time: a directory that is read again may not show what was added since."""
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
     try:
         yield folder
@@ -131,7 +136,7 @@ def _folder(mount: int) -> Iterator[int]:
 
 def _require_empty(mount: int, what: str) -> None:
     with _folder(mount) as folder:
-        if os.listdir(folder):  # noqa: PTH208 -- nothing is imported any more
+        if os.listdir(folder):  # noqa: PTH208 -- pathlib might import something, and nothing can be imported by now
             raise OSError(errno.ENOTEMPTY, f"it holds {what}")
 
 
@@ -177,7 +182,7 @@ def _in_child(pid: int, namespace: str, init: int, acts: Sequence[tuple[int, Act
 
 
 def _answer(child: int, reading: int) -> bytes:
-    """What it says until it has ended, or its time is up."""
+    """What a child writes until it ends or its time is up; it is then killed and waited for."""
     end, answer = time.monotonic() + LIMIT, b""
     try:
         while len(answer) < ANSWER_MAX and select.select([reading], [], [], max(0.0, end - time.monotonic()))[0]:
@@ -187,7 +192,7 @@ def _answer(child: int, reading: int) -> bytes:
     finally:
         os.close(reading)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)  # a child of ours: nobody else has its id before it has been waited for
+            os.kill(child, signal.SIGKILL)  # our own child: its id is not reused before we have waited for it
     end = time.monotonic() + LIMIT
     while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < end:
         time.sleep(0.01)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Copy what a small folder holds into an empty one: files, folders and links, with owners, modes and times."""
+"""Copy the contents of a small folder into an empty one: files, folders and symlinks, with owners, modes and times."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ import stat
 
 from migrator.guest import regular_files
 
-ENTRIES_MAX = 1000
-BYTES_MAX = 16 << 20
-DEPTH_MAX = 16
+ENTRIES_MAX = 1000  # files, folders and links in all
+BYTES_MAX = 16 << 20  # of all files together
+DEPTH_MAX = 16  # folders in each other
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Left:
-    """What may still be copied."""
+    """How much may still be copied, since whoever fills the folder could otherwise keep us copying forever."""
 
     def __init__(self) -> None:
         self.entries, self.bytes = ENTRIES_MAX, BYTES_MAX
 
     def take(self, size: int) -> None:
+        """Count an entry, or part of a file, of `size` bytes; raises OSError when it is too much."""
         self.entries, self.bytes = self.entries - 1, self.bytes - size
         if self.entries < 0 or self.bytes < 0:
             raise OSError(errno.EFBIG, "it holds too much to be copied")
 
 
 def copy(source: int, target: int, left: Left, depth: int = 0) -> None:
-    """Of one open folder into another; raises OSError, as where there is something that is no file, folder or link.
+    """Copy what one open folder holds into another; `left` limits how much, over all levels.
 
-    Whose files they are may already delete them in the other one, or put links in their place.
+    Raises OSError, also for anything other than a file, folder or symlink. The files' owners may already be able to
+    delete the copies, or to replace them by symlinks, while this goes on.
     """
     if depth > DEPTH_MAX:
         raise OSError(errno.EFBIG, "it holds folders too deep to be copied")
@@ -63,14 +65,14 @@ def _entry(name: str, source: int, target: int, left: Left, depth: int) -> None:
 
 
 def _describe(made: int, found: os.stat_result) -> None:
-    """Of what is open, as its name may lead to something else as soon as it is theirs."""
+    """Set owner, mode and times of an open file: once it belongs to its owner, its name may lead elsewhere."""
     os.fchown(made, found.st_uid, found.st_gid)
     os.fchmod(made, stat.S_IMODE(found.st_mode))
     os.utime(made, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
 def _file(name: str, source: int, target: int, left: Left, found: os.stat_result) -> None:
-    reading = regular_files.opened(name, source)  # it may be something else by now
+    reading = regular_files.opened(name, source)  # by now this name may be something else
     try:
         writing = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=target)
         try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The drop-in that keeps systemd's services from what CRIU cannot dump: until the container's next boot, or for good.
+"""The drop-in that stops systemd giving services what CRIU cannot dump: until the container's next boot, or for good.
 
-In /run it lies in memory, and so it moves along; in /etc on the container's disk. The container's own root puts it
-there: to have LXC mount one of the host's would be to have the host's root make a file on a way that the container's
-root may have bent. Its first line says whose it is; any other file stays as it is.
+In /run it is in memory and moves along with it; in /etc it is on the container's disk. It is written with the rights of
+the container's own root. If LXC were to mount a file of the host's there instead, the host's root would create the
+mount point along a path that the container's root may have redirected by symlinks. The first line marks the file as
+ours; any other file of that name is left alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from migrator.guest import regular_files
 _PLACE = "systemd/system/service.d/zz-migrator.conf"
 UNTIL_BOOT, FOR_GOOD = f"/run/{_PLACE}", f"/etc/{_PLACE}"
 MARK = b"# made by migrator prepare-guest\n"
-# No namespaces that CRIU does not nest, and no ramfs for credentials, which LXC gives nobody: agetty keeps it open.
+# None of the namespaces that CRIU cannot dump inside a container, and no ramfs for credentials: agetty keeps that open,
+# although LXC does not pass any credentials.
 TEXT = MARK + b"""[Service]
 ProtectHostname=no
 PrivateUsers=no
@@ -27,7 +29,10 @@ ImportCredential=
 
 
 def make(place: str) -> None:
-    """Raises OSError, as where another file of that name is there."""
+    """Write the drop-in to `place` (UNTIL_BOOT or FOR_GOOD), replacing an earlier one of ours.
+
+    Raises OSError, FileExistsError among them if there is a file of that name which is not ours.
+    """
     path, new = _paths(place)
     if _is_there(path) is False:
         raise FileExistsError(errno.EEXIST, "this file is somebody else's", place)
@@ -44,7 +49,7 @@ def make(place: str) -> None:
 
 
 def remove(place: str) -> None:
-    """What `make` has made; none need be there."""
+    """Remove what `make` has written there, if anything. Raises OSError."""
     path, new = _paths(place)
     new.unlink(missing_ok=True)
     if _is_there(path):
@@ -52,12 +57,12 @@ def remove(place: str) -> None:
 
 
 def _paths(place: str) -> tuple[Path, Path]:
-    """The file, and how it is called while it is written; systemd reads what ends in .conf."""
+    """The drop-in, and its name while it is being written: systemd reads only names that end in .conf."""
     return Path(place), Path(place).with_name(".zz-migrator")
 
 
 def _is_there(path: Path) -> bool | None:
-    """Whether the file is ours; None where there is none."""
+    """Whether the file is ours; None if there is none."""
     try:
         fd = regular_files.opened(str(path))
     except FileNotFoundError:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is changed in a running container right before it is frozen, as CRIU could not dump or restore it otherwise.
+"""What is changed in a running container right before the freeze because CRIU could not dump or restore it otherwise.
 
-An empty ramfs for a unit's credentials is unmounted, and a service's own /tmp that is mounted nowhere as a whole, as
-that of PrivateTmp=disconnected, becomes a new tmpfs if it is empty. Nobody inside notices, and it stays so. The link
-/etc/localtime becomes a file, and is a link again afterwards (`localtime`).
+An empty ramfs for a unit's credentials is unmounted. A service's own /tmp is replaced by a new tmpfs if it is empty and
+only part of its file system is mounted anywhere, as with PrivateTmp=disconnected. No process notices either of these,
+and they are not undone. The symlink /etc/localtime is replaced by a file, and becomes a symlink again afterwards
+(`localtime`).
 """
 
 from __future__ import annotations
@@ -24,37 +25,37 @@ from migrator.host import lxc
 from migrator.host.mountinfo import MountLine, parse_mountinfo
 from migrator.host.proc import link, read_text
 
-ROUNDS = 4  # what was behind another thing comes to light, and a service may just have been started
-NAMESPACES_MAX = 500
+ROUNDS = 4  # removing one mount can uncover another, and a service may just have been started
+NAMESPACES_MAX = 500  # mount namespaces that are looked at
 TMP = ("/tmp", "/var/tmp")  # noqa: S108 -- of a service's own mount namespace
 _CREDENTIALS = re.compile(r"/run/credentials/([A-Za-z0-9:_.\\@-]{1,255})", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mounts:
-    """What a container has mounted: `pids` is a process in each mount namespace."""
+    """What a container has mounted, by mount namespace (named as /proc names it)."""
 
-    own: str  # the mount namespace of the first process
+    own: str  # the mount namespace of its first process
     lines: Mapping[str, Sequence[MountLine]]
-    pids: Mapping[str, int]
+    pids: Mapping[str, int]  # one process in each
     outside: Collection[str]  # devices of file systems that the host has mounted
 
 
 def credentials_of(line_type: str, target: str) -> str:
-    """The unit whose credentials are mounted there as a ramfs; "" for any other mount."""
+    """The unit whose credentials are in this mount, if it is a ramfs for that; "" for any other mount."""
     found = _CREDENTIALS.fullmatch(target) if line_type == "ramfs" else None
     return found[1] if found else ""
 
 
 def is_cured(kind: str, type_: str, target: str) -> bool:
-    """Whether a trouble of `sandbox_mounts` is cured here, provided that the mount is not in use."""
+    """Whether this module can cure a trouble found by `sandbox_mounts`, provided that the mount is not in use."""
     if kind == "unsupported":
         return bool(credentials_of(type_, target))
     return kind == "unreachable" and type_ == "tmpfs" and target in TMP
 
 
 def needed(mounts: Mounts) -> Iterator[Act]:
-    """What is to be done, as far as mounts tell it: in the first process's namespace, then in each other one."""
+    """The acts that these mounts make necessary: in the first process's mount namespace, then in each of the others."""
     own = mounts.lines[mounts.own]
     for line in own:
         if credentials_of(line.type, line.target):
@@ -67,7 +68,7 @@ def needed(mounts: Mounts) -> Iterator[Act]:
 
 
 def seen(init: int, pids: Collection[int]) -> Mounts:
-    """The mounts of a container with this first process and these processes; raises OSError where it has ended."""
+    """What a container with this first process and these processes has mounted; raises OSError if it has ended."""
     own = link(f"/proc/{init}/ns/mnt")
     if not own:
         raise ProcessLookupError(f"process {init} has ended")
@@ -81,14 +82,15 @@ def seen(init: int, pids: Collection[int]) -> Mounts:
 
 
 def is_systemd(init: int) -> bool:
-    """Whether a container's first process is systemd: anywhere else there is nothing of all this."""
+    """Whether a container's first process is systemd; only systemd sets up what is changed here."""
     return read_text(f"/proc/{init}/comm") == "systemd\n"
 
 
 def make_ready(name: str, init: int, processes: Callable[[], Collection[int]], *, watched: bool) -> None:
-    """Do all that is needed, in a container that runs; `watched`: systemd watches the link /etc/localtime.
+    """Change whatever would keep a running container from being dumped.
 
-    Raises GuestNotReady; what was done until then does no harm.
+    `init` is its first process, `processes` lists all of them, and `watched` says whether systemd watches the symlink
+    /etc/localtime. Raises GuestNotReady; what has been changed until then does no harm.
     """
     if not is_systemd(init):
         return
@@ -110,9 +112,9 @@ def make_ready(name: str, init: int, processes: Callable[[], Collection[int]], *
 
 
 def put_back(name: str, init: int) -> None:
-    """The link /etc/localtime is there again, where `make_ready` has put a copy in its place. Safe to repeat.
+    """Make /etc/localtime a symlink again if `make_ready` has replaced it by a copy. Safe to repeat.
 
-    The container runs, and that is worth more: what fails is told and nothing else.
+    A failure is logged and not raised: that the container runs matters more.
     """
     try:
         if is_systemd(init):
@@ -126,7 +128,7 @@ def put_back(name: str, init: int) -> None:
 
 
 def put_back_in(name: str, lxcpath: Path) -> None:
-    """The same in a container that may not run, or not be there."""
+    """The same for a container that may be stopped, or gone."""
     try:
         container = lxc.Container(name, lxcpath)
         if container.state == "RUNNING":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The link /etc/localtime, which systemd watches, becomes a regular file with the same content, and a link again.
+"""Replace the symlink /etc/localtime, which systemd watches, by a regular file with the same content; and back.
 
-CRIU cannot dump a watch on a symbolic link (check_open_handle in criu/fsnotify.c). systemd watches what comes in the
-place of the one that it watched, so nothing is restarted. Where the link led stands in an attribute of the file that
-takes its place: it is there as soon as that is, moves along with the disk, and tells ours from a file of anybody's.
+CRIU cannot dump an inotify watch on a symlink (check_open_handle in criu/fsnotify.c). When it is replaced, systemd
+watches the file instead, so that nothing has to be restarted. The symlink's target is kept in an extended attribute of
+that file: so it is there as soon as the file is, moves along with the disk, and tells our file from anybody else's.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from pathlib import Path
 from migrator.guest import regular_files
 
 PATH = "/etc/localtime"
-ATTRIBUTE = "user.migrator.link"  # where it led
+ATTRIBUTE = "user.migrator.link"  # the target of the symlink
 _NEW = Path("/etc/.localtime.migrator")
-_SIZE_MAX = 1 << 20
-_TARGET_MAX = 1024
+_SIZE_MAX = 1 << 20  # bytes of a time zone
+_TARGET_MAX = 1024  # bytes
 _NOT_OURS = {errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP}
 
 
 def make_file() -> None:
-    """A copy takes the link's place, at once; nothing is done where there is no link. Raises OSError."""
+    """Atomically replace the symlink by a copy of the file that it leads to; does nothing if it is no symlink.
+
+    Raises OSError, also if that file does not describe a time zone, or if the symlink has just been changed.
+    """
     try:
-        target = os.readlink(PATH)  # noqa: PTH115 -- as it is written
+        target = os.readlink(PATH)  # noqa: PTH115 -- exactly as it is: Path would normalise it
     except OSError:
         return
     if len(os.fsencode(target)) > _TARGET_MAX:
@@ -41,14 +44,14 @@ def make_file() -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-    if os.readlink(PATH) != target:  # noqa: PTH115 -- somebody has set another time zone meanwhile
+    if os.readlink(PATH) != target:  # noqa: PTH115 -- the time zone was changed meanwhile
         _forget()
         raise OSError(errno.EAGAIN, "it has just been changed", PATH)
     _NEW.rename(PATH)
 
 
 def make_link() -> bool:
-    """The link is there again, where a file of `make_file` is; true then. Raises OSError."""
+    """Replace the file by the symlink again, if `make_file` has made it; returns whether it had. Raises OSError."""
     _forget()
     try:
         target = os.getxattr(PATH, ATTRIBUTE, follow_symlinks=False)
@@ -73,5 +76,5 @@ def _content() -> bytes:
 
 
 def _forget() -> None:
-    """What a killed one has left."""
+    """Remove what an attempt that was killed has left."""
     _NEW.unlink(missing_ok=True)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mount(2)'s younger sisters, which Python does not have: a mount is made whole, and only then attached."""
+"""The newer mount system calls, which Python does not wrap: a mount is set up completely before it is attached.
+
+All of them raise OSError.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import os
 import struct
 from collections.abc import Collection, Iterator
 
-# The numbers are the same on all machines but Alpha; kernel 5.12 has all of them.
+# System call numbers, the same on all architectures but Alpha; the newest of these calls came with kernel 5.12.
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
 _AT_FDCWD, _AT_NOFOLLOW, _AT_EMPTY_PATH = -100, 0x100, 0x1000
 _CLONE = 0x1  # OPEN_TREE_CLONE
@@ -18,7 +21,7 @@ _SET_STRING, _CREATE = 1, 6  # FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE
 _FROM_DESCRIPTOR = 0x4  # MOVE_MOUNT_F_EMPTY_PATH
 _BENEATH = 0x200  # MOVE_MOUNT_BENEATH, kernel 6.5
 _EXPIRE, _NOFOLLOW = 4, 8  # MNT_EXPIRE, UMOUNT_NOFOLLOW
-# The options in mountinfo that forbid something, as flags of mount_setattr(2).
+# The restrictions that mountinfo lists among the options, as attributes of mount_setattr(2).
 _FORBID = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "nosymfollow": 0x200000}
 
 
@@ -39,7 +42,7 @@ def _call(number: int, what: str, *arguments: int | bytes | None) -> int:
 
 @contextlib.contextmanager
 def new_tmpfs(options: dict[str, str]) -> Iterator[int]:
-    """A tmpfs that is mounted nowhere yet."""
+    """A new tmpfs with these options that is not attached anywhere yet, as a file descriptor."""
     fs = _call(_FSOPEN, "a new tmpfs", b"tmpfs", 1)
     try:
         for key, value in options.items():
@@ -56,7 +59,10 @@ def new_tmpfs(options: dict[str, str]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def second(target: str) -> Iterator[int]:
-    """A mount of what is mounted there, which is mounted nowhere: it keeps that from going away with the other one."""
+    """A second, detached mount of what is mounted at `target`, as a file descriptor.
+
+    It keeps the file system alive when the first one is unmounted.
+    """
     mount = _call(_OPEN_TREE, target, _AT_FDCWD, os.fsencode(target), _CLONE | _AT_NOFOLLOW | os.O_CLOEXEC)
     try:
         yield mount
@@ -65,18 +71,22 @@ def second(target: str) -> Iterator[int]:
 
 
 def forbid(mount: int, options: Collection[str]) -> None:
-    """It forbids what those options of another mount forbid."""
+    """Restrict a mount as another one is restricted that has these options."""
     flags = sum(flag for option, flag in _FORBID.items() if option in options)
     attributes = struct.pack("=QQQQ", flags, 0, 0, 0)
     _call(_MOUNT_SETATTR, "a new mount", mount, b"", _AT_EMPTY_PATH, attributes, len(attributes))
 
 
 def attach(mount: int, target: str) -> None:
+    """Mount a detached mount at `target`, over what is mounted there."""
     _call(_MOVE_MOUNT, target, mount, b"", _AT_FDCWD, os.fsencode(target), _FROM_DESCRIPTOR)
 
 
 def attach_beneath(mount: int, target: str) -> bool:
-    """It comes to light when what is mounted there is unmounted; False where the kernel cannot do that."""
+    """Mount a detached mount beneath what is mounted at `target`, so that it appears when that is unmounted.
+
+    Returns False if the kernel cannot do that (before 6.5, for example).
+    """
     try:
         _call(_MOVE_MOUNT, target, mount, b"", _AT_FDCWD, os.fsencode(target), _FROM_DESCRIPTOR | _BENEATH)
     except OSError as error:
@@ -87,11 +97,11 @@ def attach_beneath(mount: int, target: str) -> bool:
 
 
 def require_unused(target: str) -> None:
-    """Raises OSError, of EBUSY: something in what is mounted there is open."""
-    with contextlib.suppress(BlockingIOError):  # EAGAIN: it only has a mark now, which goes with the next look at it
+    """Raise OSError (EBUSY) if anything in what is mounted at `target` is in use."""
+    with contextlib.suppress(BlockingIOError):  # EAGAIN: unused; it is now marked as expired, until the next access
         _must(_libc().umount2(os.fsencode(target), _EXPIRE | _NOFOLLOW), target)
 
 
 def detach(target: str) -> None:
-    """Raises OSError, of EBUSY too: something in it is open."""
+    """Unmount what is mounted at `target`; raises OSError, with EBUSY if anything in it is in use."""
     _must(_libc().umount2(os.fsencode(target), _NOFOLLOW), target)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Become root of a container, in the mount namespace of one of its processes, for good.
+"""Irrevocably turn this process into root of a container, in the mount namespace of one of its processes.
 
-What is then looked up, the container's root has put there, and could look up as well: its links lead to nothing of the
-host's. Of the host's rights nothing is left: in a container with a user namespace the kernel sees to that, and in any
-other the capabilities that its first process cannot have go as well. The process stays in the host's PID namespace and
-in its cgroup: nobody in the container sees it, and it does not stand still with the container.
+Every path is then looked up as the container's own root would look it up, so its symlinks cannot lead to anything of
+the host's. None of the host's privileges are left: in a container with a user namespace the kernel sees to that; in any
+other, the capabilities that the container's first process cannot have are dropped too. The process stays in the host's
+PID namespace and in its own cgroup, so that nobody in the container sees it, and it is not frozen along with it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x20000  # CLONE_NEWUSER, CLONE_NEWNS
 
 
 def take(pid: int, namespace: str, first: int) -> None:
-    """As of process `pid`, whose mount namespace must be `namespace`; `first` is the container's first process.
+    """Enter the namespaces of process `pid`, with no more rights than `first`, the container's first process, may have.
 
-    Raises OSError. Nothing is imported afterwards: it would be looked for in the container.
+    Raises OSError, also if the mount namespace of `pid` is not `namespace` any more, or if it is not a process of the
+    container. Nothing can be imported afterwards: modules would be looked up in the container.
     """
     sys.path.clear()
     sys.meta_path.clear()
     bounding = _bounding(first)
     mounts, users = (os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("mnt", "user"))
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
-    if str(Path(f"/proc/self/fd/{mounts}").readlink()) != namespace:  # another process has that id by now
+    if str(Path(f"/proc/self/fd/{mounts}").readlink()) != namespace:  # its id has been reused
         raise ProcessLookupError(f"process {pid} has ended")
     if _pid_namespace(pid) != _pid_namespace(first) or _pid_namespace(first) == _pid_namespace("self"):
         raise ProcessLookupError(f"process {pid} is none of the container's")
@@ -38,7 +39,7 @@ def take(pid: int, namespace: str, first: int) -> None:
     if Path(f"/proc/self/fd/{users}").readlink() != Path("/proc/self/ns/user").readlink():
         _must(libc.setns(users, _NEW_USER), "its user namespace")
     _must(libc.setns(mounts, _NEW_MOUNTS), "its mount namespace")
-    os.fchdir(root)  # mountinfo has the paths from there
+    os.fchdir(root)  # paths in its mountinfo start there
     os.chroot(".")
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -55,7 +56,7 @@ def _pid_namespace(pid: int | str) -> Path:
 
 
 def _bounding(pid: int) -> int:
-    """The capabilities that a process and its children may have."""
+    """The capability bounding set of a process: what it and its children may have."""
     return int(Path(f"/proc/{pid}/status").read_bytes().partition(b"\nCapBnd:")[2].split()[0], 16)
 
 

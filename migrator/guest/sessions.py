@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who is logged in to a container, as far as its systemd's cgroups tell."""
+"""Who is logged in to a container, judging by the session scopes that its systemd has made."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _GETTY = re.compile(r"(console-getty|(container-)?getty@.*|serial-getty@.*)\.ser
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """One login, and its first process that was seen."""
+    """A login session."""
 
-    scope: str
-    pid: int
-    task: str
+    scope: str  # its unit
+    pid: int  # the process with the lowest id that was seen in it
+    task: str  # the name of that process
 
     @property
     def shown(self) -> str:
         return f"{self.scope} ({self.task!r}, process {self.pid})"
 
     def ends_with(self, units: Collection[str]) -> bool:
-        """Whether a restart of these units ends it: it was begun at a getty, which has become `login`."""
+        """Whether restarting these units ends it: it does if it began at a getty, which turns into `login`."""
         return self.task == "login" and any(map(_GETTY.fullmatch, units))
 
 
 def found(pids: Collection[int]) -> list[Session]:
-    """The sessions that these processes are of, some of them where there are very many."""
+    """The sessions that these processes belong to, at most SESSIONS_MAX of them."""
     seen: dict[str, Session] = {}
     for pid in sorted(pids):
         scope = unit_of(read_text(f"/proc/{pid}/cgroup"))

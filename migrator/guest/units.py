@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Units of a container's systemd: restarted with the drop-in that keeps them from what CRIU cannot dump."""
+"""Restart units of a container's systemd, with a drop-in that denies them what CRIU cannot dump (`drop_in`)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from migrator.host import lxc
 from migrator.host.proc import link
 
 LOGIND = "systemd-logind.service"
-LIMIT = 120.0  # seconds that systemd may take to restart them
+LIMIT = 120.0  # seconds that one systemctl may take
 
 
 def restart(container: lxc.Container, units: Sequence[str], *, for_good: bool = False) -> None:
-    """The drop-in comes first, as a unit that is restarted without would be as it was. Raises GuestNotReady."""
+    """Install the drop-in, have systemd read it, and restart these units.
+
+    `for_good` also installs it on the container's disk. Raises GuestNotReady.
+    """
     places = [drop_in.UNTIL_BOOT] if units else []
     init = Process.of(container.init_pid)
     _act(container, *(("drop-in", place) for place in [*places, *([drop_in.FOR_GOOD] if for_good else [])]))
@@ -31,7 +34,10 @@ def restart(container: lxc.Container, units: Sequence[str], *, for_good: bool = 
 
 
 def undo(container: lxc.Container) -> None:
-    """What a dump that was killed has left is put back, too. Raises GuestNotReady."""
+    """Remove the drop-ins, and put back /etc/localtime if a dump that was killed has left a copy in its place.
+
+    Raises GuestNotReady.
+    """
     init = Process.of(container.init_pid)
     _act(container, ("no-drop-in", drop_in.UNTIL_BOOT), ("no-drop-in", drop_in.FOR_GOOD), ("link", localtime.PATH))
     _systemctl(container, init, "daemon-reload")
@@ -49,11 +55,11 @@ def _act(container: lxc.Container, *steps: tuple[str, str]) -> None:
 
 
 def _systemctl(container: lxc.Container, init: Process | None, *arguments: str) -> None:
-    """As root in the container, confined as it is.
+    """Run systemctl as root of the container, confined as the container is.
 
-    lxc-attach enters whatever the monitor names, and believes whoever answers for it: so it is asked for right after
-    the monitor was seen to be root's, and to be that of the same start, as another user may take the place of one that
-    has ended.
+    lxc-attach enters whatever process the monitor names, and believes anybody who answers in the monitor's place. When
+    a monitor has ended, another user may take its place. So right before, we make sure that root's monitor answers and
+    that it is still the same start of the container.
     """
     try:
         if init is None or Process.of(container.init_pid) != init:
