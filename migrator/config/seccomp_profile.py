@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A container's own seccomp profile, with rules that refuse it what CRIU cannot dump: BPF programs and io_uring.
+"""Copies of seccomp profiles, with rules added that deny a container what CRIU cannot dump: BPF and io_uring.
 
-LXC reads one profile, so there is a copy of the container's own with these rules added, in a folder that every host has
-for itself, and its configuration names that copy. The copy's name tells what it is of: a host that a container comes to
-makes the copy of its own profile of that name. Programs do without io_uring where the kernel says that it has none.
+LXC reads only one profile. So a copy of the container's profile is made with these rules added, and the container's
+configuration names the copy instead. Copies are in a folder of which each host has its own. The name of a copy tells
+which profile it is made from, so that a host to which the container moves can make it from its own profile of that
+name. Programs do without io_uring if the kernel says that it does not have it (ENOSYS).
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ _BLOCK = re.compile(rf"^{_BEGIN}\n(?:lxc\.seccomp\.profile = .*\n)?{_END}\n", re
 
 
 def own(path: Path, text: str) -> str:
-    """The profile that a configuration, with this text, names without us; "" where it names none."""
+    """The profile that a configuration with this text names apart from our block; "" if it names none."""
     named = [value for key, value in config_reader.read(str(path), without(text)).settings if key == KEY]
     return named[-1] if named else ""
 
 
 def copy_of(profile: str) -> Path:
-    """Where the copy of a profile lies, on every host."""
+    """Where the copy of a profile is, on any host."""
     return FOLDER / urllib.parse.quote(profile, safe="")
 
 
 def original(copy: str) -> str:
-    """What a copy is of; "" where that path is none of a copy, or of nothing that a host has for itself."""
+    """The profile that a copy is made from; "" if it is no copy, or of a profile outside the hosts' own folders."""
     folder, _, name = copy.rpartition("/")
     profile = urllib.parse.unquote(name)
-    # By one name each: of `/a/./b` and the like there would be as many copies as a peer thinks of.
+    # Each profile has one name only: with `/a/./b` and the like, a peer could have any number of copies made.
     is_one = folder == str(FOLDER) and str(copy_of(profile)) == copy and posixpath.normpath(profile) == profile
     return profile if is_one and consent.is_hosts_own(profile) and not profile.startswith(f"{FOLDER}/") else ""
 
 
 def can_be_made(copy: str) -> bool:
-    """Whether this host has what it is to be a copy of."""
+    """Whether this host has the profile that it would be a copy of."""
     return bool(profile := original(copy)) and Path(profile).is_file()
 
 
 def make(copy: str) -> None:
-    """Make a copy on this host, or make it anew. Raises OSError, and ValueError where the rules cannot be added."""
+    """Make or renew a copy on this host; raises OSError, and ValueError if the rules cannot be added."""
     profile = original(copy)
     if not profile:
         raise ValueError(f"{copy} is no copy of a profile in {' or '.join(consent.HOST_FOLDERS)}")
@@ -61,7 +62,11 @@ def make(copy: str) -> None:
 
 
 def refuse(config: Path) -> str:
-    """Have the configuration of a container name the copy, from its next start on; returns why it does not."""
+    """Deny a container these calls from its next start on: have its configuration name the copy.
+
+    Returns why that cannot be done, or "" if it has been. Raises OSError if the configuration cannot be read or
+    written.
+    """
     text = container_config.text_of(config)
     profile = own(config, text)
     copy = copy_of(profile)
@@ -81,16 +86,16 @@ def refuse(config: Path) -> str:
 
 
 def allow(config: Path) -> None:
-    """Take that back. The copy stays: other containers may name it."""
+    """Undo `refuse`; raises OSError. The copy is kept, since other containers may use it."""
     text = container_config.text_of(config)
     if (changed := without(text)) != text:
         container_config.write_file(config, changed)
 
 
 def extended(profile: str) -> str:
-    """The text of a profile with the rules added; what it has a rule for keeps it.
+    """The text of a profile with the rules added; a call for which it has a rule keeps that one.
 
-    Raises ValueError for one that lists what is allowed, which allows only what it says.
+    Raises ValueError for a profile that lists what is allowed: it denies everything else anyway.
     """
     lines = profile.split("\n")
     if lines[0].strip() != "2" or len(lines) < 2 or lines[1].split(" ")[0].strip() not in ("denylist", "blacklist"):
@@ -101,18 +106,18 @@ def extended(profile: str) -> str:
 
 
 def added(text: str, copy: Path) -> str:
-    """A configuration that names the copy, whatever profile it names before."""
+    """A configuration's text with a block at its end that names the copy, which overrides any earlier profile."""
     own_text = without(text)
     end = "" if own_text.endswith("\n") or not own_text else "\n"
     return f"{own_text}{end}{_BEGIN}\n{KEY} = {copy}\n{_END}\n"
 
 
 def without(text: str) -> str:
-    """A configuration without what `added` has added."""
+    """A configuration's text without the block of `added`."""
     return _BLOCK.sub("", text)
 
 
 def named(text: str) -> str:
-    """The copy that a configuration's own text names last, as the one that counts; "" where that is none."""
+    """The copy that a configuration's own text names; "" if the last profile there, the one that counts, is no copy."""
     found = [value for key, value in config_reader.settings(text) if key == KEY]
     return found[-1] if found and original(found[-1]) else ""

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is bound from a container's cgroups: in the sandbox of a service its own `memory.pressure`.
+"""Bind mounts of a container's cgroup file system, such as a sandboxed service's own `memory.pressure`.
 
-systemd mounts the cgroups read-only there, and binds this file over itself, to be written to. Where a container has a
-cgroup namespace CRIU takes each mount of cgroups for that of its top (cgroup_parse in criu/filesystems.c, up to 4.2.1
-at least). So it would bind the top, a folder, over a file: "Failed to move_mount". In the images each is given the
-folder or file again that it shows. Of a CRIU that has been cured they do not say the top, and stay as they are.
+In the sandbox of a service, systemd mounts the cgroups read-only, and binds this file over itself to keep it writable.
+If the container has a cgroup namespace, CRIU records for every cgroup mount that it shows the top of the hierarchy
+(cgroup_parse in criu/filesystems.c, at least up to 4.2.1). A restore would then bind the top, which is a folder, over a
+file: "Failed to move_mount". So the folder or file that each of them really shows is put in the images. If this is
+fixed in CRIU, its images do not say the top, and stay as they are.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from migrator.host.mountinfo import parse_mountinfo
 
 _TYPE, _ID, _ROOT = 1, 2, 6  # mnt_entry in images/mnt.proto
 _CGROUP2 = 23  # ibid.
-_DELETED = "//deleted"  # how the kernel marks the root of a mount that has been removed
+_DELETED = "//deleted"  # how the kernel marks the root of a mount that was removed
 
 
 def name_roots(images: Path, pids: Iterable[int], cgroup: str, proc: str = "/proc") -> None:
-    """Write them into the images of a dump of these processes; raises OSError, ValueError.
+    """Write the roots of cgroup mounts into the images of a dump of the processes `pids`.
 
-    `cgroup` is the container's own, as mountinfo has the roots of mounts on this host.
+    `cgroup` is the container's own, as a path from the top of the hierarchy, which is how mountinfo shows roots on this
+    host. Raises OSError, and ValueError if an image is damaged.
     """
     if roots := below(pids, cgroup, proc):
         rewrite_mounts(images, lambda texts: {name: named(image, name, roots) for name, image in texts.items()})
 
 
 def below(pids: Iterable[int], cgroup: str, proc: str = "/proc") -> dict[int, bytes]:
-    """What the mounts of cgroups in these processes' namespaces show below the top, by the ids of the mounts."""
+    """The roots of cgroup mounts below the container's top, by mount id, in the mount namespaces of these processes."""
     found, seen = {}, set()
     for pid in pids:
         try:
@@ -40,7 +42,7 @@ def below(pids: Iterable[int], cgroup: str, proc: str = "/proc") -> dict[int, by
             if namespace in seen:
                 continue
             lines = parse_mountinfo(os.fsdecode(Path(f"{proc}/{pid}/mountinfo").read_bytes()))
-        except OSError:  # a zombie, which has none
+        except OSError:  # a zombie, which has no mount namespace
             continue
         seen.add(namespace)
         for line in lines:
@@ -51,7 +53,7 @@ def below(pids: Iterable[int], cgroup: str, proc: str = "/proc") -> dict[int, by
 
 
 def named(image: bytes, name: str, roots: Mapping[int, bytes]) -> bytes:
-    """The image of one mount namespace with these roots, where it says the top."""
+    """The image of one mount namespace with these roots in place of the top; raises ValueError if it is damaged."""
     def change(record: bytes) -> bytes:
         found = once(record, (_TYPE, _ID, _ROOT))
         root = roots.get(number(found.get(_ID)))
@@ -59,6 +61,6 @@ def named(image: bytes, name: str, roots: Mapping[int, bytes]) -> bytes:
             return record
         return b"".join(bytes_field(_ROOT, root) if field == _ROOT else raw for field, _, raw in fields(record))
 
-    for _ in split(image, name, MOUNTS_MAGIC):  # or it is refused
+    for _ in split(image, name, MOUNTS_MAGIC):  # raises ValueError if CRIU would read it differently, or not at all
         pass
     return rewritten(image, change)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file that a process executes, where somebody in the container has it open with O_PATH, too.
+"""The file that a process executes, if some process of the container also has it open with O_PATH.
 
-A systemd has its systemd-executor open so, and who it starts executes that at first; the `(sd-pam)` of each login never
-executes anything else. CRIU knows a file that it has met already by its numbers alone, whatever it was opened for
-(fd_id_generate_special in criu/file-ids.c, up to 4.2.1 at least). So both are one file in the images, and at the
-restore the executed one is opened with O_PATH, which the kernel does not take for it ("PR_SET_MM_MAP failed with -9").
-In the images it becomes a file of its own, so that the other one stays what it is: who may not read a file may have it
-open with O_PATH, and must not get more. Images of a CRIU that tells the two apart have nothing to change.
+systemd has its systemd-executor open that way, and whatever it starts executes that first; the `(sd-pam)` process of a
+login never executes anything else. CRIU recognises a file that it has already dumped by its device and inode alone, no
+matter how it was opened (fd_id_generate_special in criu/file-ids.c, at least up to 4.2.1). So in the images the two are
+one file, and a restore opens the executable with O_PATH, which the kernel does not accept for this ("PR_SET_MM_MAP
+failed with -9"). So the executable is made a file of its own in the images. The other one stays as it is: a process
+that may not read a file can have it open with O_PATH, and must not get more than that. Images of a CRIU that tells the
+two apart need no change.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from migrator.criu.image_messages import (
 from migrator.criu.protocol_buffers import bytes_field, fields, framed, replaced
 
 MEMORIES = "mm-*.img"
-LIMIT = 64 << 20  # bytes of one; a mapping takes some ten
+LIMIT = 64 << 20  # bytes of one; a mapping takes a few dozen
 _MM_MAGIC = 0x57492820  # criu/include/magic.h
 _EXECUTED = 12  # of mm_entry
-_FILE, _REGULAR = 2, 3  # of file_entry: its id, and what a regular one is
+_FILE, _REGULAR = 2, 3  # of file_entry: its id, and the reg_file_entry of a regular file
 _ID, _FLAGS = 1, 2  # of reg_file_entry
 _O_PATH = 0o10000000  # asm-generic/fcntl.h
 _ORIGINAL = 1  # of remap_file_path_entry
@@ -39,11 +40,11 @@ _AS_CRIU_HAS_IT = 0  # O_RDONLY, without any other flag
 
 
 def separate(images: Path) -> None:
-    """Write it into the images of a dump; raises OSError, and ValueError where they make no sense."""
+    """Change the images of a dump accordingly; raises OSError, and ValueError if they are damaged."""
     held, highest = _held(images)
     if not held:
         return
-    own: dict[int, int] = {}  # the new ids
+    own: dict[int, int] = {}  # for the id of a file held with O_PATH, the id of the executable
     for path in sorted(images.glob(MEMORIES)):
         found = list(records(path, _MM_MAGIC, LIMIT))
         executed = [number(once(record, (_EXECUTED,)).get(_EXECUTED)) for record in found]
@@ -64,12 +65,13 @@ def separate(images: Path) -> None:
 
 
 def _append(path: Path, added: list[bytes]) -> None:
+    """Add messages to an image."""
     with path.open("ab") as file:
         file.write(b"".join(map(framed, added)))
 
 
 def _held(images: Path) -> tuple[dict[int, bytes], int]:
-    """The regular files that are open with O_PATH, each with its record, by their ids; and the highest id of all."""
+    """The records of the regular files that are open with O_PATH, by id; and the highest id of any file."""
     held, highest = {}, 0
     for record in records(images / FILES, FILES_MAGIC, FILES_LIMIT) if (images / FILES).exists() else ():
         entry = once(record, (_FILE, _REGULAR))
@@ -81,7 +83,7 @@ def _held(images: Path) -> tuple[dict[int, bytes], int]:
 
 
 def _opened_to_execute(record: bytes, id_: int) -> bytes:
-    """The record of the same file under another id, as CRIU has it of one that is executed and not open."""
+    """The record of the same file under another id, as CRIU writes it for a file that is executed but not open."""
     regular = string(once(record, (_REGULAR,))[_REGULAR])
     regular = replaced(replaced(regular, _ID, id_), _FLAGS, _AS_CRIU_HAS_IT)
     return b"".join(bytes_field(_REGULAR, regular) if field == _REGULAR else raw

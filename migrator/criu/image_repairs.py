@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What CRIU has got wrong, or left out, in the images of a dump: put right before they are sent."""
+"""Put right what CRIU got wrong, or left out, in the images of a dump, before they are sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from migrator.host import cgroups
 
 
 def repair(images: Path, cgroup: str) -> None:
-    """Put right what concerns the container in this cgroup; raises OSError, and ValueError if images are damaged."""
+    """Repair the images of the container in `cgroup`; raises OSError, and ValueError if images are damaged."""
     processes = cgroups.processes(cgroup)
     tty_image.mend(images, tty_image.sessions(processes))
     cgroup_mounts.name_roots(images, processes, cgroup.removeprefix(cgroups.TOP))

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the processes of a container want to be told of the pressure on its cgroups (psi.rst in the kernel's documents).
+"""Triggers by which processes of a container are told of pressure on its cgroups (accounting/psi.rst of the kernel).
 
-systemd and its services write to `memory.pressure` from when on a lack of memory matters to them, and wait for that.
-This trigger is part of the open file alone, nothing shows it, and CRIU reopens the file without it (criu/files-reg.c,
-up to 4.2.1 at least). Such a file is always ready: who waits for it is told without end of pressure that is not there.
-And who waits by epoll(7), where CRIU has entered it by then, would never be told of any: the kernel notes him only
-where there is a trigger. So both is done anew before a task runs. Where there is a trigger already CRIU has been cured,
-or two descriptors are of one open file: it is left alone.
+systemd and its services write to `memory.pressure` how severe a lack of memory has to be before they are told, and then
+wait for that. Such a trigger belongs to the open file alone, nothing shows it, and CRIU reopens the file without it
+(criu/files-reg.c, at least up to 4.2.1). Without a trigger the file is always ready: a process that polls it is told
+over and over of pressure that does not exist. One that waits by epoll(7) would never be told of any, not even once the
+trigger is back: the kernel registers a waiter only if the file has a trigger at that time, and it had none when CRIU
+added it to the epoll. So before any task runs the trigger is written, and the file is added to the epoll again. A file
+that has a trigger already is left alone: either CRIU has been fixed, or two descriptors refer to one open file.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while the container stands still, so it imports little itself.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-RECORD = "pressure-triggers"  # travels beside the images: a line `PID FD TRIGGER`, with ids of the container
+RECORD = "pressure-triggers"  # sent with the images: a line `PID FD TRIGGER` for each, with ids of the container
 RECORD_LIMIT = 16 << 20  # bytes
-# What systemd writes unless a unit has MemoryPressureThresholdSec= (MEMORY_PRESSURE_DEFAULT_THRESHOLD_USEC and
-# ..._WINDOW_USEC in its psi-util.h). A unit's processes have what is written for it in their environment.
+# What systemd writes unless a unit sets MemoryPressureThresholdSec= (MEMORY_PRESSURE_DEFAULT_THRESHOLD_USEC and
+# ..._WINDOW_USEC in its psi-util.h). A unit's processes are told what to write by an environment variable.
 DEFAULT = "some 200000 2000000"
-VARIABLE = b"MEMORY_PRESSURE_WRITE="  # in base64 (systemd.exec(5))
+VARIABLE = b"MEMORY_PRESSURE_WRITE="  # followed by base64 (systemd.exec(5))
 _NUMBER_MAX = 10  # digits
-ENVIRONMENT_LIMIT = 1 << 20  # bytes; a process may say that any memory of its own is its environment (prctl(2))
-_READ_LIMIT = 32 << 20  # bytes of any other file of /proc; a mount or a mapping takes some hundred
+ENVIRONMENT_LIMIT = 1 << 20  # bytes; a process can declare any of its memory to be its environment (prctl(2))
+_READ_LIMIT = 32 << 20  # bytes of any other file in /proc; a mount or a mapping takes a few hundred
 _CTL_ADD, _CTL_DEL = 1, 2  # sys/epoll.h
 PROC = "/proc"
 
 
 def record(pids: Iterable[int]) -> str:
-    """All triggers of these processes, which stand still."""
+    """The record of all triggers of these processes, which stand still."""
     lines = []
     for pid in pids:
         asked = ""
@@ -44,15 +45,16 @@ def record(pids: Iterable[int]) -> str:
                     if file.has_trigger():
                         asked = asked or _asked(pid)
                         lines.append(f"{_inside(pid)} {fd} {asked}\n")
-            except OSError:  # it is just being ended
+            except OSError:  # the process is being killed
                 continue
     return "".join(lines)
 
 
 def write_again(text: str, pids: Iterable[int]) -> None:
-    """Write the triggers of a record for a restored container, whose processes these are; raises OSError, ValueError.
+    """Write the recorded triggers again; `pids` are the processes of the restored container.
 
-    The record comes from another host.
+    The record comes from another host. Raises ValueError if it is not valid, and OSError, also if a descriptor that it
+    names is not of a cgroup.
     """
     wanted: dict[int, list[tuple[int, str]]] = {}
     for line in filter(None, text.split("\n")):
@@ -66,7 +68,7 @@ def write_again(text: str, pids: Iterable[int]) -> None:
 
 
 def required(trigger: str) -> str:
-    """It, if it is one; raises ValueError."""
+    """The trigger, if it is a valid one; raises ValueError if not."""
     kind, *numbers = trigger.split(" ")
     if kind in ("some", "full") and len(numbers) == 2 and all(
             number.isascii() and number.isdecimal() and len(number) <= _NUMBER_MAX for number in numbers):
@@ -75,9 +77,9 @@ def required(trigger: str) -> str:
 
 
 class Borrowed:
-    """A descriptor of another process, held here for a moment; raises OSError, also where it is no file of a cgroup.
+    """A duplicate of a descriptor of another process, for a moment; raises OSError, also if it is not of a cgroup file.
 
-    By its name alone it could be any file that a process of the container has opened.
+    Judging by its name alone, it could be any file that a process of the container has opened.
     """
 
     def __init__(self, pid: int, fd: int) -> None:
@@ -92,7 +94,7 @@ class Borrowed:
         os.close(self.fd)
 
     def has_trigger(self) -> bool:
-        """Without one it is always ready, with an error (psi_trigger_poll in kernel/sched/psi.c)."""
+        """Whether it has one; without, poll(2) always reports an error (psi_trigger_poll in kernel/sched/psi.c)."""
         import select
 
         poll = select.poll()
@@ -100,25 +102,25 @@ class Borrowed:
         return not any(event & select.POLLERR for _, event in poll.poll(0))
 
     def write(self, trigger: str) -> bool:
-        """Write a trigger; False where there is one."""
+        """Write a trigger; returns False if it has one already."""
         try:
-            os.pwrite(self.fd, trigger.encode() + b"\0", 0)  # the position is that of who has it open
+            os.pwrite(self.fd, trigger.encode() + b"\0", 0)  # at 0, since the file position is shared with the process
         except OSError as error:
-            if error.errno == errno.EBUSY:  # a file has but one, for as long as it is open
+            if error.errno == errno.EBUSY:  # an open file has at most one, until it is closed
                 return False
             raise
         return True
 
 
 def _pressure_files(pid: int) -> Iterator[int]:
-    """The descriptors of a process that may have one: those that it may write to, by their names."""
+    """Descriptors of a process that may have a trigger, judging by their names, and by being open for writing."""
     try:
         names = os.listdir(f"{PROC}/{pid}/fd")
     except OSError:
         return
     for name in names:
         try:
-            # The mode of a link there is that of the descriptor (proc_pid_fd(5)).
+            # The permissions of a symlink there are how the file was opened (proc_pid_fd(5)).
             if (os.readlink(f"{PROC}/{pid}/fd/{name}").endswith(".pressure")
                     and os.lstat(f"{PROC}/{pid}/fd/{name}").st_mode & 0o200):
                 yield int(name)
@@ -127,9 +129,10 @@ def _pressure_files(pid: int) -> Iterator[int]:
 
 
 def _asked(pid: int) -> str:
-    """What a service was told to write, by its environment.
+    """The trigger that a process was told to write, by its environment; DEFAULT if it was not.
 
-    Only where that is plain memory: for other pages the kernel could wait for a server that stands still.
+    The environment is only read if it is plain memory. To read other pages the kernel might have to wait for a file
+    server that stands still with the container.
     """
     try:
         fields = _read(f"{PROC}/{pid}/stat").rpartition(b") ")[2].split()
@@ -147,7 +150,7 @@ def _asked(pid: int) -> str:
 
 
 def _is_plain(maps: bytes, begin: int, end: int) -> bool:
-    """Whether all of this is in one mapping without a file behind it (proc_pid_maps(5))."""
+    """Whether this range lies in a single mapping that no file backs (proc_pid_maps(5))."""
     for line in maps.splitlines():
         area, _rights, _offset, _device, inode, *_ = line.split()
         first, _, behind = area.partition(b"-")
@@ -157,7 +160,7 @@ def _is_plain(maps: bytes, begin: int, end: int) -> bool:
 
 
 def _enter_again(pid: int, fd: int, file: Borrowed) -> None:
-    """Where a process waits for `fd` by epoll, enter that anew: with the same number, and the same data."""
+    """In each epoll instance of a process that has `fd`, add it again, with the same number, events and data."""
     for name in os.listdir(f"{PROC}/{pid}/fd"):
         if os.readlink(f"{PROC}/{pid}/fd/{name}") != "anon_inode:[eventpoll]":
             continue
@@ -168,13 +171,17 @@ def _enter_again(pid: int, fd: int, file: Borrowed) -> None:
 
 
 def _add_again(pid: int, epoll: int, fd: int, file: Borrowed, entry: tuple[int, int]) -> None:
-    """epoll(7) knows an entry by its file and its number, so here it has to have that number for a moment."""
+    """Remove `fd` from an epoll instance and add it again; `entry` is its events and its data.
+
+    epoll(7) identifies an entry by open file and descriptor number together, so for a moment the file must have that
+    number in this process too.
+    """
     import ctypes
     import fcntl
     import struct
 
     libc = ctypes.CDLL(None, use_errno=True)
-    # struct epoll_event (epoll_event(3type)), which has no padding there alone.
+    # struct epoll_event (epoll_event(3type)) is packed on x86-64 only.
     event = struct.pack("=IQ" if os.uname().machine == "x86_64" else "@IQ", *entry)
     low = _borrowed(pid, epoll)
     held = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, fd + 1)
@@ -197,7 +204,7 @@ def _add_again(pid: int, epoll: int, fd: int, file: Borrowed, entry: tuple[int, 
 
 
 def _kept(fd: int) -> int:
-    """A duplicate of a descriptor of ours, -1 where there is none of this number."""
+    """A duplicate of a descriptor of our own; -1 if there is none with this number."""
     try:
         return os.dup(fd)
     except OSError:
@@ -205,6 +212,7 @@ def _kept(fd: int) -> int:
 
 
 def _borrowed(pid: int, fd: int) -> int:
+    """A duplicate of a descriptor of another process (pidfd_getfd(2))."""
     from migrator.host import roots
 
     pidfd = os.pidfd_open(pid)
@@ -215,7 +223,10 @@ def _borrowed(pid: int, fd: int) -> int:
 
 
 def _is_of_cgroup(pid: int, fd: int) -> bool:
-    """Whether a descriptor is of a cgroup's file, told without asking its file system: a server may stand still."""
+    """Whether a descriptor is of a file in a cgroup file system.
+
+    The file system is not asked itself: its server may stand still with the container.
+    """
     for line in _read(f"{PROC}/{pid}/fdinfo/{fd}").splitlines():
         if line.startswith(b"mnt_id:"):
             mount = line.split()[1]
@@ -226,7 +237,7 @@ def _is_of_cgroup(pid: int, fd: int) -> bool:
 
 
 def _inside(pid: int) -> int:
-    """A process's id in the container; 0 when it has gone."""
+    """A process's id in the container; 0 if it has gone."""
     try:
         lines = _read(f"{PROC}/{pid}/status").split(b"\n")
         return int(next(line for line in lines if line.startswith(b"NSpid:")).split()[-1])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Protocol buffers' wire format (protobuf.dev, Encoding), as far as CRIU's images have it: read and written.
+"""Read and write the wire format of protocol buffers (protobuf.dev, Encoding), as far as CRIU's images use it.
 
-By hand, not by CRIU's own pycriu: docs/HACKING.md says why.
+Written by hand instead of using CRIU's own pycriu, for the reasons given in docs/HACKING.md.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 
 _BYTES = 2  # the type of a field that is a string or a message of its own
 _VARINT_MAX = 10  # bytes of a number
-_HEAD = 8  # bytes before the first message of an image: two numbers that tell what it is
+_HEAD = 8  # bytes before the first message of an image: two magic numbers
 
 
 def fields(record: bytes) -> Iterator[tuple[int, int | None, bytes]]:
-    """The fields of a protocol buffer message: number, value if it is a number, and all its bytes.
+    """The fields of a message: the number of the field, its value if that is a number (else None), and all its bytes.
 
     Raises ValueError, and IndexError if the message is truncated.
     """
@@ -51,6 +51,7 @@ def _number(data: bytes, position: int) -> tuple[int, int]:
 
 
 def varint(value: int) -> bytes:
+    """A number as the format encodes it, 7 bits to a byte; it must not be negative."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -69,12 +70,12 @@ def bytes_field(number: int, value: bytes) -> bytes:
 
 
 def replaced(record: bytes, number: int, value: int) -> bytes:
-    """A message with another number in one of its fields, that it has; everything else stays as it is, to the byte."""
+    """A message with another number in one field, if it has that field; every other byte stays as it was."""
     return b"".join(number_field(number, value) if found == number else raw for found, _, raw in fields(record))
 
 
 def rewritten(image: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """An image with each of its messages changed; one that is damaged raises ValueError, IndexError or struct.error."""
+    """An image with `change` applied to each message; raises what `change` does, or struct.error."""
     out = bytearray(image[:_HEAD])
     position = _HEAD
     while position < len(image):
@@ -85,5 +86,5 @@ def rewritten(image: bytes, change: Callable[[bytes], bytes]) -> bytes:
 
 
 def framed(record: bytes) -> bytes:
-    """A message as it stands in an image, behind its length."""
+    """A message as it is stored in an image: after its length."""
     return struct.pack("<I", len(record)) + record

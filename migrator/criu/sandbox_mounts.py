@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What processes of a container have mounted in mount namespaces of their own that CRIU cannot restore.
+"""Which mounts CRIU cannot restore of those that processes have in mount namespaces of their own.
 
-systemd starts most services in a sandbox: a mount namespace whose mounts are slaves of those of the container, with
-some of the service's own. CRIU refuses a few of these at the dump, and others only at the restore, when the container
-has been frozen, sent, and thawed again. So its rules are applied before (validate_mounts in criu/mount.c, and
+systemd runs most services in a sandbox: a mount namespace whose mounts are slaves of the container's, plus some of the
+service's own. CRIU refuses some of these at the dump, others only at the restore: by then the container has been frozen
+and sent, and has to be thawed again. So CRIU's rules are applied beforehand (validate_mounts in criu/mount.c, and
 restore_one_sharing_group in criu/mount-v2.c).
 """
 
@@ -22,16 +22,17 @@ class Trouble:
     """A mount that CRIU cannot restore."""
 
     kind: str  # "unsupported", "unreachable" or "sharing"
-    namespace: str  # the mount namespace, as `nested` has it
+    namespace: str  # a key of `nested`
     line: MountLine
 
 
 def troubles(own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]],
              outside: Collection[str]) -> list[Trouble]:
-    """What is wrong in the mount namespaces that are `nested` in a container whose first process has the mounts `own`.
+    """The mounts that CRIU cannot restore in the mount namespaces `nested` in a container.
 
-    `outside` are the devices of file systems that are mounted on the host: what is bound from these CRIU binds. What
-    CRIU does not know and `own` has too is told of that alone.
+    `own` are the mounts of its first process. `outside` are the devices of file systems that are mounted on the host:
+    CRIU can bind what is bound from these. What CRIU does not support and `own` has too is not reported here, because
+    it is reported for the container itself.
     """
     every = [*own, *(line for lines in nested.values() for line in lines)]
     whole = {line.device for line in every if line.root == "/"}
@@ -50,17 +51,20 @@ def troubles(own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]]
 
 
 def _trouble(line: MountLine, whole: Collection[str]) -> str:
-    """What CRIU makes anew must be a file system that it knows, and all of it must be mounted somewhere."""
+    """Its kind, or "" if there is none.
+
+    CRIU mounts only file systems that it supports, and only if their root is mounted somewhere in the container.
+    """
     if line.type in OF_PATHS or (line.root == "/" and line.type not in SUPPORTED):
         return "unsupported"
     return "unreachable" if line.device not in whole and line.type not in OF_EVERY_HOST else ""
 
 
 def _unlike_peers(own: Sequence[MountLine], nested: Mapping[str, Sequence[MountLine]]) -> Iterator[Trouble]:
-    """Mounts that are shared with each other, of which none shows all that the others show.
+    """Mounts of one peer group, none of which contains all that the others show.
 
-    CRIU restores the one with the shortest root, and copies its propagation to the others, which the kernel allows only
-    to those whose root is below. Those that share theirs with none are restored one by one (see `slave_mounts`).
+    CRIU restores the one with the shortest root and copies its propagation to the others. The kernel only allows that
+    if their roots are below that one's. Mounts in no peer group are restored one by one (see `slave_mounts`).
     """
     groups: dict[tuple[int, int], list[tuple[str, MountLine]]] = {}
     for namespace, lines in (("", own), *nested.items()):

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mounts that are slaves of one of the container's, and shared with nobody (mount_namespaces(7)).
+"""Mounts that are slaves of one of the container's mounts and belong to no peer group (mount_namespaces(7)).
 
-systemd gives each service in a sandbox such a mount of a folder of its own in /run, by which it hands mounts over to it
-(/run/systemd/incoming). They have one master and belong to no group, so that nothing connects them with each other. But
-CRIU takes all of them for one group, and copies from the one to the others, which the kernel only does where the roots
-lie in each other: "Can't copy sharing from" (restore_one_sharing_group in criu/mount-v2.c, up to 4.2.1 at least, which
-knows of this where the master is a mount of the host). So in the images each becomes a group of its own. What is then
-shared is made private to it again before a task runs. To a CRIU that has been cured this makes no difference.
+systemd gives each sandboxed service such a mount, at /run/systemd/incoming, of a folder that it has for that service in
+/run, and passes mounts on to the service through it. All of them have the same master, and nothing else in common. But
+CRIU takes them for one group, and copies the propagation of one to the others. The kernel only allows that if the root
+of the one contains those of the others; otherwise the restore fails with "Can't copy sharing from"
+(restore_one_sharing_group in criu/mount-v2.c, at least up to 4.2.1, which avoids it only if the master is a mount of
+the host). So in the images each of them is put in a peer group of its own, and taken out of that again before any task
+runs. It makes no difference to a CRIU in which this is fixed.
 
-`at_restore` imports this module while a container is down.
+`at_restore` imports this module while a container is down, so it imports little itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-RECORD = "slave-mounts"  # travels beside the images: a line `PID TARGET` for each, as in `mount_flags.RECORD`
+RECORD = "slave-mounts"  # sent with the images: a line `PID TARGET` for each such mount, as in `mount_flags.RECORD`
 RECORD_LIMIT = 16 << 20  # bytes
 PROC = "/proc"
 _ROOT, _SHARED, _MASTER = 6, 10, 11  # mnt_entry in images/mnt.proto
@@ -29,7 +30,7 @@ _MS_SLAVE = 1 << 19
 
 
 def record(pids: Iterable[int]) -> str:
-    """Those of each mount namespace of these processes."""
+    """The record of such mounts in all the mount namespaces of these processes."""
     text, seen = "", set()
     for pid in pids:
         try:
@@ -38,13 +39,16 @@ def record(pids: Iterable[int]) -> str:
                 inside = mount_flags.inside(pid)
                 text += "".join(f"{inside} {target}\n" for target, kind in _kinds(pid) if kind == {"master"})
                 seen.add(namespace)
-        except OSError:  # a zombie, which has none
+        except OSError:  # a zombie, which has no mount namespace
             continue
     return text
 
 
 def make_slaves(text: str, pids: Iterable[int]) -> None:
-    """Make those of a record what they were; `pids` are the processes of the restored container. Raises OSError."""
+    """Make the recorded mounts slaves without a peer group again.
+
+    `pids` are the processes of the restored container. Raises OSError, and ValueError if the record is damaged.
+    """
     wanted: dict[int, set[str]] = {}
     for line in filter(None, text.split("\n")):
         own_id, target = line.split(" ", 1)
@@ -57,7 +61,7 @@ def make_slaves(text: str, pids: Iterable[int]) -> None:
 
 
 def _kinds(pid: int) -> Iterator[tuple[str, set[str]]]:
-    """Of each mount that a process sees its target and the names of its optional fields (proc_pid_mountinfo(5))."""
+    """Each mount that a process sees: its target, and the names of its optional fields (proc_pid_mountinfo(5))."""
     with open(f"{PROC}/{pid}/mountinfo", errors="surrogateescape", newline="\n") as file:
         for line in filter(None, file.read().split("\n")):
             words = line.partition(" - ")[0].split(" ")
@@ -65,11 +69,14 @@ def _kinds(pid: int) -> Iterator[tuple[str, set[str]]]:
 
 
 def separated(images: dict[str, bytes]) -> dict[str, bytes]:
-    """The images of all mount namespaces, by their names; one in which there is nothing to do stays as it is."""
+    """Put each of these mounts in a peer group of its own in the mount images, which are passed by file name.
+
+    Images that need no change are returned as they are. Raises ValueError if one is damaged.
+    """
     from migrator.criu.image_messages import MOUNTS_MAGIC, split
     from migrator.criu.protocol_buffers import number_field, rewritten
 
-    groups: dict[int, list[bytes]] = {}  # by their master, the roots of those that are shared with nobody
+    groups: dict[int, list[bytes]] = {}  # by master, the roots of its slaves that are in no peer group
     shared = {0}
     for name, image in images.items():
         for record_ in split(image, name, MOUNTS_MAGIC):
@@ -94,7 +101,7 @@ def separated(images: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _sharing(record_: bytes) -> tuple[bytes, int, int]:
-    """The root of a mount, the group that it is shared in, and its master's; 0 for none."""
+    """The root of a mount, its peer group, and that of its master; 0 for none."""
     from migrator.criu.image_messages import number, once, string
 
     found = once(record_, (_ROOT, _SHARED, _MASTER))
@@ -102,12 +109,13 @@ def _sharing(record_: bytes) -> tuple[bytes, int, int]:
 
 
 def _without(record_: bytes, wanted: int) -> bytes:
+    """A message without one of its fields."""
     from migrator.criu.protocol_buffers import fields
 
     return b"".join(raw for number, _, raw in fields(record_) if number != wanted)
 
 
 def _are_nested(roots: list[bytes]) -> bool:
-    """Whether one of them is above all others, or the same."""
+    """Whether one of them contains all others, or is the same."""
     top = min(roots, key=len)
     return all(root == top or top == b"/" or root.startswith(top + b"/") for root in roots)

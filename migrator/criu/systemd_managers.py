@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The systemds of a container, PID 1 and one for each user who is logged in: told to look at their processes anew.
+"""Have each systemd of a restored container, PID 1 and one for each user logged in, identify its processes anew.
 
-From 257 on a systemd knows a process not only by its id, but also by the inode number of its pidfd (pidref_equal in its
-src/basic/pidref.c), which the kernel gives once in a boot and never again (fs/pidfs.c, from 6.9 on). No restore can
-give a process the one that it had. So after a move systemd took every service for somebody else: what they said to it
-was ignored (READY=1, FDSTORE=1), WATCHDOG=1 among it, and after three minutes it killed journald, logind and resolved.
-Reloading its configuration makes it forget these numbers. SIGHUP does that (systemd(1), "Signals"), and is waiting for
-it when it runs.
+Since version 257, systemd identifies a process not only by its id but also by the inode number of its pidfd
+(pidref_equal in src/basic/pidref.c), which the kernel never uses twice in one boot (fs/pidfs.c, since 6.9). So a
+restore cannot give a process the number that it had. After a move, systemd therefore took every service for some other
+process: it ignored their messages (READY=1, FDSTORE=1), including WATCHDOG=1, and after three minutes it killed
+journald, logind and resolved. Reloading its configuration makes systemd forget these numbers, and SIGHUP makes it
+reload (systemd(1), "Signals"). The signal is sent before any task runs, so it is pending when systemd does.
 
-`at_restore` imports it while a container stands still.
+`at_restore` imports this module while the container stands still, so it imports little itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-RECORD = "systemd-managers"  # travels beside the images: the ids of their processes in the container, a line each
+RECORD = "systemd-managers"  # sent with the images: a line for each systemd, with its process id in the container
 RECORD_LIMIT = 16 << 20  # bytes
 NAME = b"systemd"
 PROC = "/proc"
@@ -28,7 +28,7 @@ _SIGHUP_BLOCKED = 1 << _SIGHUP - 1  # in SigBlk of proc_pid_status(5)
 
 
 def record(pids: Iterable[int]) -> str:
-    """Those among these processes; none where this host's kernel does not number its pidfds."""
+    """The record of the systemds among these processes; empty if the inodes of pidfds mean nothing on this host."""
     if not numbered():
         return ""
     found = (_status(pid) for pid in pids)
@@ -36,7 +36,10 @@ def record(pids: Iterable[int]) -> str:
 
 
 def reload(text: str, pids: Iterable[int]) -> None:
-    """Tell those of a record, which comes from another host; `pids` are the processes of the restored container."""
+    """Have the recorded ones reload; `pids` are the processes of the restored container.
+
+    The record comes from another host, so only a process that is a systemd by our own judgement gets the signal.
+    """
     wanted = {line.encode() for line in text.split("\n") if line}
     for pid in pids if wanted else ():
         pidfd = _opened(pid)
@@ -53,7 +56,7 @@ def reload(text: str, pids: Iterable[int]) -> None:
 
 
 def numbered() -> bool:
-    """Whether pidfds have inodes of their own here, on a file system of theirs, unlike other anonymous files."""
+    """Whether this kernel gives each pidfd an inode: pidfds are then on a file system other than that of eventfds."""
     pidfd, other = os.pidfd_open(os.getpid()), os.eventfd(0)
     try:
         return os.fstat(pidfd).st_dev != os.fstat(other).st_dev
@@ -63,11 +66,16 @@ def numbered() -> bool:
 
 
 def _is_manager(status: dict[bytes, bytes]) -> bool:
-    """By its name, which anything may have. But what reads its signals as systemd does is not ended by this one."""
+    """Whether this is a systemd, judging by its name, and by SIGHUP being blocked.
+
+    Any process may have that name; but SIGHUP does not kill one that has it blocked, as systemd does, which reads its
+    signals from a descriptor.
+    """
     return status.get(b"Name") == NAME and bool(int(status.get(b"SigBlk", b"0"), 16) & _SIGHUP_BLOCKED)
 
 
 def _opened(pid: int) -> int:
+    """A pidfd of the process; -1 if it has gone."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
@@ -75,7 +83,7 @@ def _opened(pid: int) -> int:
 
 
 def _status(pid: int) -> dict[bytes, bytes]:
-    """What /proc/PID/status has of a process; nothing of one that has gone."""
+    """The fields of /proc/PID/status; none if the process has gone."""
     try:
         with open(f"{PROC}/{pid}/status", "rb") as file:
             lines = file.read().split(b"\n")

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A terminal of LXC's that is mounted in further mount namespaces of a container: of each service that has one.
+"""LXC's terminals in the other mount namespaces of a container, such as those of its sandboxed services.
 
-In the container's own mount namespace it is external, and at the restore one of the host's (see `terminals`). From
-there the kernel has it in the other namespaces, as slaves. But CRIU binds it there from whatever of the same file
-system it has mounted first, which is the container's /dev/pts: another terminal, which cannot be a slave of the first
-(propagate_mount_v2 in criu/mount-v2.c, up to 4.2.1 at least: "Failed to copy sharing"). So in the images each of them
-gets a file system of its own, as it will have after the restore; then CRIU finds nothing else to bind it from. To one
-that prefers what is external, as it should, this makes no difference.
+In the container's own mount namespace these terminals are external mounts, and a restore replaces them by terminals of
+the host (see `terminals`). In the other namespaces the kernel has slaves of those mounts. But there CRIU binds them
+from whatever it has mounted first from the same file system, and that is the container's /dev/pts: a different
+terminal, which cannot be a slave of the external mount (propagate_mount_v2 in criu/mount-v2.c, at least up to 4.2.1:
+"Failed to copy sharing"). So in the images each terminal is put on a file system of its own, which is how it will be
+after the restore, and then CRIU finds nothing but the external mount to bind it from. It makes no difference to a CRIU
+that prefers external mounts, as it should.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from migrator.criu.protocol_buffers import replaced, rewritten
 
 _TYPE, _DEVICE, _ROOT, _KEY = 1, 3, 6, 18  # mnt_entry in images/mnt.proto
 _DEVPTS = 6  # ibid.
-_UNUSED = 0xFFF00000  # a major number beyond all that are given away (MKDEV in linux/kdev_t.h); the minor is free
+_UNUSED = 0xFFF00000  # a major number above all that are assigned (MKDEV in linux/kdev_t.h), with any minor
 
-Place = tuple[int, bytes]  # a device, and the path on it that is mounted
+Place = tuple[int, bytes]  # a device number, and the path on that device which is mounted
 
 
 def separated(images: dict[str, bytes]) -> dict[str, bytes]:
-    """The images of all mount namespaces, by their names; one in which there is nothing to do stays as it is."""
+    """Give each of these terminals a device number of its own in the mount images, which are passed by file name.
+
+    Images that need no change are returned as they are. Raises ValueError if one is damaged.
+    """
     external: set[Place] = set()
     others: set[Place] = set()
     used: set[int] = set()
@@ -46,7 +50,7 @@ def separated(images: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def _mounts(image: bytes, name: str) -> Iterator[tuple[bytes, Place, bool]]:
-    """Of each terminal that is mounted: its record, its place, whether it is external."""
+    """Each terminal that is mounted: its record, where it is, and whether the mount is external."""
     for record in split(image, name, MOUNTS_MAGIC):
         place = _place(record)
         if place is not None:
@@ -54,7 +58,7 @@ def _mounts(image: bytes, name: str) -> Iterator[tuple[bytes, Place, bool]]:
 
 
 def _place(record: bytes) -> Place | None:
-    """Where a terminal lies that is mounted; None for any other mount."""
+    """Where the terminal is that this record mounts; None for any other mount."""
     found = once(record, (_TYPE, _DEVICE, _ROOT))
     device, root = found.get(_DEVICE), found.get(_ROOT)
     if found.get(_TYPE) != _DEVPTS or not isinstance(device, int) or not isinstance(root, bytes):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Systemd guests that can move, by what their units are configured with."""
+"""Guests with systemd whose units are configured so that the guest can be moved."""
 
 from __future__ import annotations
 
 from harness.rig import LXC_HOSTS, Rig
 
 ADDRESS = "10.0.3.101"
-# Mounted read-only into the guest from both hosts. A systemd that finds another time of change on one of them would ask
-# for a daemon-reload.
+# Mounted read-only into the guest, on both hosts, and with the same modification time on both: otherwise systemd would
+# ask for a daemon-reload after a move.
 UNITS = "/etc/lxc/movable-units"
 DROP_IN = """\
 [Service]
@@ -19,7 +19,7 @@ ImportCredential=
 
 
 def make(rig: Rig, host: str, name: str, kind: str = "systemd") -> None:
-    """A guest whose units are configured so that it can move."""
+    """Make and start such a guest, with address ADDRESS."""
     for each in LXC_HOSTS:
         rig.exec(each, "mkdir", "-p", UNITS)
         rig.put(each, f"{UNITS}/zz-movable.conf", DROP_IN)
@@ -29,18 +29,18 @@ def make(rig: Rig, host: str, name: str, kind: str = "systemd") -> None:
 
 
 def attach(rig: Rig, host: str, name: str, *command: str, check: bool = True) -> str:
-    """What a program prints in the guest."""
+    """The output of a program that is run in the guest."""
     return rig.exec(host, "lxc-attach", "-n", name, "--clear-env", "--", *command, check=check).stdout
 
 
 def booted(rig: Rig, host: str, name: str) -> str:
-    """Which boot of the guest has come to its end; "" before."""
+    """The id of the guest's boot once it has finished booting; "" before."""
     state = attach(rig, host, name, "systemctl", "is-system-running", check=False).strip()
     path = "/proc/sys/kernel/random/boot_id"
     return attach(rig, host, name, "cat", path, check=False) if state in ("running", "degraded") else ""
 
 
-# Sits at a container's console, types each line when what comes before it has been read, and what it waits for last.
+# At a container's console, wait for each prompt and then type what belongs to it.
 _LOG_IN = """
 import os, pty, select, sys
 pid, terminal = pty.fork()
@@ -51,7 +51,7 @@ for said, typed in ((b"login: ", b"root\\n"), (b"Password: ", b"rig\\n"), (sys.a
     while said not in seen:
         if select.select([terminal], [], [], 2)[0]:
             seen += os.read(terminal, 4096)
-        elif said == b"login: ":  # what is typed while lxc-console still starts is lost
+        elif said == b"login: ":  # what is typed while lxc-console starts is lost, so try again
             os.write(terminal, b"\\n")
     seen = b""
     os.write(terminal, typed)
@@ -60,5 +60,5 @@ os.kill(pid, 15)
 
 
 def log_in_at_console(rig: Rig, host: str, name: str) -> None:
-    """As root, by its password; the test fails where no shell answers."""
+    """Log in as root with the password; the test fails if no shell answers."""
     rig.exec(host, "timeout", "-k", "1", "120", "python3", "-c", _LOG_IN, name, f"root@{name}:~#")

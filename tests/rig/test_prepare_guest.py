@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stock Debian guest: what `check` finds in it, and how `prepare-guest` makes it movable."""
+"""A stock Debian guest: what `check` finds in it, and how `prepare-guest` makes it possible to move it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def localtime(rig: Rig, host: str) -> str:
 
 
 def nothing_restarted(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    """But for mounts with credentials, which are unmounted where they are empty."""
+    """Apart from mounts for credentials, which are unmounted if they are empty."""
     return all(now["units"].get(unit) == started for unit, started in before["units"].items()
                if not unit.startswith("run-credentials-"))
 
@@ -97,7 +97,7 @@ def test_a_dump_that_fails_leaves_the_guest_as_it_was(guest: Rig) -> None:
 
 
 def test_one_that_is_killed_is_healed(guest: Rig) -> None:
-    """Whatever has been done until then: the next command finds what stands in the guest itself."""
+    """Nothing is on record about what was changed in the guest; the next command looks in the guest itself."""
     rig = guest
     prepare(rig, "hosta", "--yes").expect(0)
     with held(rig, "hosta", "criu", DUMP) as dump:
@@ -110,7 +110,7 @@ def test_one_that_is_killed_is_healed(guest: Rig) -> None:
     rig.migrator("hosta", "rollback", "-P", POOL, NAME).expect(0)
 
 
-# What the kernel says to io_uring_setup(2), with more entries than it ever gives, and to bpf(2).
+# The errors of io_uring_setup(2), called with more entries than it ever accepts, and of bpf(2).
 CALLS = 'for (425, 321) { syscall($_, 1 << 30, 0, 0); print $! + 0, " " }'
 REFUSED = "38 1 "
 
@@ -126,7 +126,7 @@ def started_again(rig: Rig, host: str) -> None:
 
 
 def test_for_good(guest: Rig) -> None:
-    """It also holds after the next boot, which ends what lies in memory, and on the host that it has come to."""
+    """--for-good outlasts the next boot, unlike the drop-in in memory, and also holds on the host that it moves to."""
     rig = guest
     assert prepare(rig, "hosta", "--yes", "--for-good").expect(0).json["seccomp"] == ""
     assert calls(rig, "hosta") != REFUSED, "from its next start on"
@@ -146,7 +146,7 @@ def test_for_good(guest: Rig) -> None:
 
 @pytest.mark.nightly  # as the one above
 def test_an_older_systemd(rig: Rig, clean_hosts: CleanHosts) -> None:
-    """Debian 12's, which does not know all that the drop-in says."""
+    """That of Debian 12, which does not know all the settings in the drop-in."""
     clean_hosts.allow("snapshot")
     rig.guest("hosta", NAME, "systemd12", unprivileged=True)
     prepare(rig, "hosta", "--yes").expect(0)

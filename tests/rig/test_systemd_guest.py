@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stock systemd guest moves: what runs in it goes on, and what one does with a container works afterwards."""
+"""A guest with systemd moves: its services keep running, and what people do with a container still works afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.rig.systemd_guests import ADDRESS, attach, booted
 
 CLIENTS = "/opt/rig/guests/service_clients.py"
 NAME = "c1"
-# A service that tells systemd how far it is, by a main process that is never another one.
+# A service whose main process, always the same one, keeps sending its status to systemd.
 TELLS = """
 use IO::Socket::UNIX;
 my $systemd = IO::Socket::UNIX->new(Type => SOCK_DGRAM, Peer => $ENV{NOTIFY_SOCKET}) or die;
@@ -28,7 +28,7 @@ while (1) { $systemd->send("STATUS=" . ++$count); select(undef, undef, undef, 0.
 
 
 def service(rig: Rig, host: str, *properties: str) -> None:
-    """Start one that tells; its properties are those of systemd-run."""
+    """Start that service, with further properties as for systemd-run."""
     words = [word for each in ("Type=notify", *properties) for word in ("-p", each)]
     attach(rig, host, NAME, "systemd-run", "-q", "--unit=tells", *words, "perl", "-e", TELLS)
 
@@ -38,14 +38,14 @@ def show(rig: Rig, host: str, unit: str, name: str) -> str:
 
 
 def move(rig: Rig, source: str) -> str:
-    """To the other host, whose name is returned."""
+    """Move the guest to the other host; returns that host's name."""
     migrate(rig, NAME, source).expect(0)
     return other(source)
 
 
 @contextlib.contextmanager
 def asking(rig: Rig) -> Iterator[None]:
-    """Clients of all its services, each with one connection for the whole block, and nothing is lost or wrong."""
+    """Run clients of all its services, each on one connection for the whole block; no answer may be lost or wrong."""
     with rig.start("client", "python3", CLIENTS, ADDRESS) as clients:
         wait_for(lambda: "connected" in clients.stderr, "they are connected")
         yield
@@ -60,9 +60,9 @@ def asking(rig: Rig) -> Iterator[None]:
 
 
 def nothing_has_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """No unit was started anew or has failed since, and it is still the same boot."""
+    """No unit has been restarted or has failed since, and it is still the same boot."""
     restarted = [name for name, started in before["units"].items() if now["units"].get(name) != started
-                 and not name.startswith("run-credentials-")]  # which are unmounted, where they are empty
+                 and not name.startswith("run-credentials-")]  # these are unmounted if they are empty
     assert restarted == []
     for key in ("system", "failed", "boot", "start"):
         assert now[key] == before[key], key
@@ -70,7 +70,7 @@ def nothing_has_changed(before: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def works_as_before(rig: Rig, host: str) -> None:
-    """What somebody does with a container that runs."""
+    """What people do with a running container."""
     assert attach(rig, host, NAME, "systemd-run", "-q", "--wait", "--pipe", "echo", "works").strip() == "works"
     attach(rig, host, NAME, "rm", "-f", "/run/fired")
     attach(rig, host, NAME, "systemd-run", "-q", "--on-active=1", "--timer-property=AccuracySec=100ms",
@@ -86,11 +86,11 @@ def works_as_before(rig: Rig, host: str) -> None:
 
 @pytest.mark.parametrize("kind", ["systemd", pytest.param("systemd12", marks=pytest.mark.nightly)])
 def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, kind: str) -> None:
-    """Under its clients."""
+    """While clients use it."""
     clean_hosts.allow("snapshot")
     systemd_guests.make(rig, "hosta", NAME, kind)
     service(rig, "hosta")
-    with asking(rig):  # with the login's systemd, which stays as long as that
+    with asking(rig):  # one of them is logged in, so that a user's systemd runs, too
         before = rig.probe("hosta", NAME)
         host = "hosta"
         for _ in range(3):
@@ -102,7 +102,7 @@ def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, ki
 
 @pytest.mark.nightly  # it boots twice
 def test_it_reboots_by_itself_and_is_stopped(rig: Rig, clean_hosts: CleanHosts) -> None:
-    """With the terminals that it had."""
+    """And has a login on its console after that, as before."""
     clean_hosts.allow("snapshot")
     systemd_guests.make(rig, "hosta", NAME)
     host = move(rig, "hosta")
@@ -114,9 +114,9 @@ def test_it_reboots_by_itself_and_is_stopped(rig: Rig, clean_hosts: CleanHosts) 
     assert rig.sh(host, f"lxc-info -n {NAME} -sH").strip() == "STOPPED"
 
 
-@pytest.mark.nightly  # it waits for the watchdogs of systemd, whose services speak up every 90 seconds
+@pytest.mark.nightly  # it waits for messages to systemd's watchdog, which services send every 90 seconds
 def test_no_service_is_killed_by_its_watchdog(rig: Rig, clean_hosts: CleanHosts) -> None:
-    """Services that systemd does not hear any more it kills after three minutes."""
+    """systemd would kill a service from which it has not heard for three minutes."""
     clean_hosts.allow("snapshot")
     systemd_guests.make(rig, "hosta", NAME)
     service(rig, "hosta")

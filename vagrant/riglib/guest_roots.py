@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The cached root file systems of guests with an init of their own: archives, built when a guest first needs one.
+"""Cached root file systems for guests with an init of their own, as archives.
 
-Nobody pays for them without making such a guest. Like the roots of `rootfs`, each is named after a hash of what it is
-made from, and renamed when complete.
+Each is built when a guest first needs it, so that those who make no such guest do not have to wait for it. Like the
+roots of `rootfs`, it is named after a hash of everything that it is made from, and gets that name when it is complete.
 """
 
 import time
@@ -16,19 +16,19 @@ from riglib.state import lock
 
 SCRIPTS = Path(paths.VAGRANT, "roots")
 LLVM = ("/usr/lib/*/libLLVM*", "/usr/lib/*/libz3*")
-"""PostgreSQL's query compiler, a third of the whole; it is switched off."""
+"""The JIT compiler of PostgreSQL: a third of the whole archive, and switched off in it."""
 DAY = 86400
 COUNTER = Path(paths.VAGRANT, "guests/counter.sh")
 
 
 @dataclass(frozen=True)
 class GuestRoot:
-    """What one of them is made from."""
+    """What a root file system is made from."""
 
     suite: str
     packages: tuple[str, ...]
     script: str
-    """In SCRIPTS: runs in it once its packages are installed."""
+    """File in SCRIPTS that is run in it once the packages are installed."""
 
 
 OLD_STABLE = "bookworm"
@@ -46,7 +46,7 @@ ROOTS = {
 
 
 def archive(name: str) -> Path:
-    """Return where the archive of a root file system is, or is to be."""
+    """Return the path of the archive of a root file system, whether it exists or not."""
     made = ROOTS[name]
     script = (SCRIPTS / made.script).read_text(encoding="utf-8")
     counter = COUNTER.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def archive(name: str) -> Path:
 
 
 def ensure(name: str) -> Path:
-    """Return the archive of a root file system, built if it does not exist yet."""
+    """Return the archive of a root file system; build it first if it does not exist."""
     wanted = archive(name)
     if not wanted.exists():
         with lock(CACHE / ".lock", timeout=1200) as cache_lock:
@@ -65,7 +65,10 @@ def ensure(name: str) -> Path:
 
 
 def build(name: str, wanted: Path, cache_lock: int) -> None:
-    """Make one, and remove those that nobody has used for a day: another working tree may have another version."""
+    """Build a root file system, and remove archives of it that have not been used for a day.
+
+    Not at once, since another working tree may use another version.
+    """
     started = time.monotonic()
     made = ROOTS[name]
     say(f"building {wanted} (once; Debian {made.suite})")
