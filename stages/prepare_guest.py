@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Show what keeps a running container with systemd from being moved, and restart the services that do.
 
-CRIU cannot dump some of what systemd gives its services. `migrate` and `create-dump` take care of part of it by
-themselves, right before the freeze, and nobody notices. The rest needs services to be started without it. With --yes a
-drop-in is put into /run/systemd/system/service.d of the container, and the services that are named are restarted, no
-others. The drop-in lies in memory: it moves along, and is gone with the container's next boot.
+CRIU cannot dump some of what systemd gives its services. `migrate` and `create-dump` deal with part of that themselves,
+right before the freeze, and nobody notices. For the rest, services have to be restarted without it. With --yes, a
+drop-in is put into /run/systemd/system/service.d of the container, and the services that are listed are restarted, no
+others. The drop-in is in memory: it moves along with the container, and is gone after the next boot.
 
-With --for-good another one lies on the container's disk, and from its next start on the container is refused what else
-CRIU cannot dump: bpf, and io_uring, which Node.js does without. Its configuration then names a copy of its seccomp
-profile with these rules added.
+With --for-good, another drop-in is put on the container's disk, and from its next start on the container is denied bpf
+and io_uring, which CRIU cannot dump either (Node.js works without io_uring). For that, the container's configuration
+names a copy of its seccomp profile with these rules added.
 
-Safe to repeat. --undo takes all of it back: services have their sandboxes again from their next start on.
+Safe to repeat. --undo takes all of this back: services have their sandboxes again from their next start on.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class PrepareOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_container(parser)
-    parser.add_argument("--yes", action="store_true", help="do it; without this option it is only shown")
-    parser.add_argument("--for-good", action="store_true", help="with --yes: also after the container's next boot")
-    parser.add_argument("--undo", action="store_true", help="take it back")
+    parser.add_argument("--yes", action="store_true", help="do it; without this option, only show what would be done")
+    parser.add_argument("--for-good", action="store_true", help="with --yes: make it outlast the container's next boot")
+    parser.add_argument("--undo", action="store_true", help="take all of it back")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, even with --yes or --undo")
 
 
@@ -94,19 +94,19 @@ def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessi
     ends = [session for session in opened if session.ends_with(todo)]
     lines = [findings.render(blocking)] if blocking else []
     if live:
-        lines.append("Of the following, migrate and create-dump take care by themselves, right before the freeze:")
+        lines.append("migrate and create-dump deal with the following themselves, right before the freeze:")
         lines += [f"  {printable.line(finding.message)}" for finding in live]
     if done:
         lines.append(f"Restarted: {', '.join(todo)}." if todo else "There was nothing to restart.")
     elif todo:
-        lines.append(f"With --yes these units are restarted, and no others: {', '.join(todo)}.")
+        lines.append(f"With --yes, these units are restarted, and no others: {', '.join(todo)}.")
         lines += [f"That ends the session {session.shown}." for session in ends]
         if units.LOGIND in todo:
-            lines += [f"The session {session.shown} stays open, but {units.LOGIND} may keep a pipe of its, which CRIU "
-                      "cannot dump: better end it before." for session in opened if session not in ends]
+            lines += [f"The session {session.shown} stays open, but {units.LOGIND} may then keep a pipe to it that "
+                      "CRIU cannot dump: better end the session first." for session in opened if session not in ends]
     if refused is not None:
         lines.append(f"Its seccomp profile stays as it is: {printable.line(refused)}." if refused else
-                     "From its next start on it is refused bpf and io_uring: lxc-stop and lxc-start it.")
+                     "From its next start on, it is denied bpf and io_uring: restart it with lxc-stop and lxc-start.")
     left = [finding for finding in blocking if done or not finding.unit]
     if left:
         lines.append(f"{name} cannot be moved as it is; see the errors above.")
@@ -126,8 +126,8 @@ def _undo(container: lxc.Container, *, dry_run: bool) -> Result:
         seccomp_profile.allow(container.config_file)
         if live_steps.is_systemd(container.init_pid):
             units.undo(container)
-    verb = "would be" if dry_run else "is"
+    drop_ins, link = ("would be", "would be") if dry_run else ("are", "is")
     return Result({"name": name, "undone": not dry_run},
-                  f"Where migrator has made one, the drop-in {verb} removed, and /etc/localtime {verb} a link again. "
-                  f"Services of {name} have their sandboxes again from their next start on, and it has its own seccomp "
-                  "profile.")
+                  f"Drop-ins that migrator has made {drop_ins} removed, and /etc/localtime {link} a symlink again if "
+                  f"migrator has replaced it. Services of {name} have their sandboxes again from their next start on, "
+                  "and the container its own seccomp profile.")

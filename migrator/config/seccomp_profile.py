@@ -55,7 +55,7 @@ def make(copy: str) -> None:
     """Make or renew a copy on this host; raises OSError, and ValueError if the rules cannot be added."""
     profile = original(copy)
     if not profile:
-        raise ValueError(f"{copy} is no copy of a profile in {' or '.join(consent.HOST_FOLDERS)}")
+        raise ValueError(f"{copy} is not a copy of a profile in {' or '.join(consent.HOST_FOLDERS)}")
     text = bounded_read.read(Path(profile), _SIZE_MAX).decode(errors="surrogateescape")
     FOLDER.mkdir(mode=0o755, exist_ok=True)
     container_config.write_file(Path(copy), extended(text), mode=0o644)
@@ -75,7 +75,7 @@ def refuse(config: Path) -> str:
     if not profile:
         return "it has none"
     if not original(str(copy)):
-        return f"{profile} is not in {' or '.join(consent.HOST_FOLDERS)}, which each host has for itself"
+        return f"{profile} is not in {' or '.join(consent.HOST_FOLDERS)}, of which each host has its own"
     try:
         make(str(copy))
     except (OSError, ValueError) as error:
@@ -99,7 +99,7 @@ def extended(profile: str) -> str:
     """
     lines = profile.split("\n")
     if lines[0].strip() != "2" or len(lines) < 2 or lines[1].split(" ")[0].strip() not in ("denylist", "blacklist"):
-        raise ValueError("it is not a list of what is denied, of version 2")
+        raise ValueError("it is not a version 2 denylist")
     there = {line.split()[0] for line in lines[2:] if line.split()}
     added = [f"{call} {action}" for call, action in RULES.items() if call not in there]
     return "\n".join([profile.rstrip("\n"), "[all]", *added, ""])

@@ -73,7 +73,7 @@ def required(trigger: str) -> str:
     if kind in ("some", "full") and len(numbers) == 2 and all(
             number.isascii() and number.isdecimal() and len(number) <= _NUMBER_MAX for number in numbers):
         return trigger
-    raise ValueError(f"{trigger!r} is not a trigger of pressure")
+    raise ValueError(f"{trigger!r} is not a pressure trigger")
 
 
 class Borrowed:

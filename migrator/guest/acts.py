@@ -174,7 +174,7 @@ def _in_child(pid: int, namespace: str, init: int, acts: Sequence[tuple[int, Act
             os._exit(0)
     os.close(writing)
     answer = _answer(child, reading)
-    told: dict[str, str] = {str(number): f"it was not done within {LIMIT:g} s, or has failed" for number, _ in acts}
+    told: dict[str, str] = {str(number): f"it was not done within {LIMIT:g} s, or failed" for number, _ in acts}
     for line in answer.split(b"\n")[:-1]:
         found: Any = json.loads(line)
         told |= found

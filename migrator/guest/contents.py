@@ -36,7 +36,7 @@ def copy(source: int, target: int, left: Left, depth: int = 0) -> None:
     delete the copies, or to replace them by symlinks, while this goes on.
     """
     if depth > DEPTH_MAX:
-        raise OSError(errno.EFBIG, "it holds folders too deep to be copied")
+        raise OSError(errno.EFBIG, "it holds folders nested too deeply to be copied")
     for name in os.listdir(source):
         with contextlib.suppress(FileNotFoundError):
             _entry(name, source, target, left, depth)

@@ -35,7 +35,7 @@ def make(place: str) -> None:
     """
     path, new = _paths(place)
     if _is_there(path) is False:
-        raise FileExistsError(errno.EEXIST, "this file is somebody else's", place)
+        raise FileExistsError(errno.EEXIST, "there is a file of that name which migrator has not made", place)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)

@@ -101,7 +101,7 @@ def make_ready(name: str, init: int, processes: Callable[[], Collection[int]], *
             if not todo:
                 return
             if not left:
-                raise GuestNotReady(name=name, target=todo[0].target, reason="it is there again each time")
+                raise GuestNotReady(name=name, target=todo[0].target, reason="it keeps coming back")
             for act, trouble in acts.carry_out(init, todo):
                 if trouble:
                     raise GuestNotReady(name=name, target=act.target, reason=trouble)

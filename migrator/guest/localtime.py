@@ -71,7 +71,7 @@ def _content() -> bytes:
     finally:
         os.close(fd)
     if not data.startswith(b"TZif") or len(data) > _SIZE_MAX:  # tzfile(5)
-        raise OSError(errno.EINVAL, "it is no description of a time zone", PATH)
+        raise OSError(errno.EINVAL, "it does not describe a time zone", PATH)
     return data
 
 

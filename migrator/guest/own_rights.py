@@ -33,7 +33,7 @@ def take(pid: int, namespace: str, first: int) -> None:
     if str(Path(f"/proc/self/fd/{mounts}").readlink()) != namespace:  # its id has been reused
         raise ProcessLookupError(f"process {pid} has ended")
     if _pid_namespace(pid) != _pid_namespace(first) or _pid_namespace(first) == _pid_namespace("self"):
-        raise ProcessLookupError(f"process {pid} is none of the container's")
+        raise ProcessLookupError(f"process {pid} does not belong to the container")
     libc = ctypes.CDLL(None, use_errno=True)
     os.setgroups([])
     if Path(f"/proc/self/fd/{users}").readlink() != Path("/proc/self/ns/user").readlink():

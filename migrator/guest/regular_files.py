@@ -29,7 +29,7 @@ def opened(path: str, dir_fd: int | None = None, *, follow: bool = False) -> int
     seen = os.open(path, os.O_PATH | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW), dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(seen).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", path)
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
         return os.open(str(seen), os.O_RDONLY | os.O_CLOEXEC, dir_fd=_DESCRIPTORS[0])
     finally:
         os.close(seen)

@@ -64,7 +64,7 @@ def _systemctl(container: lxc.Container, init: Process | None, *arguments: str) 
     try:
         if init is None or Process.of(container.init_pid) != init:
             raise GuestNotReady(name=container.name, target=f"systemctl {arguments[0]}",
-                                reason="it has been started anew meanwhile")
+                                reason="it has been restarted meanwhile")
         run(["lxc-attach", "-P", container.lxcpath, "-n", container.name, "--clear-env", "--",
              "systemctl", *arguments], limit=LIMIT, stdout=subprocess.DEVNULL)
     except (CommandFailed, CommandTimeout, ContainerNotRunning) as error:

@@ -148,7 +148,7 @@ def test_triggers_of_pressure_are_written_before_it_runs(images: Path) -> None:
     assert start(images, at_restore.EARLY).returncode == 0
     assert start(images, at_restore.STAGE).returncode == 1
     assert at_restore.reason(images) == (
-        "what it wants to be told of pressure: 'echo nonsense' is not a trigger of pressure")
+        "what it wants to be told of pressure: 'echo nonsense' is not a pressure trigger")
     assert not ran_mark.was(images / ran_mark.NAME)
 
 

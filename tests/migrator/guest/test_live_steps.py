@@ -84,7 +84,7 @@ def test_a_link_that_nobody_watches_stays(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_it_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     guest = Guest(monkeypatch, [["renew"]] * 100)
-    with pytest.raises(GuestNotReady, match="at /renew: it is there again each time"):
+    with pytest.raises(GuestNotReady, match="at /renew: it keeps coming back"):
         make_ready()
     assert guest.done.count("renew") == live_steps.ROUNDS
 

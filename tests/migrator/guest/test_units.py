@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize(("later", "reason"), [(0, "STOPPED"), (1, "started anew")])
+@pytest.mark.parametrize(("later", "reason"), [(0, "STOPPED"), (1, "restarted")])
 @pytest.mark.parametrize("before", [0, 1])
 def test_nobody_enters_what_another_answers_for(started: list[Any], later: int, reason: str, before: int) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as another:
