@@ -3,10 +3,10 @@
 
 Two hosts are made on this machine (vagrant/rig). One runs a Redis server in a container; an outside client increments
 a counter in it through one TCP connection, which is never reopened. The container is moved stage by stage, with the
-commands that one would type, and back with the one command that does all of that. Then the same is done between two
-hosts that are both behind NAT (bench/demo_nat.py). Finally the figures are shown, beside what CRIU alone needed in the
-same minute (bench/floor.py): a table, and build/demo.json (bench/figures.py describes its contents). Then the hosts are
-removed.
+commands that one would type, and back with the one command that does all of that. Then a whole Debian moves there and
+back, with a transaction open (bench/demo_systemd.py), and the Redis server between two hosts that are both behind NAT
+(bench/demo_nat.py). Finally the figures are shown, beside what CRIU alone needed in the same minute (bench/floor.py): a
+table, and build/demo.json (bench/figures.py describes its contents). Then the hosts are removed.
 
 Exit status: 0 nothing was lost, wrong or left behind, 1 something was, 2 a command failed, 130 it was interrupted. How
 long things take is shown and never judged.
@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bench import demo_nat, figures, floor, waits, warm
+from bench import demo_nat, demo_systemd, figures, floor, waits, warm
 from bench.figures import Figures, ThereAndBack
 from bench.hosts import (
     COMMAND_LIMIT,
@@ -97,10 +97,11 @@ def watched() -> Figures:
     with two_hosts():
         touch_memory()
         found = demonstrate()
+        system = demo_systemd.demonstrate()
     title("The same two, each behind a router (NAT) that lets nobody in: SSH does not get through")
     with two_hosts("--nat-a", demo_nat.NAT, "--nat-b", demo_nat.NAT):
         nat = demo_nat.demonstrate()
-    return {**found, "nat": nat, "load": round(os.getloadavg()[0], 2)}
+    return {**found, "whole_system": system, "nat": nat, "load": round(os.getloadavg()[0], 2)}
 
 
 def conclude(found: Figures) -> int:

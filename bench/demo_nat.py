@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The second half of `make demo`: the same move between two hosts that are both behind NAT.
+"""The last part of `make demo`: the same move between two hosts that are both behind NAT.
 
 They are paired once, with a code that one host shows and the other is given. Then the container moves through a tunnel
 that passes through both NATs. Its addresses stay behind with the network that they belong to, so no client's connection

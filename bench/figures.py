@@ -14,6 +14,10 @@ build/demo.json is an object. Times are in ms if the key says so, otherwise in s
 | `stages` | a list of `name`, `seconds` |
 | `one_command` | the way back by `migrator migrate`: `frozen_ms`, `floor_ms`, `ratio`, `longest_gap_ms`, `seconds`, `bytes` |
 | `nat` | the move between two hosts behind NAT: `frozen_ms`, `floor_ms`, `ratio`, `seconds`, `bytes`, `floor`, `server`, `left`, and of the way there `path`, `reason`, `rtt_ms`, `connect_ms`, `mtu` |
+| `whole_system` | the way there of a container with systemd: `frozen_ms`, `floor_ms`, `ratio`, `longest_gap_ms` of any of its clients, `seconds`, `bytes`; `back`, the same of the way back; and of both `clients`, `rows`, `system`, `left`. Here `floor_ms` is the dump and the restore of that very move, as CRIU cannot restore such a container by itself |
+| `clients` | of each service: `answers`, `longest_gap_ms`, and `problem`, what was lost or wrong, or null |
+| `rows` | committed by the transaction that was open |
+| `system` | `units` that were active before; those that were `restarted` or have `failed` since; `booted_anew` (true if it is another boot); `problem`, or null |
 | `floor` | each round of the floor: lists `dump_ms`, `restore_ms` |
 | `client` | one connection during both moves: `requests`, `lost` and `wrong` answers, `longest_gap_ms` in all, and `problem`, why it broke, or null |
 | `server` | after all moves: `values_verified`, `values_wrong`, `started_anew` (true if its memory is of another start), `problem`, or null |
@@ -80,6 +84,28 @@ class NatMove(Move):
     left: list[str]
 
 
+class Service(TypedDict):
+    answers: int
+    longest_gap_ms: float
+    problem: str | None
+
+
+class System(TypedDict):
+    units: int
+    restarted: list[str]
+    failed: list[str]
+    booted_anew: bool
+    problem: str | None
+
+
+class WholeSystem(WatchedMove):
+    back: WatchedMove
+    clients: dict[str, Service]
+    rows: int
+    system: System
+    left: list[str]
+
+
 class ThereAndBack(WatchedMove):
     stages: list[Stage]
     one_command: WatchedMove
@@ -91,6 +117,7 @@ class ThereAndBack(WatchedMove):
 
 
 class Figures(ThereAndBack):
+    whole_system: WholeSystem
     nat: NatMove
     load: float
 
@@ -130,6 +157,43 @@ def server_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> Server:
             "started_anew": "start" in after and after["start"] != before["start"], "problem": problem}
 
 
+def system_move(seen: Mapping[str, Any], source: Mapping[str, Any], destination: Mapping[str, Any],
+                seconds: float) -> WatchedMove:
+    """A move of the whole system, with the longest wait of any of its clients."""
+    gaps = [gap for client in seen.values() for gap in client["gaps"]]
+    return watched_move({"gaps": gaps}, source, destination, seconds, criu_in(source, destination))
+
+
+def criu_in(source: Mapping[str, Any], destination: Mapping[str, Any]) -> Rounds:
+    """The dump and the restore of a move as a round of the floor, according to the events in both journals."""
+    dump = [event["figures"]["dump_seconds"] for event in source["events"] if "figures" in event]
+    restore = [event for event in destination["events"] if event["step"] == "restore" and "state" not in event]
+    begun, done = restore[-2:]
+    return {"dump_ms": [round(dump[-1] * 1000, 1)], "restore_ms": [round((done["time"] - begun["time"]) * 1000, 1)]}
+
+
+def services_of(seen: Mapping[str, Any]) -> dict[str, Service]:
+    return {name: {"answers": told["answers"], "longest_gap_ms": told["longest_gap_ms"], "problem": told["problem"]}
+            for name, told in seen.items()}
+
+
+def system_of(before: Mapping[str, Any], after: Mapping[str, Any]) -> System:
+    """The whole system after its moves, compared with `before` them: answers of vagrant/guests/probe.py.
+
+    Empty mounts with credentials are unmounted by the move.
+    """
+    problem = after.get("problem")
+    if not after["running"]:
+        problem = f"it is {after['state']}"
+    elif not after["intact"] and not problem:
+        problem = f"its counter or its systemd, which is {after.get('system')}, is not as it was"
+    units, now = before["units"], after.get("units", {})
+    anew = [] if problem else [name for name in units
+                               if not name.startswith("run-credentials-") and now.get(name) != units[name]]
+    return {"units": len(units), "restarted": anew, "failed": sorted({*after.get("failed", ())} - {*before["failed"]}),
+            "booted_anew": not problem and after["boot"] != before["boot"], "problem": problem}
+
+
 # --- the verdict ----------------------------------------------------------------------------------------------
 
 
@@ -145,7 +209,12 @@ def wrong(figures: Figures) -> list[str]:
         found.append(f"{counted(client['wrong'], 'answer')} to the client had the wrong content")
     found += [f"stage by stage and back: {line}" for line in wrong_server(figures["server"])]
     found += [f"through two NATs: {line}" for line in wrong_server(figures["nat"]["server"])]
-    found += [f"left behind on {line}" for line in (*figures["left"], *figures["nat"]["left"])]
+    system = figures["whole_system"]
+    found += [f"the whole system: {name}: {told['problem']}" for name, told in system["clients"].items()
+              if told["problem"]]
+    found += [f"the whole system: {line}" for line in wrong_system(system["system"])]
+    left = (*figures["left"], *system["left"], *figures["nat"]["left"])
+    found += [f"left behind on {line}" for line in left]
     return found
 
 
@@ -163,6 +232,19 @@ def wrong_server(server: Server) -> list[str]:
     return found
 
 
+def wrong_system(system: System) -> list[str]:
+    found = [f"it is not as it was: {system['problem']}"] if system["problem"] else []
+    if system["booted_anew"]:
+        found.append("it was booted anew")
+    found += [f"{unit} was restarted" for unit in system["restarted"]]
+    return found + [f"{unit} has failed" for unit in system["failed"]]
+
+
+def unchanged(system: System) -> str:
+    return "; ".join(wrong_system(system)) or (f"all {number(system['units'])} units that were active still are, none"
+                                               " was restarted, none has failed, and it is the same boot.")
+
+
 def in_words(server: Server) -> str:
     return "; ".join(wrong_server(server)) or (f"each of the {number(server['values_verified'])} is as it was, and the"
                                                " server was not started anew.")
@@ -178,12 +260,17 @@ NONE = "-"
 def table(figures: Figures) -> str:
     """One row per move, then the times of the stages, then what the words mean."""
     client, nat = figures["client"], figures["nat"]
-    lost = number(client["lost"])
+    lost, ended = number(client["lost"]), bool(client["problem"])
     bad = number(client["wrong"] + figures["server"]["values_wrong"])
+    system = figures["whole_system"]
+    broken = sum(bool(each["problem"]) for each in system["clients"].values())
+    changed = number(len(wrong_system(system["system"])))
     moves = aligned([
         *HEAD,
-        row("stage by stage", figures, waited(figures, client), lost, bad),
-        row("back in one command", figures["one_command"], waited(figures["one_command"], client), lost, bad),
+        row("stage by stage", figures, waited(figures, broken=ended), lost, bad),
+        row("back in one command", figures["one_command"], waited(figures["one_command"], broken=ended), lost, bad),
+        row("whole system", system, waited(system, broken=bool(broken)), number(broken), changed),
+        row("whole system, back", system["back"], waited(system["back"], broken=bool(broken)), number(broken), changed),
         row("through two NATs", nat, NONE, NONE, number(nat["server"]["values_wrong"])),
     ])
     stages = aligned([["stage", *(stage["name"] for stage in figures["stages"])],
@@ -197,14 +284,15 @@ def row(name: str, move: Move, waited: str, lost: str, bad: str) -> list[str]:
             bad, mebibytes(sent["full"]), mebibytes(sent["increment"] + sent["memory"]), f"{move['seconds']:.2f} s"]
 
 
-def waited(move: WatchedMove, client: Client) -> str:
+def waited(move: WatchedMove, *, broken: bool) -> str:
     if move["longest_gap_ms"]:
         return milliseconds(move["longest_gap_ms"])
-    return "broken" if client["problem"] else f"< {float(waits.WORTH_A_NOTE):.2f} s"  # nobody waited, if it was broken
+    return "broken" if broken else f"< {float(waits.WORTH_A_NOTE):.2f} s"  # nobody waited, if it was broken
 
 
 def legend(figures: Figures) -> str:
     client, nat, floor = figures["client"], figures["nat"], figures["floor"]
+    system = figures["whole_system"]
     return "\n".join([
         "frozen  from the freeze on one host until the container runs on the other",
         f"floor   what CRIU alone needs, by hand, on one host, without a network: the median of "
@@ -213,7 +301,13 @@ def legend(figures: Figures) -> str:
         f"lost    of {number(client['requests'])} answers on one connection, which lasted through the first two moves",
         f"wrong   of these answers, and of the {number(figures['server']['values_verified'])} values on the server "
         f"({number(nat['server']['values_verified'])} behind NAT)",
-        "-       behind NAT the container's address stays behind: nobody is connected to it during the move",
+        "whole system:",
+        "floor   the dump and the restore of that very move, as CRIU alone cannot restore such a container",
+        f"lost    of {len(system['clients'])} clients' connections, which lasted through both moves, one with a"
+        " transaction open",
+        f"wrong   of the {number(system['system']['units'])} units of its systemd",
+        "behind NAT:",
+        "-       the container's address stays behind: nobody is connected to it during the move",
     ])
 
 

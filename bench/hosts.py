@@ -124,19 +124,20 @@ def on(host: str, *command: str, show: bool = True, fine: Container[int] = (0,))
     return text
 
 
-def migration(host: str) -> dict[str, Any]:
-    """The container's newest migration according to that host's journal."""
-    found: dict[str, Any] = json.loads(on(host, "migrator", "status", NAME, "--json", show=False))["migrations"][-1]
+def migration(host: str, name: str = NAME) -> dict[str, Any]:
+    """A container's newest migration, with its events, according to that host's journal."""
+    text = on(host, "migrator", "status", name, "--json", "--events", show=False)
+    found: dict[str, Any] = json.loads(text)["migrations"][-1]
     return found
 
 
-def probe(host: str, *options: str) -> dict[str, Any]:
-    """What the container's server reports about itself: see vagrant/guests/probe.py."""
-    text = on(host, "python3", "/opt/rig/guests/probe.py", NAME, *options, show=False, fine=(0, 1))
+def probe(host: str, *options: str, name: str = NAME) -> dict[str, Any]:
+    """What a container reports about itself: see vagrant/guests/probe.py."""
+    text = on(host, "python3", "/opt/rig/guests/probe.py", name, *options, show=False, fine=(0, 1))
     try:
         found: dict[str, Any] = json.loads(text)
     except ValueError:
-        raise DemoFailed(f"the server on {host} could not be asked: {text or 'no answer'}") from None
+        raise DemoFailed(f"{name} on {host} could not be asked: {text or 'no answer'}") from None
     return found
 
 

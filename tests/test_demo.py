@@ -34,6 +34,15 @@ GOOD: Figures = {
             "path": "direct", "reason": "a cone NAT here, a cone NAT there", "rtt_ms": 0.71, "connect_ms": 2.6,
             "mtu": 1420, "floor": ROUNDS, "left": [],
             "server": {"values_verified": 65535, "values_wrong": 0, "started_anew": False, "problem": None}},
+    "whole_system": {
+        "frozen_ms": 1064.1, "floor_ms": 940.2, "ratio": 1.13, "longest_gap_ms": 1101.0, "seconds": 6.012,
+        "bytes": {"full": 332383823, "increment": 2557, "memory": 48352399},
+        "back": {"frozen_ms": 1124.2, "floor_ms": 980.1, "ratio": 1.15, "longest_gap_ms": 1151.0, "seconds": 2.512,
+                 "bytes": {"full": 0, "increment": 2557, "memory": 48352399}},
+        "clients": {name: {"answers": 201, "longest_gap_ms": 1151.0, "problem": None}
+                    for name in ("postgresql", "redis", "http", "ssh")},
+        "rows": 201, "left": [],
+        "system": {"units": 57, "restarted": [], "failed": [], "booted_anew": False, "problem": None}},
     "floor": ROUNDS,
     "client": {"requests": 6055, "lost": 0, "wrong": 0, "longest_gap_ms": 790.1, "problem": None},
     "server": {"values_verified": 65536, "values_wrong": 0, "started_anew": False, "problem": None},
@@ -84,6 +93,12 @@ def test_good_figures(concluded: Callable[[Figures], int], tmp_path: Path, capsy
     ("nat.server.values_wrong", 1, "through two NATs: 1 value of 65,535 on the server had the wrong content"),
     ("nat.server.started_anew", True, "through two NATs: the server was started anew"),
     ("nat.server.problem", "timed out", "through two NATs: the server is not as it was: timed out"),
+    ("whole_system.clients.ssh.problem", "the session has ended", "the whole system: ssh: the session has ended"),
+    ("whole_system.system.problem", "it is STOPPED", "the whole system: it is not as it was: it is STOPPED"),
+    ("whole_system.system.booted_anew", True, "the whole system: it was booted anew"),
+    ("whole_system.system.restarted", ["ssh.service"], "the whole system: ssh.service was restarted"),
+    ("whole_system.system.failed", ["cron.service"], "the whole system: cron.service has failed"),
+    ("whole_system.left", ["hosta: mount: x"], "left behind on hosta: mount: x"),
     ("left", ["hostb: /pool/.migrator/shop"], "left behind on hostb: /pool/.migrator/shop"),
     ("nat.left", ["hosta: /run/migrator/0123abcd"], "left behind on hosta: /run/migrator/0123abcd"),
 ])
@@ -114,7 +129,8 @@ def test_a_time_is_never_a_failure(concluded: Callable[[Figures], int], path: st
 
 
 def test_times_are_found_in_every_part() -> None:
-    assert {"frozen_ms", "client.longest_gap_ms", "one_command.seconds", "nat.ratio", "load"} <= set(times(GOOD))
+    assert {"frozen_ms", "client.longest_gap_ms", "one_command.seconds", "nat.ratio", "whole_system.back.frozen_ms",
+            "whole_system.clients.ssh.longest_gap_ms", "load"} <= set(times(GOOD))
 
 
 def test_a_command_that_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
@@ -173,6 +189,46 @@ def test_a_move_from_both_journals() -> None:
     }
 
 
+UNITS = {"system": "running", "units": {"ssh.service": "1", "cron.service": "2", "run-credentials-x.mount": "3"},
+         "failed": ["a.service"], "boot": "b00t"}
+WHOLE = BEFORE | UNITS
+
+
+def test_a_system_that_is_as_it_was() -> None:
+    after = WHOLE | {"units": {"ssh.service": "1", "cron.service": "2", "new.service": "4"}}
+    found = figures.system_of(WHOLE, after)
+    assert figures.wrong_system(found) == [] and found["units"] == 3
+    assert "none was restarted" in figures.unchanged(found)
+
+
+@pytest.mark.parametrize(("after", "said"), [
+    (WHOLE | {"units": UNITS["units"] | {"ssh.service": "9"}}, ["ssh.service was restarted"]),  # type: ignore[operator]
+    (WHOLE | {"units": {"ssh.service": "1"}}, ["cron.service was restarted"]),
+    (WHOLE | {"failed": ["a.service", "b.service"]}, ["b.service has failed"]),
+    (WHOLE | {"boot": "another"}, ["it was booted anew"]),
+    ({"running": False, "state": "STOPPED", "intact": False}, ["it is not as it was: it is STOPPED"]),
+    (BEFORE | {"intact": False, "system": ""}, ["it is not as it was: its counter"]),
+    (BEFORE | {"intact": False, "problem": "timed out"}, ["it is not as it was: timed out"]),
+])
+def test_a_system_that_is_not(after: dict[str, Any], said: list[str]) -> None:
+    found = figures.wrong_system(figures.system_of(WHOLE, after))
+    assert len(found) == 1 and found[0].startswith(said[0])
+
+
+def test_the_floor_of_a_whole_system_is_in_its_move() -> None:
+    source = {"frozen_at": 100.75, "bytes": {"full": 1, "increment": 2, "memory": 3, "spool": 4},
+              "events": [{"step": "freeze", "time": 1.0}, {"step": "offer", "figures": {"dump_seconds": 0.5}}]}
+    destination = {"restored_at": 101.75, "events": [
+        {"step": "restore", "phase": "done", "state": "restoring", "time": 101.0},
+        {"step": "restore", "phase": "begin", "time": 101.1}, {"step": "restore", "phase": "done", "time": 101.6},
+        {"step": "restored", "phase": "done", "state": "restored", "time": 101.75}]}
+    seen = {"ssh": {"gaps": []}, "http": {"gaps": [{"until": 101.8, "ms": 900.0}]}}
+    assert figures.system_move(seen, source, destination, 5.0) == {
+        "frozen_ms": 1000.0, "floor_ms": 1000.0, "ratio": 1.0, "seconds": 5.0, "longest_gap_ms": 900.0,
+        "bytes": {"full": 1, "increment": 2, "memory": 3},
+    }
+
+
 # --- the floor ------------------------------------------------------------------------------------------------
 
 
@@ -193,19 +249,21 @@ def test_no_floor() -> None:
 
 def cells(found: Figures) -> list[list[str]]:
     """The rows of the moves."""
-    return [re.split(" {2,}", line) for line in figures.table(found).splitlines()[2:5]]
+    return [re.split(" {2,}", line) for line in figures.table(found).splitlines()[2:7]]
 
 
 def test_the_table_has_every_figure() -> None:
     assert cells(GOOD) == [
         ["stage by stage", "839 ms", "380 ms", "2.21", "790 ms", "0", "0", "124.4 MiB", "89.4 MiB", "8.91 s"],
         ["back in one command", "584 ms", "380 ms", "1.54", "601 ms", "0", "0", "0.0 MiB", "89.5 MiB", "1.23 s"],
+        ["whole system", "1,064 ms", "940 ms", "1.13", "1,101 ms", "0", "0", "317.0 MiB", "46.1 MiB", "6.01 s"],
+        ["whole system, back", "1,124 ms", "980 ms", "1.15", "1,151 ms", "0", "0", "0.0 MiB", "46.1 MiB", "2.51 s"],
         ["through two NATs", "653 ms", "402 ms", "1.62", "-", "-", "0", "126.3 MiB", "90.0 MiB", "3.63 s"],
     ]
     lines = figures.table(GOOD).splitlines()
-    assert re.split(" {2,}", lines[6]) == ["stage", "check", "finish"]
-    assert re.split(" {2,}", lines[7]) == ["took", "0.47 s", "0.42 s"]
-    for figure in ("median of 3", "6,055", "65,536", "65,535"):
+    assert re.split(" {2,}", lines[8]) == ["stage", "check", "finish"]
+    assert re.split(" {2,}", lines[9]) == ["took", "0.47 s", "0.42 s"]
+    for figure in ("median of 3", "6,055", "65,536", "65,535", "4 clients", "57 units"):
         assert figure in figures.legend(GOOD)
     assert max(len(line) for line in lines) <= 110
 
@@ -221,7 +279,9 @@ def test_the_table_without_a_floor(least: float | None, shown: str) -> None:
 def test_the_table_tells_what_was_lost_or_wrong() -> None:
     bad = changed("client.lost", 1)
     bad["client"]["wrong"], bad["server"]["values_wrong"], bad["nat"]["server"]["values_wrong"] = 2, 3, 4
-    assert [row[5:7] for row in cells(bad)] == [["1", "5"], ["1", "5"], ["-", "4"]]
+    bad["whole_system"]["clients"]["ssh"]["problem"] = "the session has ended"
+    bad["whole_system"]["system"]["restarted"] = ["ssh.service", "cron.service"]
+    assert [row[5:7] for row in cells(bad)] == [["1", "5"], ["1", "5"], ["1", "2"], ["1", "2"], ["-", "4"]]
 
 
 def test_a_wait_too_short_for_the_list() -> None:
@@ -229,12 +289,15 @@ def test_a_wait_too_short_for_the_list() -> None:
     assert cells(short)[0][4] == "< 0.05 s"
     short["client"]["problem"] = "Connection reset by peer"  # so nobody waited any more
     assert [row[4] for row in cells(short)[:2]] == ["broken", "601 ms"]
+    whole = changed("whole_system.longest_gap_ms", 0.0)
+    whole["whole_system"]["clients"]["http"]["problem"] = "the status is (500, True), not (200, True)"
+    assert [row[4] for row in cells(whole)[2:4]] == ["broken", "1,151 ms"]
 
 
 def test_the_documentation_names_every_key() -> None:
     told = figures.__doc__ or ""
     kinds = (figures.Figures, figures.NatMove, figures.Client, figures.Server, figures.Stage, figures.Bytes,
-             figures.WatchedMove, floor.Rounds)
+             figures.WatchedMove, figures.WholeSystem, figures.Service, figures.System, floor.Rounds)
     assert {key for kind in kinds for key in typing.get_type_hints(kind) if f"`{key}`" not in told} == set()
 
 

@@ -36,11 +36,11 @@ SERVICES: "dict[str, Callable[[Client], None]]" = {}
 class Client(threading.Thread):
     """The client of one service: what it has seen, and the loop that it asks in."""
 
-    def __init__(self, name: str, address: str, patience: float) -> None:
+    def __init__(self, name: str, address: str, patience: float, gaps: float) -> None:
         super().__init__(name=name, daemon=True)
-        self.address, self.patience = address, patience
+        self.address, self.patience, self.gaps = address, patience, gaps
         self.connected, self.stopped = threading.Event(), threading.Event()
-        self.told: dict[str, Any] = {"answers": 0, "longest_gap_ms": 0.0, "problem": None}
+        self.told: dict[str, Any] = {"answers": 0, "longest_gap_ms": 0.0, "gaps": [], "problem": None}
 
     def run(self) -> None:
         try:
@@ -50,13 +50,18 @@ class Client(threading.Thread):
         self.connected.set()
 
     def until_stopped(self, ask: Callable[[int], None]) -> None:
-        """Ask, with the number of the request from 1 on, until told to stop."""
+        """Ask, with the number of the request from 1 on, until told to stop; and once more, so that it still works."""
         last = time.monotonic()
-        while not self.stopped.wait(PAUSE):
+        stopped = False
+        while not stopped:
+            stopped = self.stopped.wait(PAUSE)
             ask(self.told["answers"] + 1)
             now = time.monotonic()
             self.told["answers"] += 1
-            self.told["longest_gap_ms"] = max(self.told["longest_gap_ms"], round((now - last) * 1000, 1))
+            gap = round((now - last) * 1000, 1)
+            self.told["longest_gap_ms"] = max(self.told["longest_gap_ms"], gap)
+            if now - last > self.gaps:
+                self.told["gaps"].append({"until": round(time.time(), 3), "ms": gap})
             last = now
             self.connected.set()
 
@@ -154,13 +159,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
     parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--gaps", type=float, default=float("inf"), metavar="SECONDS", help="list longer waits")
     parser.add_argument("--patience", type=float, default=120.0, metavar="SECONDS", help="how long one answer may take")
     options = parser.parse_args()
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    clients = [Client(name, options.address, options.patience) for name in SERVICES]
+    clients = [Client(name, options.address, options.patience, options.gaps) for name in SERVICES]
     for client in clients:
         client.start()
     for client in clients:
