@@ -73,8 +73,8 @@ TESTS = (
     *(f"tests/migrator/copies/test_{name}.py" for name in (
         "autostart", "bases", "forked", "late_start", "leave", "thawing", "watchdog", "watchdog_beside")),
     *(f"tests/migrator/criu/test_{name}.py" for name in (
-        "bound_sockets", "ghost_paths", "ghosts", "image_memory", "mount_plan", "mount_sources", "own_keyring",
-        "prepare_restore", "restore_config", "socket_names")),
+        "bound_sockets", "ghost_paths", "ghosts", "image_memory", "image_messages", "mount_plan", "mount_sources",
+        "own_keyring", "prepare_restore", "restore_config", "socket_names")),
     *(f"tests/migrator/host/test_{name}.py" for name in (
         "roots", "whose_cgroup")),
     *(f"tests/migrator/record/test_{name}.py" for name in (

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from migrator.criu import image_messages, terminal_mounts
+from migrator.criu import terminal_mounts
 from tests.migrator.criu_images import image, message
 
 DEVPTS, TMPFS = 6, 5
@@ -57,16 +55,12 @@ def test_there_is_nothing_to_do(service: list[bytes]) -> None:
     assert terminal_mounts.separated(before) == before
 
 
-def test_only_images_that_change_are_written(tmp_path: Path) -> None:
-    image_messages.rewrite_mounts(tmp_path, terminal_mounts.separated)
-    third = image("mounts", mount(500, "/", "/", type_=TMPFS))
+def test_what_is_no_image_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"{OWN} is not a CRIU image"):
+        terminal_mounts.separated(images(service=[mount(365, "/0", "/dev/console")]) | {OWN: b"something else"})
+
+
+def test_an_image_of_other_mounts_stays() -> None:
+    third = {"mountpoints-20.img": image("mounts", mount(500, "/", "/", type_=TMPFS))}
     named = images(own=[mount(106, "/0", "/dev/console", "console")], service=[mount(365, "/0", "/dev/console")])
-    for name, data in (named | {"mountpoints-20.img": third}).items():
-        (tmp_path / name).write_bytes(data)
-    written = (tmp_path / "mountpoints-20.img").stat().st_mtime_ns
-    image_messages.rewrite_mounts(tmp_path, terminal_mounts.separated)
-    assert (tmp_path / SERVICE).read_bytes() == terminal_mounts.separated(named)[SERVICE] != named[SERVICE]
-    assert (tmp_path / "mountpoints-20.img").stat().st_mtime_ns == written
-    (tmp_path / OWN).write_bytes(b"something else")
-    with pytest.raises(ValueError, match="not a CRIU image"):
-        image_messages.rewrite_mounts(tmp_path, terminal_mounts.separated)
+    assert terminal_mounts.separated(named | third) == terminal_mounts.separated(named) | third
