@@ -147,23 +147,20 @@ def change(pid: int, found: dict[str, int]) -> None:
     """
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    from migrator.base import libc
 
-    def must(status: int, what: str) -> None:
-        if status != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
-
+    library = libc.library()
     here, there = (os.open(f"/proc/{each}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC) for each in ("self", pid))
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_CLOEXEC)
     try:
-        must(libc.setns(there, _CLONE_NEWNS), f"the mount namespace of process {pid}")
+        libc.must(library.setns(there, _CLONE_NEWNS), f"the mount namespace of process {pid}")
         os.fchdir(root)
         os.chroot(".")
         os.chroot("/..")  # into what is mounted over it, as setns(2) does
         for target, flags in found.items():
-            must(libc.mount(None, _unescape(target), None, ctypes.c_ulong(flags), None), target)
+            libc.must(library.mount(None, _unescape(target), None, ctypes.c_ulong(flags), None), target)
     finally:
-        must(libc.setns(here, _CLONE_NEWNS), "our own mount namespace")  # and its root
+        libc.must(library.setns(here, _CLONE_NEWNS), "our own mount namespace")  # and its root
         for each in (here, there, root):
             os.close(each)
 

@@ -115,9 +115,7 @@ def _drop(act: Act) -> None:
 
 
 def _meant(mount: int, act: Act) -> os.stat_result:
-    """Status of a mount's root; raises OSError if it is not the mount that was meant, because another one has taken its
-    place or covers it.
-    """
+    """Status of a mount's root; raises OSError if it is not the one meant: another may be in its place, or over it."""
     found = os.fstat(mount)
     if f"{os.major(found.st_dev)}:{os.minor(found.st_dev)}" != act.device:
         raise OSError(errno.EINVAL, "something else is mounted there")

@@ -13,6 +13,8 @@ import os
 import struct
 from collections.abc import Collection, Iterator
 
+from migrator.base import libc
+
 # System call numbers, the same on all architectures but Alpha; the newest of these calls came with kernel 5.12.
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
 _AT_FDCWD, _AT_NOFOLLOW, _AT_EMPTY_PATH = -100, 0x100, 0x1000
@@ -25,19 +27,9 @@ _EXPIRE, _NOFOLLOW = 4, 8  # MNT_EXPIRE, UMOUNT_NOFOLLOW
 _FORBID = {"ro": 0x1, "nosuid": 0x2, "nodev": 0x4, "noexec": 0x8, "nosymfollow": 0x200000}
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _must(status: int, what: str) -> int:
-    if status < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
-    return status
-
-
 def _call(number: int, what: str, *arguments: int | bytes | None) -> int:
     given = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
-    return _must(int(_libc().syscall(ctypes.c_long(number), *given)), what)
+    return libc.must(int(libc.library().syscall(ctypes.c_long(number), *given)), what)
 
 
 @contextlib.contextmanager
@@ -99,9 +91,9 @@ def attach_beneath(mount: int, target: str) -> bool:
 def require_unused(target: str) -> None:
     """Raise OSError (EBUSY) if anything in what is mounted at `target` is in use."""
     with contextlib.suppress(BlockingIOError):  # EAGAIN: unused; it is now marked as expired, until the next access
-        _must(_libc().umount2(os.fsencode(target), _EXPIRE | _NOFOLLOW), target)
+        libc.must(libc.library().umount2(os.fsencode(target), _EXPIRE | _NOFOLLOW), target)
 
 
 def detach(target: str) -> None:
     """Unmount what is mounted at `target`; raises OSError, with EBUSY if anything in it is in use."""
-    _must(_libc().umount2(os.fsencode(target), _NOFOLLOW), target)
+    libc.must(libc.library().umount2(os.fsencode(target), _NOFOLLOW), target)

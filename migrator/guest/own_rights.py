@@ -9,11 +9,12 @@ PID namespace and in its own cgroup, so that nobody in the container sees it, an
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 import sys
 from pathlib import Path
+
+from migrator.base import libc
 
 _CAPABILITY_VERSION = 0x20080522  # _LINUX_CAPABILITY_VERSION_3
 _NEW_USER, _NEW_MOUNTS = 0x10000000, 0x20000  # CLONE_NEWUSER, CLONE_NEWNS
@@ -34,18 +35,18 @@ def take(pid: int, namespace: str, first: int) -> None:
         raise ProcessLookupError(f"process {pid} has ended")
     if _pid_namespace(pid) != _pid_namespace(first) or _pid_namespace(first) == _pid_namespace("self"):
         raise ProcessLookupError(f"process {pid} does not belong to the container")
-    libc = ctypes.CDLL(None, use_errno=True)
+    library = libc.library()
     os.setgroups([])
     if Path(f"/proc/self/fd/{users}").readlink() != Path("/proc/self/ns/user").readlink():
-        _must(libc.setns(users, _NEW_USER), "its user namespace")
-    _must(libc.setns(mounts, _NEW_MOUNTS), "its mount namespace")
+        libc.must(library.setns(users, _NEW_USER), "its user namespace")
+    libc.must(library.setns(mounts, _NEW_MOUNTS), "its mount namespace")
     os.fchdir(root)  # paths in its mountinfo start there
     os.chroot(".")
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     low, high = bounding & 0xFFFFFFFF, bounding >> 32
     sets = struct.pack("=6I", low, low, 0, high, high, 0)  # effective, permitted, inheritable; then their upper halves
-    _must(libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), sets), "its capabilities")
+    libc.must(library.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), sets), "its capabilities")
     for each in (mounts, users, root):
         os.close(each)
     os.umask(0o22)
@@ -58,8 +59,3 @@ def _pid_namespace(pid: int | str) -> Path:
 def _bounding(pid: int) -> int:
     """The capability bounding set of a process: what it and its children may have."""
     return int(Path(f"/proc/{pid}/status").read_bytes().partition(b"\nCapBnd:")[2].split()[0], 16)
-
-
-def _must(status: int, what: str) -> None:
-    if status != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)

@@ -7,6 +7,8 @@ import ctypes
 import os
 import struct
 
+from migrator.base import libc
+
 _OPENAT2 = 437  # kernel 5.6: the same number on all architectures but Alpha
 _NO_SYMLINKS, _IN_ROOT = 0x4, 0x10  # RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT
 _HOW = struct.Struct("=QQQ")  # struct open_how
@@ -17,10 +19,7 @@ def folder(pid: int, path: str) -> int:
     root = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         how = _HOW.pack(os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0, _NO_SYMLINKS | _IN_ROOT)
-        libc = ctypes.CDLL(None, use_errno=True)
-        found = int(libc.syscall(ctypes.c_long(_OPENAT2), root, os.fsencode(path), how, ctypes.c_size_t(_HOW.size)))
+        return libc.must(int(libc.library().syscall(ctypes.c_long(_OPENAT2), root, os.fsencode(path), how,
+                                                    ctypes.c_size_t(_HOW.size))), path)
     finally:
         os.close(root)
-    if found < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-    return found

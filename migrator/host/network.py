@@ -10,7 +10,6 @@ where it is, with its VLANs and flags, on whatever kind of bridge, or none.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import ipaddress
 import json
@@ -24,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from migrator.base import log, names, programs
+from migrator.base import libc, log, names, programs
 from migrator.base.internet_checksum import internet_checksum
 from migrator.base.run import run
 from migrator.errors.containers import InvalidName
@@ -319,6 +318,4 @@ def _announce(pid: int, times: Sequence[float]) -> None:
 
 
 def _setns(fd: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)  # os.setns exists only from Python 3.12 on
-    if libc.setns(fd, _CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    libc.must(libc.library().setns(fd, _CLONE_NEWNET))  # os.setns exists only from Python 3.12 on

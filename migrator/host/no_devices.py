@@ -9,7 +9,6 @@ many containers have some.
 
 from __future__ import annotations
 
-import os
 import struct
 
 _CLONE_NEWNS = 0x20000
@@ -28,12 +27,9 @@ def enter() -> None:
     """
     import ctypes
 
-    libc = ctypes.CDLL(None, use_errno=True)
+    from migrator.base import libc
 
-    def must(status: int, what: str) -> None:
-        if status != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
-
-    must(libc.unshare(_CLONE_NEWNS), "a mount namespace")
+    library = libc.library()
+    libc.must(library.unshare(_CLONE_NEWNS), "a mount namespace")
     wanted = _MOUNT_ATTR.pack(_MOUNT_ATTR_NODEV, 0, _MS_SLAVE, 0)
-    must(libc.mount_setattr(_AT_FDCWD, b"/", _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))), "/")
+    libc.must(library.mount_setattr(_AT_FDCWD, b"/", _AT_RECURSIVE, wanted, ctypes.c_size_t(len(wanted))), "/")

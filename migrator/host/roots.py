@@ -31,6 +31,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from migrator.base.libc import library, must
+
 PROC = Path("/proc")
 _AT_FDCWD = -100
 _FLAGS = 0x800 | 0x4000  # AT_NO_AUTOMOUNT, AT_STATX_DONT_SYNC
@@ -86,10 +88,7 @@ def opened(path: str) -> Opened:
 
 def take(process: int, number: int) -> int:
     """A descriptor of our own for what another process, given by its pidfd, has open as `number`; raises OSError."""
-    fd: int = libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "pidfd_getfd")
-    return fd
+    return must(int(libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)), "pidfd_getfd")
 
 
 def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:
@@ -147,7 +146,7 @@ def is_top_of_own_mount(pid: int) -> bool:
 
 def _statx(path: Path | str, mask: int) -> ctypes.Array[ctypes.c_char]:
     found = ctypes.create_string_buffer(_STATX_SIZE)
-    _must(libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), path)
+    must(libc().statx(_AT_FDCWD, os.fsencode(path), _FLAGS, mask, found), str(path))
     return found
 
 
@@ -179,7 +178,7 @@ def _lies_on_btrfs(path: Path) -> bool:
     handle = ctypes.create_string_buffer(struct.pack("=Ii", _HANDLE_MAX, 0), 8 + _HANDLE_MAX)
     mount = ctypes.c_int()
     try:
-        _must(libc().name_to_handle_at(_AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), _FOLLOW), path)
+        must(libc().name_to_handle_at(_AT_FDCWD, os.fsencode(path), handle, ctypes.byref(mount), _FOLLOW), str(path))
     except OSError as error:
         if error.errno == errno.EOPNOTSUPP:  # an overlay, for example, has no handles; btrfs does
             return False
@@ -187,11 +186,6 @@ def _lies_on_btrfs(path: Path) -> bool:
     return bool(struct.unpack_from("=Ii", handle)[1] == _BTRFS_HANDLE)
 
 
-def _must(result: int, path: Path | str) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
-
-
 @functools.cache  # all of /proc is looked at while a container is frozen
 def libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+    return library()
