@@ -107,6 +107,7 @@ def test_it_reboots_by_itself_and_is_stopped(rig: Rig, clean_hosts: CleanHosts) 
     systemd_guests.make(rig, "hosta", NAME)
     host = move(rig, "hosta")
     boot = booted(rig, host, NAME)
+    assert boot
     attach(rig, host, NAME, "systemctl", "reboot", check=False)
     wait_for(lambda: booted(rig, host, NAME) not in ("", boot), "it has booted again")
     systemd_guests.log_in_at_console(rig, host, NAME)
