@@ -48,6 +48,7 @@ WHERE: dict[str, tuple[str, ...]] = {
     "migrator/copies/thawing.py": ("*",),
     "stages/rollback.py": ("*", "!add_arguments", "!described"),
     "stages/steps/abandon.py": ("*",),
+    "stages/steps/arguments.py": ("ending",),
     "stages/steps/earlier_stay.py": ("*",),
     "stages/steps/force.py": ("*",),
     "stages/steps/gave_way.py": ("*",),
