@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from migrator.criu.image_messages import FILES, FILES_LIMIT, FILES_MAGIC, number, once, records, signed, string
 from migrator.criu.socket_names import AsksServer, Astray, Patience, View, Way, follow, superuser
-from migrator.host import roots
+from migrator.host import mount_tables, roots
 from migrator.host.mountinfo import parse_mountinfo
 from migrator.host.proc import link
 from migrator.host.roots import Root
@@ -55,7 +55,7 @@ class File(NamedTuple):
 def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
     """Raise PermissionError if CRIU would be led astray. `init` is the container's PID 1, `pids` are all its processes.
 
-    Raises OSError, and ValueError if the images make no sense.
+    Raises OSError, and ValueError if the images make no sense or more is mounted than is read.
     """
     sockets = bound(images)
     if not sockets:
@@ -65,10 +65,11 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
     again = {files[each.inode].itself for each in sockets
              if each.inode in files and not (each.deleted or each.connected)}
     root = superuser(Path(f"/proc/{init}/uid_map").read_text())
+    tables = mount_tables.MountTables()
     with contextlib.ExitStack() as stack:
         views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH),
-                       os.fsdecode(Path(f"/proc/{init}/mountinfo").read_bytes()), root)]
-        others = _others(stack, init, pids, root)
+                       tables.read(f"/proc/{init}/mountinfo"), root)]
+        others = _others(stack, init, pids, root, tables)
         patience = Patience()
         ways: dict[tuple[int, str, str], Way | str] = {}  # many sockets may have been accepted by one listener
         for each in sockets:
@@ -204,14 +205,15 @@ def _of(mount: int, views: list[View], others: Iterator[View]) -> View | None:
     return None
 
 
-def _others(stack: contextlib.ExitStack, init: int, pids: Iterable[int], root: int) -> Iterator[View]:
+def _others(stack: contextlib.ExitStack, init: int, pids: Iterable[int], root: int,
+            tables: mount_tables.MountTables) -> Iterator[View]:
     """The other mount namespaces of these processes; a process that has ended has none."""
     seen = {"", link(f"/proc/{init}/ns/mnt")}
     for pid in pids:
         namespace = link(f"/proc/{pid}/ns/mnt")
         if namespace not in seen:
             seen.add(namespace)
-            yield _view(stack, *_from_the_top(pid), root)
+            yield _view(stack, *_from_the_top(pid, tables), root)
 
 
 def _view(stack: contextlib.ExitStack, folder: int, mountinfo: str, root: int) -> View:
@@ -219,12 +221,14 @@ def _view(stack: contextlib.ExitStack, folder: int, mountinfo: str, root: int) -
     return View.of(folder, parse_mountinfo(mountinfo), root)
 
 
-def _from_the_top(pid: int) -> tuple[int, str]:
+def _from_the_top(pid: int, tables: mount_tables.MountTables) -> tuple[int, str]:
     """The root of a process's mount namespace, which may differ from that of the process, and everything mounted there.
 
-    A thread enters the namespace; the rest of the program stays where it is. Raises OSError.
+    A thread enters the namespace; the rest of the program stays where it is. Raises OSError and
+    TooManyMounts.
     """
     found: list[tuple[int, str]] = []
+    too_many: list[mount_tables.TooManyMounts] = []
 
     def work() -> None:
         with contextlib.suppress(OSError):
@@ -233,10 +237,10 @@ def _from_the_top(pid: int) -> tuple[int, str]:
                 for failed in (roots.libc().unshare(_CLONE_FS), roots.libc().setns(namespace, _CLONE_NEWNS)):
                     if failed:
                         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-                mountinfo = os.open("thread-self/mountinfo", os.O_RDONLY, dir_fd=proc)
-                with os.fdopen(mountinfo, "rb") as file:
-                    text = os.fsdecode(file.read())
+                text = tables.read(os.open("thread-self/mountinfo", os.O_RDONLY, dir_fd=proc))
                 found.append((os.open("/", os.O_PATH), text))
+            except mount_tables.TooManyMounts as error:
+                too_many.append(error)
             finally:
                 os.close(proc)
                 os.close(namespace)
@@ -244,6 +248,8 @@ def _from_the_top(pid: int) -> tuple[int, str]:
     thread = threading.Thread(target=work, name="mount-namespace", daemon=True)
     thread.start()
     thread.join(LIMIT)
+    if too_many:
+        raise too_many[0]
     if not found:
         raise PermissionError(f"the mount namespace of process {pid} cannot be examined")
     return found[0]

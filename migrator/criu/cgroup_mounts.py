@@ -16,6 +16,7 @@ from pathlib import Path
 
 from migrator.criu.image_messages import MOUNTS_MAGIC, number, once, rewrite_mounts, split, string
 from migrator.criu.protocol_buffers import bytes_field, fields, rewritten
+from migrator.host import mount_tables
 from migrator.host.mountinfo import parse_mountinfo
 
 _TYPE, _ID, _ROOT = 1, 2, 6  # mnt_entry in images/mnt.proto
@@ -27,7 +28,7 @@ def name_roots(images: Path, pids: Iterable[int], cgroup: str, proc: str = "/pro
     """Write the roots of cgroup mounts into the images of a dump of the processes `pids`.
 
     `cgroup` is the container's own, as a path from the top of the hierarchy, which is how mountinfo shows roots on this
-    host. Raises OSError, and ValueError if an image is damaged.
+    host. Raises OSError, and ValueError if an image is damaged or more is mounted than is read.
     """
     if roots := below(pids, cgroup, proc):
         rewrite_mounts(images, lambda texts: {name: named(image, name, roots) for name, image in texts.items()})
@@ -35,13 +36,13 @@ def name_roots(images: Path, pids: Iterable[int], cgroup: str, proc: str = "/pro
 
 def below(pids: Iterable[int], cgroup: str, proc: str = "/proc") -> dict[int, bytes]:
     """The roots of cgroup mounts below the container's top, by mount id, in the mount namespaces of these processes."""
-    found, seen = {}, set()
+    found, seen, tables = {}, set(), mount_tables.MountTables()
     for pid in pids:
         try:
             namespace = os.readlink(f"{proc}/{pid}/ns/mnt")  # noqa: PTH115  # it leads to no file
             if namespace in seen:
                 continue
-            lines = parse_mountinfo(os.fsdecode(Path(f"{proc}/{pid}/mountinfo").read_bytes()))
+            lines = parse_mountinfo(tables.read(f"{proc}/{pid}/mountinfo"))
         except OSError:  # a zombie, which has no mount namespace
             continue
         seen.add(namespace)

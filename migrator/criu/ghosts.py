@@ -28,6 +28,7 @@ from migrator.criu.image_messages import (
     split,
     string,
 )
+from migrator.host import mount_tables
 from migrator.host.mountinfo import parse_mountinfo
 
 OLD_FILES = "reg-files.img"
@@ -71,13 +72,12 @@ def require_here(images: Path, init: int, proc: str = "/proc") -> None:
     """Raise PermissionError if the destination would refuse it; checked in the frozen container itself.
 
     What is on mounts of a mount namespace other than PID 1's is left to the destination. Raises OSError, and ValueError
-    if the images make no sense.
+    if the images make no sense or more is mounted than is read.
     """
     found = ghosts(images)
     if not found:
         return
-    seen = os.fsdecode(Path(f"{proc}/{init}/mountinfo").read_bytes())
-    mounts = {mount.id for mount in parse_mountinfo(seen)}
+    mounts = {mount.id for mount in parse_mountinfo(mount_tables.MountTables().read(f"{proc}/{init}/mountinfo"))}
     root = os.open(f"{proc}/{init}/root", os.O_PATH | os.O_CLOEXEC)
     try:
         for mount, name, kind in found:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 
+from migrator.host import mount_tables
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,8 +38,10 @@ def record(pids: Iterable[int]) -> str:
     mountinfo lists only the mounts below the process's root (show_mountinfo in the kernel's fs/proc_namespace.c). CRIU
     takes the mounts of a namespace from one process in it (collect_mntinfo in criu/mount.c), and a container can
     arrange which. So a process only stands for those that are in its namespace and have the very same root.
+
+    Raises TooManyMounts if there are more than are read.
     """
-    text = ""
+    text, tables = "", mount_tables.MountTables()
     seen = set()
     for pid in pids:
         try:
@@ -46,7 +50,7 @@ def record(pids: Iterable[int]) -> str:
                 continue
             own_id = inside(pid)
             text += "".join(f"{own_id} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
-                            for target, found in mounts(_read(f"/proc/{pid}/mountinfo")).items()
+                            for target, found in mounts(tables.read(f"/proc/{pid}/mountinfo")).items()
                             if any(each.forbidden for each in found) for each in found)
             seen.add(sees)
         except (FileNotFoundError, ProcessLookupError):  # a zombie, which has none
@@ -125,19 +129,27 @@ def missing(recorded: dict[str, list[set[str]]], mountinfo: str) -> dict[str, in
 
 
 def tighten(text: str, pids: Iterable[int]) -> None:
-    """Forbid on the mounts of a container, whose processes are `pids`, what a record says; raises OSError."""
+    """Forbid on the mounts of a container, whose processes are `pids`, what a record says.
+
+    Raises OSError, and TooManyMounts if more is mounted there than is read.
+    """
     recorded: dict[int, dict[str, list[set[str]]]] = {}
     for line in filter(None, text.split("\n")):
         own_id, words, target = line.split(" ")
         recorded.setdefault(int(own_id), {}).setdefault(target, []).append(set(words.split(",")) & FORBID.keys())
     for pid in pids:
         if recorded and (wanted := recorded.pop(inside(pid), None)) is not None:
-            found = missing(wanted, _read(f"/proc/{pid}/mountinfo"))
+            found = missing(wanted, _restored(pid))
             if reached := {target: flags for target, flags in found.items() if flags is not None}:
                 change(pid, {target: REMOUNT | flags for target, flags in reached.items()})
-            if left := missing(wanted, _read(f"/proc/{pid}/mountinfo")):
+            if left := missing(wanted, _restored(pid)):
                 raise OSError(f"{', '.join(left)} could not be mounted as before"
                               + (", as another mount hides it" if None in left.values() else ""))
+
+
+def _restored(pid: int) -> str:
+    """What a process of a restored container has mounted; raises TooManyMounts and OSError."""
+    return os.fsdecode(mount_tables.read(f"/proc/{pid}/mountinfo", mount_tables.RESTORED_LIMIT))
 
 
 def change(pid: int, found: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 
 from migrator.criu.mount_flags import _CLONE_NEWNS, _read
+from migrator.host import mount_tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -141,17 +142,23 @@ def _seen(pids: Iterable[int]) -> Iterator[str]:
     """What is mounted in each mount namespace: from the top, with the images' names, and as each process sees it.
 
     With a root of its own, a process sees less, under other names; but also what the top is mounted over.
+
+    Raises TooManyMounts if they differ in more than is read.
     """
     texts: set[str] = set()
     namespaces = set()
+    left = mount_tables.RESTORED_LIMIT
     for pid in pids:
         try:
-            texts.add(_read(f"/proc/{pid}/mountinfo"))
+            text = os.fsdecode(mount_tables.read(f"/proc/{pid}/mountinfo", left))
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except OSError as error:
             if error.errno in (2, 3, 22):  # ENOENT, ESRCH, EINVAL: a zombie, which has none
                 continue
             raise
+        if text not in texts:
+            texts.add(text)
+            left -= len(text)
         if namespace not in namespaces:
             namespaces.add(namespace)
             yield _from_the_top(pid)
@@ -169,8 +176,8 @@ def _from_the_top(pid: int) -> str:
         if libc.setns(there, _CLONE_NEWNS):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), f"mount namespace of process {pid}")
         try:
-            with open(os.open("mountinfo", os.O_RDONLY, dir_fd=proc), errors="surrogateescape", newline="\n") as file:
-                return file.read()
+            return os.fsdecode(mount_tables.read(os.open("mountinfo", os.O_RDONLY, dir_fd=proc),
+                                                 mount_tables.RESTORED_LIMIT))
         finally:
             if libc.setns(here, _CLONE_NEWNS):  # and its root
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "our own mount namespace")

@@ -17,6 +17,8 @@ from __future__ import annotations
 import errno
 import os
 
+from migrator.host import mount_tables
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,7 +31,7 @@ DEFAULT = "some 200000 2000000"
 VARIABLE = b"MEMORY_PRESSURE_WRITE="  # followed by base64 (systemd.exec(5))
 _NUMBER_MAX = 10  # digits
 ENVIRONMENT_LIMIT = 1 << 20  # bytes; a process can declare any of its memory to be its environment (prctl(2))
-_READ_LIMIT = 32 << 20  # bytes of any other file in /proc; a mount or a mapping takes a few hundred
+_READ_LIMIT = 32 << 20  # bytes of any other file in /proc but mountinfo; a mapping takes a few hundred
 _CTL_ADD, _CTL_DEL = 1, 2  # sys/epoll.h
 PROC = "/proc"
 
@@ -225,12 +227,13 @@ def _borrowed(pid: int, fd: int) -> int:
 def _is_of_cgroup(pid: int, fd: int) -> bool:
     """Whether a descriptor is of a file in a cgroup file system.
 
-    The file system is not asked itself: its server may stand still with the container.
+    The file system is not asked itself: its server may stand still with the container. Raises OSError, TooManyMounts.
     """
     for line in _read(f"{PROC}/{pid}/fdinfo/{fd}").splitlines():
         if line.startswith(b"mnt_id:"):
             mount = line.split()[1]
-            for each in _read(f"{PROC}/{pid}/mountinfo").splitlines():
+            seen = mount_tables.read(f"{PROC}/{pid}/mountinfo", mount_tables.RESTORED_LIMIT)
+            for each in seen.split(b"\n"):
                 if each.split(b" ", 1)[0] == mount:
                     return each.partition(b" - ")[2].startswith(b"cgroup2 ")
     return False

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 
 from migrator.criu import mount_flags
+from migrator.host import mount_tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,14 +31,14 @@ _MS_SLAVE = 1 << 19
 
 
 def record(pids: Iterable[int]) -> str:
-    """The record of such mounts in all the mount namespaces of these processes."""
-    text, seen = "", set()
+    """The record of such mounts in all the mount namespaces of these processes; raises TooManyMounts."""
+    text, seen, tables = "", set(), mount_tables.MountTables()
     for pid in pids:
         try:
             namespace = os.readlink(f"{PROC}/{pid}/ns/mnt")
             if namespace not in seen:
                 inside = mount_flags.inside(pid)
-                text += "".join(f"{inside} {target}\n" for target, kind in _kinds(pid) if kind == {"master"})
+                text += "".join(f"{inside} {target}\n" for target, kind in _kinds(pid, tables) if kind == {"master"})
                 seen.add(namespace)
         except OSError:  # a zombie, which has no mount namespace
             continue
@@ -47,7 +48,8 @@ def record(pids: Iterable[int]) -> str:
 def make_slaves(text: str, pids: Iterable[int]) -> None:
     """Make the recorded mounts slaves without a peer group again.
 
-    `pids` are the processes of the restored container. Raises OSError, and ValueError if the record is damaged.
+    `pids` are the processes of the restored container. Raises OSError, and ValueError if the record is damaged, or
+    more is mounted there than is read.
     """
     wanted: dict[int, set[str]] = {}
     for line in filter(None, text.split("\n")):
@@ -55,17 +57,17 @@ def make_slaves(text: str, pids: Iterable[int]) -> None:
         wanted.setdefault(int(own_id), set()).add(target)
     for pid in pids if wanted else ():
         if targets := wanted.pop(mount_flags.inside(pid), None):
-            shared = {target for target, kind in _kinds(pid) if kind == {"master", "shared"}}
+            tables = mount_tables.MountTables(mount_tables.RESTORED_LIMIT)
+            shared = {target for target, kind in _kinds(pid, tables) if kind == {"master", "shared"}}
             if again := targets & shared:
                 mount_flags.change(pid, dict.fromkeys(again, _MS_SLAVE))
 
 
-def _kinds(pid: int) -> Iterator[tuple[str, set[str]]]:
+def _kinds(pid: int, tables: mount_tables.MountTables) -> Iterator[tuple[str, set[str]]]:
     """Each mount that a process sees: its target, and the names of its optional fields (proc_pid_mountinfo(5))."""
-    with open(f"{PROC}/{pid}/mountinfo", errors="surrogateescape", newline="\n") as file:
-        for line in filter(None, file.read().split("\n")):
-            words = line.partition(" - ")[0].split(" ")
-            yield words[4], {word.partition(":")[0] for word in words[6:]}
+    for line in filter(None, tables.read(f"{PROC}/{pid}/mountinfo").split("\n")):
+        words = line.partition(" - ")[0].split(" ")
+        yield words[4], {word.partition(":")[0] for word in words[6:]}
 
 
 def separated(images: dict[str, bytes]) -> dict[str, bytes]:

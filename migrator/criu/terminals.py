@@ -17,6 +17,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from migrator.host import mount_tables
 from migrator.host.mountinfo import MountLine, parse_mountinfo
 
 RECORD = "terminals"  # the file that travels beside the images
@@ -57,9 +58,9 @@ def index(line: MountLine) -> int | None:
 
 
 def found(pid: int) -> list[Terminal]:
-    """The terminals that LXC has mounted in the container whose PID 1 is `pid`."""
+    """The terminals that LXC has mounted in the container whose PID 1 is `pid`; raises TooManyMounts and OSError."""
     mounted: dict[str, Terminal] = {}
-    for line in parse_mountinfo(os.fsdecode(Path(f"/proc/{pid}/mountinfo").read_bytes())):
+    for line in parse_mountinfo(mount_tables.MountTables().read(f"/proc/{pid}/mountinfo")):
         target = line.target.lstrip("/")
         if index(line) is not None:
             seen = Path(f"/proc/{pid}/root", target).stat()

@@ -9,6 +9,7 @@ and they are not undone. The symlink /etc/localtime is replaced by a file, and b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from migrator.errors.memory import GuestNotReady
 from migrator.errors.this_host import CommandFailed, CommandTimeout
 from migrator.guest import acts, localtime
 from migrator.guest.acts import Act
-from migrator.host import lxc
+from migrator.host import lxc, mount_tables
 from migrator.host.mountinfo import MountLine, parse_mountinfo
 from migrator.host.proc import link, read_text
 
@@ -68,7 +69,10 @@ def needed(mounts: Mounts) -> Iterator[Act]:
 
 
 def seen(init: int, pids: Collection[int]) -> Mounts:
-    """What a container with this first process and these processes has mounted; raises OSError if it has ended."""
+    """What a container with this first process and these processes has mounted.
+
+    Raises OSError if it has ended, TooManyMounts if it has more than is read.
+    """
     own = link(f"/proc/{init}/ns/mnt")
     if not own:
         raise ProcessLookupError(f"process {init} has ended")
@@ -76,7 +80,11 @@ def seen(init: int, pids: Collection[int]) -> Mounts:
     for pid in pids:
         if len(first) < NAMESPACES_MAX and (namespace := link(f"/proc/{pid}/ns/mnt")):
             first.setdefault(namespace, pid)
-    lines = {namespace: parse_mountinfo(read_text(f"/proc/{pid}/mountinfo")) for namespace, pid in first.items()}
+    tables, lines = mount_tables.MountTables(), dict[str, list[MountLine]]()
+    for namespace, pid in first.items():
+        lines[namespace] = []
+        with contextlib.suppress(OSError):  # it has ended
+            lines[namespace] = parse_mountinfo(tables.read(f"/proc/{pid}/mountinfo"))
     outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))}
     return Mounts(own, lines, first, outside)
 
@@ -107,7 +115,7 @@ def make_ready(name: str, init: int, processes: Callable[[], Collection[int]], *
                     raise GuestNotReady(name=name, target=act.target, reason=trouble)
                 log.debug(f"{name}: {act.kind} {act.target}")
             todo = []
-    except (CommandFailed, CommandTimeout, OSError) as error:
+    except (CommandFailed, CommandTimeout, OSError, mount_tables.TooManyMounts) as error:
         raise GuestNotReady(name=name, target="its mounts", reason=error) from error
 
 

@@ -53,7 +53,10 @@ def parse_status(text: str) -> Status | None:
 
 
 def read_text(path: str) -> str:
-    """A file in /proc, or "" if it cannot be read: the process has ended, or we may not."""
+    """A file in /proc, or "" if it cannot be read: the process has ended, or we may not.
+
+    Not for one that a container can make as large as it likes: see `mount_tables`.
+    """
     try:
         with open(path, "rb") as file:
             return file.read().decode(errors="replace")

@@ -29,6 +29,7 @@ from migrator.errors.containers import ContainerChanged
 from migrator.errors.memory import DowntimeExceeded, DumpFailed
 from migrator.guest import live_steps, localtime
 from migrator.host import cgroups, lxc, network
+from migrator.host.mount_tables import TooManyMounts
 from migrator.record import image_folders, next_commands
 from migrator.record.detail import BeforeStill, Figures
 from migrator.record.next_commands import this_host
@@ -53,7 +54,10 @@ class Dump:
         self.init = remains.init_of(container)
         self.cgroup = container.cgroup
         self.ports = network.ports(self.pid)
-        self.terminals = terminals.found(self.pid)
+        try:
+            self.terminals = terminals.found(self.pid)
+        except TooManyMounts as error:
+            raise DumpFailed(name=container.name, reason=str(error), log="not there") from error
         self.images = standstill.layout.image_folders()[0]
 
     def described(self) -> Result:

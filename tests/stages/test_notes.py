@@ -11,7 +11,7 @@ import pytest
 
 from migrator.criu import at_restore, criu_dump, dump_notes, mount_flags, restore
 from migrator.errors.memory import DumpFailed
-from migrator.host import cgroup_limits, cgroups, network
+from migrator.host import cgroup_limits, cgroups, mount_tables, network
 from migrator.record import image_folders, migration_paths
 from stages.steps import dump
 
@@ -77,3 +77,14 @@ def test_what_is_no_text_comes_back_as_it_was(dumping: dump.Dump, monkeypatch: p
     dump_notes.write(dumping.images, dumping._notes())
     assert (dumping.images / mount_flags.RECORD).read_bytes() == b"1 ro /\xff\xc3\xa9\n"
     assert at_restore.noted(str(dumping.images), mount_flags.RECORD, LIMIT) == f"1 ro {target}\n"
+
+
+def test_more_mounts_than_are_read_fail_the_dump(dumping: dump.Dump, monkeypatch: pytest.MonkeyPatch) -> None:
+    def grown(_: object) -> str:
+        raise mount_tables.TooManyMounts("more is mounted")
+
+    monkeypatch.setattr(mount_flags, "record", grown)
+    with pytest.raises(DumpFailed, match="could not dump web: more is mounted"):
+        dumping._notes()
+    with pytest.raises(DumpFailed, match="could not dump web: more is mounted"):
+        dumping.prepare()

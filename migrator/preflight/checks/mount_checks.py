@@ -11,6 +11,7 @@ from migrator.guest import live_steps
 from migrator.host.mountinfo import ON_DISKS, SOURCELESS, Mount
 from migrator.preflight.checks.case import LIVE, Case, Check, holder
 from migrator.preflight.checks.config_checks import answered
+from migrator.preflight.facts import mounts_seen
 from migrator.preflight.facts.container_facts import ContainerFacts
 from migrator.preflight.facts.task_facts import Note
 from migrator.preflight.findings import Finding, Severity, define
@@ -42,7 +43,10 @@ BOUND = define("bind-mount", WARNING, """Files on the host stay there: the resto
     destination has under that path.""")
 TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
     none. (LXC's own console and ttys do not matter: they are replaced by new ones.)""", memory_only=True)
-
+TOO_MANY = define("mounts-too-many", ERROR, """Of what is mounted in a container, migrator reads 16 MiB, in all of its
+    mount namespaces together (a mount usually takes 100 to 300 bytes of /proc/PID/mountinfo): a mount costs the
+    container little, and its line may be very long, so that reading all of it could take all of the host's memory. What
+    is not read cannot be checked, and the dump would fail.""", memory_only=True)
 SHARING = define("mount-propagation", ERROR, """CRIU restores how a mount propagates by copying that from another of its
     peer group, which the kernel allows only where that one shows all that this one shows
     (restore_one_sharing_group in criu/mount-v2.c).""", memory_only=True)
@@ -121,6 +125,15 @@ def supported(case: Case) -> Iterator[Finding]:
         elif mount.kind == "deleted":
             yield DELETED.found(f"What is mounted at {mount.target} in {case.container.name} has been deleted.",
                                 _capital(_unmount(case, mount)))
+
+
+def read(case: Case) -> Iterator[Finding]:
+    for note in case.notes(mounts_seen.TOO_MANY)[:1]:
+        yield TOO_MANY.found(
+            f"{case.container.name} has more mounted than is read (all of its mount namespaces together, up to "
+            f"{holder(note)}).",
+            f"See how many mounts that one has, and how long they are: wc /proc/{note.pid}/mountinfo -- and unmount "
+            "what is not needed, or restart the container.")
 
 
 def _unmount(case: Case, mount: Mount) -> str:
@@ -234,4 +247,4 @@ def _terminal(path: str) -> bool:
     return path.startswith("/dev/pts/") or path == "/dev/console"
 
 
-CHECKS: tuple[Check, ...] = (supported, sandboxes, sources, disks, bound)
+CHECKS: tuple[Check, ...] = (read, supported, sandboxes, sources, disks, bound)

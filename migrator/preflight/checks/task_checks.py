@@ -100,7 +100,7 @@ SOCKET_ASTRAY = define("socket-astray", ERROR, """CRIU rebinds a UNIX socket to 
     mount and network namespace; the dump finds all others, and names that lead to another socket, and the container
     keeps running here.""",
     memory_only=True)
-INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes or descriptors than are examined.",
+INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes, descriptors or mounts than are examined.",
     memory_only=True)
 SYSTEMD = define("systemd-guest", INFO, """Unless told not to, systemd uses what CRIU cannot dump: nested namespaces,
     BPF programs, watches on symbolic links.""", memory_only=True)
@@ -141,7 +141,7 @@ def origin(case: Case) -> Iterator[Finding]:
         yield CHROOT.found(f"The root folder of PID 1 is {case.container.init_root}.",
                            "Start the container from a host whose own root is a mount point (not in a chroot).")
     if not case.container.tasks.complete:
-        yield INCOMPLETE.found(f"{case.container.name} has more processes or descriptors than were examined.")
+        yield INCOMPLETE.found(f"{case.container.name} has more processes, descriptors or mounts than were examined.")
 
 
 def files(case: Case) -> Iterator[Finding]:

@@ -23,9 +23,9 @@ from migrator.host import cgroups, lxc, mountinfo, net_state, roots
 from migrator.host.mountinfo import Mount, parse_mountinfo
 from migrator.host.net_state import Interface, Unsaved
 from migrator.host.proc import link, read_text
-from migrator.preflight.facts import apparmor_facts, fixed_paths, task_facts
+from migrator.preflight.facts import apparmor_facts, fixed_paths, mounts_seen, task_facts
 from migrator.preflight.facts.apparmor_facts import AppArmor
-from migrator.preflight.facts.task_facts import Tasks
+from migrator.preflight.facts.task_facts import Note, Tasks
 
 if TYPE_CHECKING:
     from migrator.host.lxc import Container
@@ -112,7 +112,11 @@ def _own_text(container: Container) -> str:
 def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
     pids = [pid for pid in cgroups.processes(str(cgroup)) if pid > 0]
     tasks, networks = task_facts.gather(init, pids), net_state.namespaces(init, pids)
-    lines = parse_mountinfo(read_text(f"/proc/{init}/mountinfo"))
+    seen = mounts_seen.MountsSeen()
+    lines = seen.by(init)
+    if not seen.are_all:
+        tasks = dataclasses.replace(tasks, complete=False, notes=(
+            *tasks.notes, Note(mounts_seen.TOO_MANY, "", pid=init, task=read_text(f"/proc/{init}/comm").strip())))
     mounts = mountinfo.classify(lines, parse_mountinfo(read_text("/proc/self/mountinfo")),
                                 [entry.target for entry in facts.config.mounts if entry.bind])
     fixed, owned = fixed_paths.gather(

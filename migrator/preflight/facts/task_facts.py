@@ -19,9 +19,9 @@ from collections.abc import Collection
 
 from migrator.criu import ghost_paths, socket_names, terminals
 from migrator.host import descent, proc, roots
-from migrator.host.mountinfo import MountLine, may_wait, parse_mountinfo
+from migrator.host.mountinfo import may_wait
 from migrator.host.proc import Status, link, read_text
-from migrator.preflight.facts import sandbox_facts, unix_facts, watch_facts
+from migrator.preflight.facts import mounts_seen, sandbox_facts, unix_facts, watch_facts
 
 TASKS_MAX = 10_000
 DESCRIPTORS_MAX = 100_000
@@ -75,7 +75,8 @@ def gather(init: int, in_cgroup: Collection[int]) -> Tasks:
     look.own = descent.of(init, statuses, lambda pid: statuses[pid].parent if pid in statuses else 0)
     for status in statuses.values():
         if status.pid in look.own:
-            look.mounts_of(status.pid)
+            look.mounts.by(status.pid)
+            look.note_unread_mounts(status)
     for status in statuses.values():
         _look_at_task(look, status, statuses, in_cgroup)
         look.descriptors(status)
@@ -144,11 +145,9 @@ class _Look:
         self.own = {init}  # the processes that descend from it
         self.namespaces = {kind: link(f"/proc/{init}/ns/{kind}") for kind in NAMESPACES}
         self.left = DESCRIPTORS_MAX
-        self.mounts: dict[str, list[MountLine]] = {}  # for each mount namespace
+        self.mounts = mounts_seen.MountsSeen()
         self.sandboxes: dict[str, Status] = {}  # the first process in each mount namespace of their own
         self.held: dict[int, Status] = {}  # by the id of a mount, the first process that has something in it open
-        self.mount_ids: set[int] = set()  # of all mount namespaces that belong to the container
-        self.terminals: set[str] = set()  # the devices of its devpts file systems
         self.slaves: dict[tuple[int, int], tuple[str, Status]] = {}  # (devpts, index) of pseudo-terminals
         self.masters: set[tuple[int, int]] = set()  # likewise; a devpts of 0 stands for any
         self.pipes: dict[str, tuple[int, Status]] = {}  # which ends of each pipe are open: 1 read, 2 write
@@ -169,18 +168,14 @@ class _Look:
         else:
             self.complete = False
 
-    def mounts_of(self, pid: int) -> list[MountLine]:
-        """The mounts seen by one of the container's own processes."""
-        namespace = link(f"/proc/{pid}/ns/mnt")
-        if namespace not in self.mounts:
-            self.mounts[namespace] = parse_mountinfo(read_text(f"/proc/{pid}/mountinfo"))
-            self.mount_ids |= {line.id for line in self.mounts[namespace]}
-            self.terminals |= {line.device for line in self.mounts[namespace] if line.type == "devpts"}
-        return self.mounts[namespace]
+    def note_unread_mounts(self, status: Status) -> None:
+        if self.mounts.too_many_for == status.pid:
+            self.note(mounts_seen.TOO_MANY, "", status)
+            self.complete = False
 
     def sandboxed(self, first: Status | None) -> None:
-        nested = {namespace: self.mounts.get(namespace, []) for namespace in self.sandboxes}
-        for kind, detail, status, busy in sandbox_facts.found(first, self.mounts_of(self.init), nested, self.sandboxes,
+        nested = {namespace: self.mounts.within(namespace) for namespace in self.sandboxes}
+        for kind, detail, status, busy in sandbox_facts.found(first, self.mounts.by(self.init), nested, self.sandboxes,
                                                               self.held) if first else ():
             self.note(kind, detail, status, of_unit=True, busy=busy)
 
@@ -245,7 +240,7 @@ class _Look:
         mount = watch_facts.fdinfo(path, "mnt_id")
         if mount:
             self.held.setdefault(int(mount), status)
-        if mount and int(mount) not in self.mount_ids and not self.is_lxcs(_pts(found)):
+        if mount and not self.mounts.hold(int(mount)) and not self.is_lxcs(_pts(found)):
             self.note("outside-file", target, status)
 
     def deleted(self, status: Status, target: str, found: roots.Opened) -> None:
@@ -254,7 +249,8 @@ class _Look:
         name = target.removesuffix(" (deleted)")
         self.note("deleted-file", name, status, found.size)
         namespace = self.namespaces["mnt"]
-        if link(f"/proc/{status.pid}/ns/mnt") != namespace or may_wait(name, self.mounts.get(namespace, [])):
+        if link(f"/proc/{status.pid}/ns/mnt") != namespace or not self.mounts.are_all or may_wait(
+                name, self.mounts.within(namespace)):
             return  # if it has mounts of its own, that path says nothing about them; as in `ghosts.require_here`
         with contextlib.suppress(OSError):
             root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
@@ -270,7 +266,7 @@ class _Look:
         Those in other mount and network namespaces are entirely up to that module.
         """
         patience = socket_names.Patience()
-        for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets else ():
+        for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets and self.mounts.are_all else ():
             status = self.unix_sockets.get(inode)
             if not status or not its.name.startswith("/"):
                 continue
@@ -279,7 +275,7 @@ class _Look:
             with contextlib.suppress(OSError):
                 root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
                 try:
-                    socket_names.follow(socket_names.View.of(root, self.mounts_of(self.init), 0), its.name, patience)
+                    socket_names.follow(socket_names.View.of(root, self.mounts.by(self.init), 0), its.name, patience)
                 except socket_names.Astray as error:
                     self.note("socket-astray", f"{its.name} {error}", status)
                 finally:
@@ -292,7 +288,7 @@ class _Look:
         elif stat.S_ISCHR(found.mode) and (major, minor) == PTMX:
             index = watch_facts.fdinfo(path, "tty-index")
             if index:  # /dev/ptmx may be a device node by itself, outside every devpts
-                self.masters.add((found.device if _shown(found.device) in self.terminals else 0, int(index)))
+                self.masters.add((found.device if _shown(found.device) in self.mounts.terminals else 0, int(index)))
         else:
             kind = "char" if stat.S_ISCHR(found.mode) else "block"
             self.note("device", f"{kind} {major}:{minor} {target}", status)
@@ -304,10 +300,10 @@ class _Look:
         host's devpts.
         """
         return place is not None and any((line.device, terminals.index(line)) == (_shown(place[0]), place[1])
-                                         for line in self.mounts.get(self.namespaces["mnt"], ()))
+                                         for line in self.mounts.within(self.namespaces["mnt"]))
 
     def watches(self, status: Status, path: str) -> None:
-        for kind, shown in watch_facts.watches(path, status.pid, self.mounts.get(self.namespaces["mnt"], [])):
+        for kind, shown in watch_facts.watches(path, status.pid, self.mounts.within(self.namespaces["mnt"])):
             self.note(f"watch-{kind}", shown, status)
 
     def still_waiting(self) -> None:

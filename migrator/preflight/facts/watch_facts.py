@@ -35,13 +35,12 @@ def fdinfo(fd_path: str, key: str) -> str:
     return ""
 
 
-def fdinfo_lines(fd_path: str) -> list[str]:
-    """The lines of fdinfo for a path such as /proc/1/fd/3."""
-    try:
-        with open(fd_path.replace("/fd/", "/fdinfo/"), "rb") as file:
-            return file.read().decode(errors="replace").split("\n")
-    except OSError:
-        return []
+def fdinfo_lines(fd_path: str) -> Iterator[str]:
+    """The lines of fdinfo for a path such as /proc/1/fd/3, one by one: a process can have any number of locks, watches.
+    """
+    with contextlib.suppress(OSError), open(fd_path.replace("/fd/", "/fdinfo/"), "rb") as file:
+        for line in file:
+            yield line.decode(errors="replace")
 
 
 def parse_watch(line: str) -> tuple[str, int, int, bytes] | None:

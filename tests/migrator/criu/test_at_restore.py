@@ -207,7 +207,7 @@ def test_it_imports_next_to_nothing() -> None:
         *(f"migrator.{name}" for name in (
             "base", "base.deep_folders", "base.durable", "criu", "criu.at_restore", "criu.mount_flags",
             "criu.mount_sources", "criu.pressure_triggers", "criu.ran_mark", "criu.slave_mounts",
-            "criu.systemd_managers", "host", "host.cgroup_limits", "host.cgroups"))}
+            "criu.systemd_managers", "host", "host.cgroup_limits", "host.cgroups", "host.mount_tables"))}
 
 
 def test_a_record_is_read_whole_or_not_at_all(images: Path) -> None:

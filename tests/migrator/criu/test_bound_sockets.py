@@ -19,6 +19,7 @@ import pytest
 from migrator.criu import bound_sockets, image_messages, socket_names
 from migrator.criu.bound_sockets import Bound
 from migrator.host import roots
+from migrator.host.mount_tables import MountTables
 from tests.migrator.criu_images import image, message
 
 
@@ -400,7 +401,7 @@ def test_in_a_mount_namespace_of_its_own(tmp_path: Path, chroot: str) -> None:
         inode = int(process.stdout.readline())
         try:
             # What the process sees of its mounts begins at its root; so the numbers are asked in the namespace.
-            seen = bound_sockets._from_the_top(process.pid)
+            seen = bound_sockets._from_the_top(process.pid, MountTables())
             assert fcntl.fcntl(seen[0], fcntl.F_GETFL) & os.O_PATH, "to open it for reading may wait for a server"
             os.close(seen[0])
             (mount,) = (int(line.split()[0]) for line in seen[1].splitlines() if f" {away} " in line)
@@ -428,9 +429,9 @@ def test_each_mount_namespace_is_looked_into_once(tmp_path: Path, monkeypatch: p
     entered: list[int] = []
     honest = bound_sockets._from_the_top
 
-    def enter(pid: int) -> tuple[int, str]:
+    def enter(pid: int, tables: MountTables) -> tuple[int, str]:
         entered.append(pid)
-        return honest(pid)
+        return honest(pid, tables)
 
     monkeypatch.setattr(bound_sockets, "_from_the_top", enter)
     with subprocess.Popen(["unshare", "--mount", "sh", "-c", "echo; read line"], stdin=subprocess.PIPE,
@@ -445,7 +446,7 @@ def test_each_mount_namespace_is_looked_into_once(tmp_path: Path, monkeypatch: p
 
 def test_a_mount_namespace_that_cannot_be_entered() -> None:
     with pytest.raises(PermissionError, match=f"the mount namespace of process {ENDED} cannot be examined"):
-        bound_sockets._from_the_top(ENDED)
+        bound_sockets._from_the_top(ENDED, MountTables())
 
 
 class Entering:
@@ -468,7 +469,7 @@ class Entering:
 def test_who_has_not_entered_it_does_not_take_his_own_for_it(monkeypatch: pytest.MonkeyPatch, libc: Entering) -> None:
     monkeypatch.setattr(roots, "libc", lambda: libc)
     with pytest.raises(PermissionError, match="cannot be examined"):
-        bound_sockets._from_the_top(os.getpid())
+        bound_sockets._from_the_top(os.getpid(), MountTables())
 
 
 def test_a_mount_namespace_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,7 +480,7 @@ def test_a_mount_namespace_that_never_answers_holds_nobody_up(monkeypatch: pytes
     monkeypatch.setattr(bound_sockets, "LIMIT", 0.1)
     try:
         with pytest.raises(PermissionError, match="cannot be examined"):
-            bound_sockets._from_the_top(os.getpid())
+            bound_sockets._from_the_top(os.getpid(), MountTables())
         (waiting,) = set(threading.enumerate()) - before
         assert waiting.daemon
     finally:

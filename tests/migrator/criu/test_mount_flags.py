@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from migrator.criu import mount_flags
-from migrator.host import roots
+from migrator.host import mount_tables, roots
 from migrator.host.mountinfo import parse_mountinfo
 
 BEFORE = r"""
@@ -127,9 +127,9 @@ def test_a_pile_of_mounts() -> None:
 
 
 def test_a_record_has_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount_flags, "_read", {
-        "/proc/7/mountinfo": table(ROOT, "2 1 /srv ro,nosuid", "3 2 /srv rw", "4 1 /x rw"),
-        "/proc/7/status": "Name:\tx\nNSpid:\t7\t1\n"}.__getitem__)
+    seen = table(ROOT, "2 1 /srv ro,nosuid", "3 2 /srv rw", "4 1 /x rw").encode()
+    monkeypatch.setattr(mount_tables, "read", lambda path, _: {"/proc/7/mountinfo": seen}[path])
+    monkeypatch.setattr(mount_flags, "inside", {7: 1}.__getitem__)
     monkeypatch.setattr(mount_flags, "_sees", lambda _: "all")
     assert mount_flags.record([7]) == "1 nosuid,ro /srv\n1 - /srv\n"
     mount_flags.tighten(mount_flags.record([7]), [7])
@@ -147,17 +147,16 @@ class Container:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, mount_ids: bool = True) -> None:
         self.seen = {1000: self.FIRST, 1001: self.SECOND, 1002: self.JAIL, 1003: self.SECOND}
         self.read: list[int] = []
-        monkeypatch.setattr(mount_flags, "_read", self._read)
+        monkeypatch.setattr(mount_tables, "read", self._read)
+        monkeypatch.setattr(mount_flags, "inside", lambda pid: pid - 999)
         monkeypatch.setattr(os, "readlink", lambda path: "mnt:[1]" if path == "/proc/1000/ns/mnt" else "mnt:[2]")
         places = {1000: 90, 1001: 100, 1002: 103, 1003: 100}  # which a bind of a folder over itself tells apart alone
         monkeypatch.setattr(roots, "mounted", lambda pid: (roots.Root(30, 256), places[pid] if mount_ids else None))
 
-    def _read(self, path: str) -> str:
+    def _read(self, path: str, _: int) -> bytes:
         pid = int(path.split("/")[2])
-        if path.endswith("status"):
-            return f"Name:\tx\nNSpid:\t{pid}\t{pid - 999}\n"
         self.read.append(pid)
-        return self.seen[pid]
+        return self.seen[pid].encode()
 
 
 @pytest.mark.parametrize("order", [(1000, 1001, 1002, 1003), (1000, 1002, 1001, 1003), (1002, 1003, 1000, 1001)])
@@ -256,4 +255,4 @@ def test_a_mounts_names_are_no_lines(tmp_path: Path) -> None:
     assert [each.target for each in parse_mountinfo(line)] == ["/x"]
     seen = tmp_path / "mountinfo"
     seen.write_bytes(line.encode(errors="surrogateescape"))
-    assert mount_flags._read(str(seen)) == line
+    assert mount_tables.MountTables().read(str(seen)) == line

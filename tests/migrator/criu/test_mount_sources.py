@@ -15,6 +15,7 @@ import pytest
 
 from migrator.criu import mount_sources
 from migrator.criu.mount_sources import Host, Mount, is_below, joined, terminals
+from migrator.host import mount_tables
 
 TREE = Path(__file__).parents[3]
 # Host's: its root, /data (another file system) with /data/disk on it, /proc, /dev, and a cover over what was /old/deep.
@@ -124,13 +125,13 @@ def test_its_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.ESRCH, errno.EINVAL, errno.EACCES])
 def test_a_process_that_is_not_to_be_read(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """One that has gone hides none behind it; and what is not known to be gone is not passed over."""
-    def read(path: str) -> str:
+    def read(path: str, _: int) -> bytes:
         if path == "/proc/0/mountinfo":
             raise OSError(number, os.strerror(number), path)
-        return f"of {path}"
+        return f"of {path}".encode()
 
     us = os.getpid()
-    monkeypatch.setattr(mount_sources, "_read", read)
+    monkeypatch.setattr(mount_tables, "read", read)
     monkeypatch.setattr(mount_sources, "_from_the_top", lambda pid: f"top of {pid}")
     if number == errno.EACCES:
         for pids in ([0, us], [us, 0]):
@@ -257,6 +258,7 @@ def test_what_is_mounted_counts(tmp_path: Path, how: str) -> None:
 ELSEWHERE = '''
 import ctypes, os, sys
 from migrator.criu import mount_sources
+from migrator.host import mount_tables
 libc, top = ctypes.CDLL(None, use_errno=True), sys.argv[1]
 def must(result): assert result == 0, os.strerror(ctypes.get_errno())
 for name in ("run", "mnt"):
@@ -281,8 +283,9 @@ def beside(folders):
 container, other = beside(("run", "mnt")), beside(("run",))
 here = mount_sources.parsed(open("/proc/self/mountinfo").read())
 plan = "".join(f"own {mount.type} {mount.target}\\n" for mount in here) + "all rw /proc\\n"
-asked, honest = [], mount_sources._read
+asked, honest, tables = [], mount_sources._read, mount_tables.read
 mount_sources._read = lambda path: asked.append(path) or honest(path)
+mount_tables.read = lambda file, limit: isinstance(file, str) and asked.append(file) or tables(file, limit)
 for target in ("run", "mnt"):
     plan += f"new tmpfs {top}/jail/{target}\\n"
     try:

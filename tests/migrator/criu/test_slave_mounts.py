@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from migrator.criu import slave_mounts
+from migrator.host.mount_tables import MountTables
 from tests.migrator.criu_images import image, message
 
 OWN, FIRST, SECOND = "mountpoints-13.img", "mountpoints-16.img", "mountpoints-17.img"
@@ -106,17 +107,17 @@ def test_they_follow_again_and_nothing_else_changes(tmp_path: Path) -> None:
         try:
             process.stdout.readline()
             top = str(tmp_path).replace("\\", "\\134")
-            before = list(slave_mounts._kinds(process.pid))
+            before = list(slave_mounts._kinds(process.pid, MountTables()))
             record = slave_mounts.record([1 << 22, process.pid, process.pid])
             assert record == f"{process.pid} {top}/a\\040b\n"
             process.stdin.write("\n")
             process.stdin.flush()
             process.stdout.readline()
-            assert (f"{top}/a\\040b", {"master", "shared"}) in slave_mounts._kinds(process.pid)
+            assert (f"{top}/a\\040b", {"master", "shared"}) in slave_mounts._kinds(process.pid, MountTables())
             came_back = subprocess.run(
                 [sys.executable, "-c", _MAKE, str(process.pid), f"{process.pid} {top}/gone\n{record}"],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=True).stdout
-            assert list(slave_mounts._kinds(process.pid)) == before
+            assert list(slave_mounts._kinds(process.pid, MountTables())) == before
             assert came_back.strip() == str(Path("/proc/self/ns/mnt").readlink())
         finally:
             process.kill()

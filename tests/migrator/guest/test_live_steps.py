@@ -12,6 +12,7 @@ from migrator.errors.memory import GuestNotReady
 from migrator.guest import acts, live_steps
 from migrator.guest.acts import Act
 from migrator.guest.live_steps import Mounts
+from migrator.host import mount_tables
 from migrator.host.mountinfo import parse_mountinfo
 from tests.migrator.sandboxes import LOGIND, OUTSIDE, OWN, RESOLVED
 
@@ -93,6 +94,16 @@ def test_what_fails_is_told_before_the_freeze(monkeypatch: pytest.MonkeyPatch) -
     Guest(monkeypatch, [["renew"], []], renew="something in it is open")
     with pytest.raises(GuestNotReady, match="at /renew: something in it is open"):
         make_ready()
+
+
+def test_no_more_mounts_are_read_than_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = live_steps.seen
+    Guest(monkeypatch, [])
+    monkeypatch.setattr(live_steps, "seen", honest)
+    assert honest(os.getpid(), [1 << 22]).lines[os.readlink("/proc/self/ns/mnt")]  # noqa: PTH115 -- it is no path
+    monkeypatch.setattr(mount_tables, "LIMIT", 10)
+    with pytest.raises(GuestNotReady, match="at its mounts: more is mounted in the container than is read"):
+        make_ready(watched=False)
 
 
 def test_where_systemd_is_not_the_first_process_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("traced-task", ERROR, task("traced", "worker by process 1"), "by process 1"),
     ("uninterruptible-task", WARNING, task("uninterruptible"), "/proc/4712/stack"),
     ("root-not-mount-root", ERROR, Change(container={"init_root": "/srv/chroot"}), "/srv/chroot"),
-    ("facts-incomplete", WARNING, Change(container={"tasks.complete": False}), "more processes"),
+    ("facts-incomplete", WARNING, Change(container={"tasks.complete": False}), "processes, descriptors or mounts"),
     ("outside-file", ERROR, task("outside-file", "/root/notes"), "/root/notes"),
     ("file-unknown", WARNING, task("file-unknown", "/mnt/notes"), "/mnt/notes"),
     ("terminal-outside", ERROR, task("terminal-outside", "/dev/pts/3"), "end it: kill 4712"),
@@ -238,6 +238,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("mount-unreachable", INFO, Change(container={
         "init_name": "systemd", "tasks.notes": unit("sandbox-unreachable", "tmpfs /tmp")}), "right before"),
     ("mount-propagation", ERROR, task("sandbox-sharing", "tmpfs /i"), "kill 4712"),
+    ("mounts-too-many", ERROR, task("mounts-unread"), "wc /proc/4712/mountinfo"),
     ("mount-propagation", ERROR, Change(container={
         "init_name": "systemd", "tasks.notes": unit("sandbox-sharing", "tmpfs /i")}), "restarted without it"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),

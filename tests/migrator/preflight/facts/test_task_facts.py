@@ -218,7 +218,7 @@ def test_deleted_files_of_another_mount_namespace(tmp_path: Path) -> None:
         status = parse_status(read_text(f"/proc/{process.pid}/status"))
         look = task_facts._Look(os.getpid())
         assert status
-        look.mounts_of(process.pid)
+        look.mounts.by(process.pid)
         look.descriptors(status)
         process.stdin.close()
     assert {kind for kind, detail in look.notes if str(tmp_path) in detail} == {"deleted-file"}
