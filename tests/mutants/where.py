@@ -75,7 +75,7 @@ TESTS = (
         "autostart", "bases", "forked", "late_start", "leave", "thawing", "watchdog", "watchdog_beside")),
     *(f"tests/migrator/criu/test_{name}.py" for name in (
         "bound_sockets", "ghost_paths", "ghosts", "image_memory", "image_messages", "mount_plan", "mount_sources",
-        "own_keyring", "prepare_restore", "restore_config", "socket_names")),
+        "own_keyring", "prepare_restore", "restore_config", "socket_names", "too_many_mounts")),
     *(f"tests/migrator/host/test_{name}.py" for name in (
         "roots", "whose_cgroup")),
     *(f"tests/migrator/record/test_{name}.py" for name in (

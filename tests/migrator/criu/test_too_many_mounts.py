@@ -87,6 +87,13 @@ def test_as_much_as_a_restored_container_may_have(monkeypatch: pytest.MonkeyPatc
     assert read == [limit, limit - len(seen[1]), limit - len(seen[1])]
 
 
+def test_what_is_read_from_the_top_may_be_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a dump reads, as paths may be longer here."""
+    monkeypatch.setattr(mount_tables, "LIMIT", 10)
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: Namespaces)
+    assert len(mount_sources._from_the_top(HERE)) > 10
+
+
 def test_no_mounts_name_passes_for_another_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a process has open on a tmpfs is not of a cgroup, although a mount point's name has a carriage return."""
     lines = b"41 1 0:2 / /x\r36 rw - cgroup2 none rw\n36 1 0:3 / /y rw - tmpfs none rw\n"
