@@ -128,6 +128,7 @@ class Restore:
         with lxc_disk.held(self.layout):  # the mark that it has run is on that disk
             unrecorded.require_ours(self.migration, self.layout)
             self._keep_what_ran()
+            unrecorded.refuse_in_place(self.migration, self.layout)
         self.migration.move(Event.RESTORE)
         try:
             self._refuse_former()

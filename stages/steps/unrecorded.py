@@ -29,11 +29,24 @@ def refuse(migration: Migration) -> None:
     Ask before any answer that makes the source thaw. A disk that is not there shows nothing, and stops nobody.
     """
     if found := _living(migration):
-        there, how = renamed.told(migration, found)
-        raise RunsUnrecorded(
-            name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
-            keep=next_commands.command("finish@source", migration, "--force", migration.id),
-            next=next_commands.command("rollback@source", migration))
+        raise _error(migration, found)
+
+
+def refuse_in_place(migration: Migration, layout: Layout) -> None:
+    """Before a restore: raise RunsUnrecorded if something lives in the root file system that it would replace.
+
+    Once an earlier restore has failed, nothing of it does. So it is a container that somebody is trying out.
+    """
+    if layout.is_own_rootfs() and (found := left_running.live_in("", layout.rootfs)):
+        raise _error(migration, found)
+
+
+def _error(migration: Migration, living: list[int]) -> RunsUnrecorded:
+    there, how = renamed.told(migration, living)
+    return RunsUnrecorded(
+        name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
+        keep=next_commands.command("finish@source", migration, "--force", migration.id),
+        next=next_commands.command("rollback@source", migration))
 
 
 def require_ours(migration: Migration, layout: Layout) -> None:
@@ -70,5 +83,7 @@ def _living(migration: Migration) -> list[int]:
     """
     layout = Layout.of(migration)
     found = left_running.in_own(layout)
-    tried = left_running.tried_out(layout, found, {each.uuid for each in migration.data.rounds if each.uuid})
-    return [pid for pid in found if pid not in tried or pid in left_running.live_in("", layout.rootfs)]
+    tried = set(left_running.tried_out(layout, found, {each.uuid for each in migration.data.rounds if each.uuid}))
+    if tried:
+        tried -= set(left_running.live_in("", layout.rootfs))  # asked once: it looks at every process of this host
+    return [pid for pid in found if pid not in tried]
