@@ -105,8 +105,8 @@ INCOMPLETE = define("facts-incomplete", WARNING, "There were more processes, des
 SYSTEMD = define("systemd-guest", INFO, """Unless told not to, systemd uses what CRIU cannot dump: nested namespaces,
     BPF programs, watches on symbolic links.""", memory_only=True)
 RUNIT = define("runit-guest", WARNING, """runsvdir knows its services by the device and inode numbers of their folders
-    (runsvdir.c of runit and busybox). btrfs receive keeps neither, so after the move it takes them for other services:
-    it ends each one that runs, and starts it again.""", memory_only=True)
+    (runsvdir.c of runit and busybox): if one of the two has changed, it ends the service and starts it again. A
+    received disk is another device, and btrfs receive does not keep inode numbers either.""", memory_only=True)
 CHROOT = define("root-not-mount-root", ERROR, """The root folder of the container's PID 1 differs from that of its mount
     namespace, which CRIU refuses ("The root task has another root than mntns").""", memory_only=True)
 
@@ -277,7 +277,8 @@ def guests(case: Case) -> Iterator[Finding]:
                             "See what its services have of that now: "
                             f"{case.prepare.removesuffix(' --yes')}")
     if case.container.init_name == "runsvdir":
-        yield RUNIT.found(f"PID 1 of {case.container.name} is runsvdir: its services are restarted after the move.",
+        yield RUNIT.found(f"PID 1 of {case.container.name} is runsvdir, which restarts its services after the move: it "
+                          "knows them by the device and inode numbers of their folders, which are others then.",
                           "Expect them to be restarted, or run them without runsvdir.")
 
 

@@ -212,7 +212,7 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
     ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
-    ("runit-guest", WARNING, Change(container={"init_name": "runsvdir"}), "restarted after the move"),
+    ("runit-guest", WARNING, Change(container={"init_name": "runsvdir"}), "by the device and inode numbers"),
     ("systemd-guest", INFO, Change(container={"init_name": "systemd"}), "systemd"),
     # mounts
     ("mount-unsupported", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "nfs4", "unsupported"))}), "nfs4"),
