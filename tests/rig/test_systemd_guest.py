@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +13,9 @@ from harness.rig import Rig, wait_for
 from tests.rig import systemd_guests
 from tests.rig.clean_hosts import CleanHosts
 from tests.rig.moves import migrate, other
+from tests.rig.service_clients import clients_of
 from tests.rig.systemd_guests import ADDRESS, attach, booted
 
-CLIENTS = "/opt/rig/guests/service_clients.py"
 NAME = "c1"
 # A service whose main process, always the same one, keeps sending its status to systemd.
 TELLS = """
@@ -46,15 +45,8 @@ def move(rig: Rig, source: str) -> str:
 @contextlib.contextmanager
 def asking(rig: Rig) -> Iterator[None]:
     """Run clients of all its services, each on one connection for the whole block; no answer may be lost or wrong."""
-    with rig.start("client", "python3", CLIENTS, ADDRESS) as clients:
-        wait_for(lambda: "connected" in clients.stderr, "they are connected")
+    with clients_of(rig, ADDRESS, "postgresql", "redis", "http", "ssh") as seen:
         yield
-        clients.signal(15)
-        outcome = clients.wait()
-    outcome.expect(0)
-    seen = json.loads(outcome.stdout)
-    assert set(seen) == {"postgresql", "redis", "http", "ssh"}
-    assert all(each["answers"] > 0 for each in seen.values()), seen
     assert seen["postgresql"]["rows"] == seen["postgresql"]["answers"]
     assert seen["ssh"]["shell"][1].startswith("/dev/pts/") and seen["ssh"]["shell"][2] == "1"
 

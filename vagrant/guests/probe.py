@@ -94,9 +94,26 @@ def probe_redis(address: str, *, quick: bool) -> dict[str, Any]:
 
 
 SYSTEMD = ("systemd", "systemd12")
+STOCK = ("sysvinit", "openrc", "tini", "runit", "node")
 COUNTER = "var/lib/rig-counter"
-"""Where a systemd guest has its counter, a unit of its own."""
+"""Where these have their counter, a service of its own."""
 UNITS = ("*.service", "*.mount", "*.socket", "*.timer")
+
+
+def ask(name: str, lxcpath: str, *command: str) -> str:
+    """Return what a program prints in a guest."""
+    attach = ["lxc-attach", "-P", lxcpath, "-n", name, "--clear-env", "--", *command]
+    done = subprocess.run(attach, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    return done.stdout.strip()
+
+
+def probe_stock(name: str, lxcpath: str, root: Path, *, quick: bool) -> dict[str, Any]:
+    """Ask any other guest of Debian for its counter, and its processes: those that were restarted have other pids."""
+    told = probe_counter(root / COUNTER)
+    if quick:
+        return told
+    lines = [line.split() for line in ask(name, lxcpath, "ps", "-e", "-o", "pid=,comm=").splitlines()]
+    return told | {"processes": {pid: program for pid, program in lines if program not in ("ps", "sleep")}}
 
 
 def probe_systemd(name: str, lxcpath: str, root: Path, *, quick: bool) -> dict[str, Any]:
@@ -105,20 +122,16 @@ def probe_systemd(name: str, lxcpath: str, root: Path, *, quick: bool) -> dict[s
     `units` has the InvocationID of each active one: it is a different one if the unit was restarted.
     """
 
-    def ask(*command: str) -> str:
-        attach = ["lxc-attach", "-P", lxcpath, "-n", name, "--clear-env", "--", *command]
-        done = subprocess.run(attach, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
-        return done.stdout.strip()
-
-    told: dict[str, Any] = {"system": ask("systemctl", "is-system-running")}
+    told: dict[str, Any] = {"system": ask(name, lxcpath, "systemctl", "is-system-running")}
     if told["system"] not in ("running", "degraded"):
         return told | {"intact": False}
     told |= probe_counter(root / COUNTER)
     if quick:
         return told
-    told["boot"] = ask("cat", "/proc/sys/kernel/random/boot_id")
+    told["boot"] = ask(name, lxcpath, "cat", "/proc/sys/kernel/random/boot_id")
     told["units"], told["failed"] = {}, []
-    for lines in ask("systemctl", "show", *UNITS, "--property=Id,ActiveState,InvocationID").split("\n\n"):
+    shown = ask(name, lxcpath, "systemctl", "show", *UNITS, "--property=Id,ActiveState,InvocationID")
+    for lines in shown.split("\n\n"):
         unit = dict(line.split("=", 1) for line in lines.splitlines())
         if unit["ActiveState"] == "active":
             told["units"][unit["Id"]] = unit["InvocationID"]
@@ -137,13 +150,15 @@ def probe(name: str, lxcpath: str, *, quick: bool) -> dict[str, Any]:
         told["kind"] = guest["kind"]
         if state != "RUNNING":
             if guest["kind"] != "redis":
-                counter = root / COUNTER if guest["kind"] in SYSTEMD else root
+                counter = root / COUNTER if guest["kind"] in (*SYSTEMD, *STOCK) else root
                 told["start"], told["count"], told["errors"] = read_counter(counter)
             return told
         if guest["kind"] == "redis":
             told.update(probe_redis(guest["address"], quick=quick))
         elif guest["kind"] in SYSTEMD:
             told.update(probe_systemd(name, lxcpath, root, quick=quick))
+        elif guest["kind"] in STOCK:
+            told.update(probe_stock(name, lxcpath, root, quick=quick))
         else:
             told.update(probe_counter(root))
         parts = [told["intact"]]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Outside clients of a systemd guest: each asks through one connection, again and again, and checks every answer.
+"""Outside clients of a guest's services: each asks through one connection, again and again, and checks every answer.
 
 - `postgresql`: rows inserted in one transaction, which stays open to the end; then COMMIT, and another session counts
 - `redis`: a counter
 - `http`: the same page from nginx, kept alive
+- `requests`: the page of requests.js, which has the number of the request
 - `ssh`: a login shell on a terminal, with a job in the background
 
 No connection is ever opened again: what a migration breaks stays broken. Ends after --seconds, or at SIGTERM or SIGINT,
@@ -104,17 +105,28 @@ def redis(client: Client) -> None:
 
 def page(client: Client) -> None:
     """Get the same page."""
+    get(client, lambda _number, body: expect("whether there is a page", bool(body), True))
+
+
+def requests(client: Client) -> None:
+    """Get a page that has the number of the request."""
+    get(client, lambda number, body: expect("the page", body.decode(), str(number)))
+
+
+def get(client: Client, check: Callable[[int, bytes], None]) -> None:
+    """Get the page, which is checked together with the number of the request."""
     server = http.client.HTTPConnection(client.address, timeout=client.patience)
     server.connect()
     opened = server.sock
 
-    def get(_number: int) -> None:
+    def ask(number: int) -> None:
         server.request("GET", "/")
         answer = server.getresponse()
-        expect("the status", (answer.status, bool(answer.read())), (200, True))
+        expect("the status", answer.status, 200)
+        check(number, answer.read())
         expect("the connection", server.sock is opened, True)  # where it was closed http.client makes another one
 
-    client.until_stopped(get)
+    client.until_stopped(ask)
 
 
 def ssh(client: Client) -> None:
@@ -151,13 +163,15 @@ def ssh(client: Client) -> None:
             shell.kill()
 
 
-SERVICES.update(postgresql=postgresql, redis=redis, http=page, ssh=ssh)
+SERVICES.update(postgresql=postgresql, redis=redis, http=page, ssh=ssh, requests=requests)
+OF_SYSTEMD = ["postgresql", "redis", "http", "ssh"]
 
 
 def main() -> int:
-    """Start all clients, and wait until told to stop."""
+    """Start the clients, and wait until told to stop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
+    parser.add_argument("services", nargs="*", default=OF_SYSTEMD, help="those of a systemd guest unless named")
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--gaps", type=float, default=float("inf"), metavar="SECONDS", help="list longer waits")
     parser.add_argument("--patience", type=float, default=120.0, metavar="SECONDS", help="how long one answer may take")
@@ -166,7 +180,7 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    clients = [Client(name, options.address, options.patience, options.gaps) for name in SERVICES]
+    clients = [Client(name, options.address, options.patience, options.gaps) for name in options.services]
     for client in clients:
         client.start()
     for client in clients:

@@ -39,9 +39,15 @@ SYSTEMD = (
     *("openssh-server", "nginx", "redis-server"),
     *("iproute2", "iputils-ping", "less", "netbase", "procps", "tzdata"),
 )
+INIT_SCRIPTS = ("openssh-server", "nginx-light", "iproute2", "login", "netbase", "procps")
 ROOTS = {
     "systemd": GuestRoot(STABLE, (*SYSTEMD, "postgresql-17"), "systemd.sh"),
     "systemd12": GuestRoot(OLD_STABLE, (*SYSTEMD, "postgresql-15"), "systemd.sh"),
+    "sysvinit": GuestRoot(STABLE, (*INIT_SCRIPTS, "sysvinit-core", "initscripts"), "init_scripts.sh"),
+    "openrc": GuestRoot(STABLE, (*INIT_SCRIPTS, "openrc"), "init_scripts.sh"),
+    "tini": GuestRoot(STABLE, ("tini", "nginx-light", "procps"), "application.sh"),
+    "runit": GuestRoot(STABLE, ("runit", "procps"), "application.sh"),
+    "node": GuestRoot(STABLE, ("tini", "nodejs", "procps"), "application.sh"),
 }
 
 

@@ -101,15 +101,49 @@ def redis(guest: Guest) -> list[str]:
     return ["lxc.init.cmd = /usr/bin/redis-server /etc/redis/rig.conf"]
 
 
-def systemd(guest: Guest) -> list[str]:
-    """Debian with systemd as on a Debian host, and LXC's own configuration: terminals, seccomp, mounts."""
+def stock(guest: Guest) -> list[str]:
+    """Debian as it is installed, and LXC's own configuration: terminals, seccomp, mounts."""
     guest.run("tar", "-x", "--numeric-owner", "-C", guest.root, file=guest_roots.ensure(guest.kind))
     guest.put("rootfs/etc/hostname", f"{guest.name}\n")
+    names = ("common", "userns") if guest.unprivileged else ("common",)
+    return [f"lxc.include = /usr/share/lxc/config/{name}.conf" for name in names]
+
+
+def booted(guest: Guest) -> list[str]:
+    """Debian with an init that boots it, such as systemd, and an sshd."""
+    lines = stock(guest)
     keys = "".join(inside(host, ["cat", "/root/.ssh/id_ed25519.pub"]) for host in (*LXC_HOSTS, "client"))
     guest.run("mkdir", "-p", "-m", "700", f"{guest.root}/root/.ssh")
     guest.put("rootfs/root/.ssh/authorized_keys", keys)
-    names = ("common", "userns") if guest.unprivileged else ("common",)
-    return [f"lxc.include = /usr/share/lxc/config/{name}.conf" for name in names]
+    return lines
+
+
+def openrc(guest: Guest) -> list[str]:
+    """The same, whose init knows another signal to stop than LXC's own."""
+    return [*booted(guest), "lxc.init.cmd = /sbin/openrc-init", "lxc.signal.halt = SIGTERM"]
+
+
+def tini(guest: Guest) -> list[str]:
+    """Debian with one application: nginx."""
+    return application(guest, "/usr/sbin/nginx")
+
+
+def runit(guest: Guest) -> list[str]:
+    """Debian with services of runit's, and no other init than what supervises them."""
+    return [*stock(guest), "lxc.init.cmd = /usr/bin/runsvdir -P /etc/service", "lxc.signal.halt = SIGHUP"]
+
+
+def node(guest: Guest) -> list[str]:
+    """Debian with a web server in JavaScript."""
+    lines = application(guest, "/usr/bin/node /requests.js")
+    guest.run("cp", f"{HELPERS}/guests/requests.js", f"{guest.root}/")
+    return lines
+
+
+def application(guest: Guest, command: str) -> list[str]:
+    """Debian with tini as init, and a command that it runs."""
+    init = f"/usr/bin/tini -- /bin/sh /usr/local/lib/application.sh {command}"
+    return [*stock(guest), f"lxc.init.cmd = {init}", "lxc.signal.halt = SIGTERM"]
 
 
 @dataclass(frozen=True)
@@ -134,8 +168,13 @@ KINDS = {
     "memory": Kind(memory, size=256, dirty=1.0),
     "userns": Kind(userns, unprivileged=True),
     "talk": Kind(talk),
-    "systemd": Kind(systemd, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
-    "systemd12": Kind(systemd, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
+    "systemd": Kind(booted, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
+    "systemd12": Kind(booted, address="10.0.3.101", shipped=True, memory=1024, cgroups=512),
+    "sysvinit": Kind(booted, address="10.0.3.101", shipped=True),
+    "openrc": Kind(openrc, address="10.0.3.101", shipped=True),
+    "tini": Kind(tini, address="10.0.3.101", shipped=True),
+    "runit": Kind(runit, shipped=True),
+    "node": Kind(node, address="10.0.3.101", shipped=True),
 }
 
 
