@@ -37,12 +37,12 @@ def lasting(found: dict[str, Any]) -> dict[str, str]:
     return {pid: program for pid, program in found["processes"].items() if program in LASTING}
 
 
-def there_and_back(rig: Rig, *services: str) -> None:
+def there_and_back(rig: Rig, *services: str, times: int = 1) -> None:
     """Under clients of its services: nothing is lost, and no process is another one than before."""
     with clients_of(rig, ADDRESS, *services):
         before = rig.probe("hosta", NAME)
         assert before["intact"] and lasting(before)
-        for host in ("hosta", "hostb"):
+        for host in ("hosta", "hostb") * times:
             migrate(rig, NAME, host).expect(0)
             now = rig.probe(other(host), NAME)
             assert now["intact"] and now["start"] == before["start"]
@@ -61,7 +61,7 @@ def test_a_whole_system(rig: Rig, clean_hosts: CleanHosts, kind: str) -> None:
     clean_hosts.allow("snapshot")
     rig.guest("hosta", NAME, kind, unprivileged=True)
     wait_for(lambda: is_booted(rig, "hosta"), "it has booted")
-    there_and_back(rig, "http", "ssh")
+    there_and_back(rig, "http", "ssh", times=2)
     start = rig.probe("hosta", NAME)["start"]
     attach(rig, "hosta", NAME, *REBOOT[kind], check=False)
     wait_for(lambda: rig.probe("hosta", NAME).get("start", start) != start and is_booted(rig, "hosta"),
@@ -109,4 +109,4 @@ def test_node(rig: Rig, clean_hosts: CleanHosts) -> None:
     # As its seccomp rules count from its next start on. It counts from 1 then.
     rig.sh("hosta", f"lxc-stop -n {NAME} && rm {POOL}/{NAME}/rootfs/var/lib/rig-counter/* && lxc-start -n {NAME}")
     wait_for(lambda: rig.probe("hosta", NAME)["intact"] and "node" in programs(rig, "hosta"), "it runs again")
-    there_and_back(rig, "requests")
+    there_and_back(rig, "requests", times=2)
