@@ -59,6 +59,9 @@ class Serves:
     async def handler(self, _: object) -> None:
         pass
 
+    def start_connection_handler(self, _: object) -> None:
+        """Debian 13's websockets, 15, asks for this instead."""
+
     def is_serving(self) -> bool:
         return True
 
