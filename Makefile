@@ -10,12 +10,14 @@
 #   make test-mutants  is there a line that could be wrong without a test noticing? (an hour, or more)
 #   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
+#   make deb      the Debian package, for Debian 13 (SUITE=... for another), into build/deb; make test-deb installs it
 #   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
 #
 # make test ARGS="-k restore -x" hands ARGS to pytest.
 
 PYTHON = python3
 ARGS =
+SUITE = trixie
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
 # Four tests at a time, as most of them wait for something, each on a rig of its own; and then those that need the
@@ -34,7 +36,7 @@ RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap
 TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck strace systemd vagrant \
     vagrant-libvirt
 
-.PHONY: demo test test-all test-mutants test-equipment fast bench lint docs clean rig-packages packages
+.PHONY: demo test test-all test-mutants test-equipment fast bench deb test-deb lint docs clean rig-packages packages
 .DELETE_ON_ERROR:
 
 demo: rig-packages
@@ -61,6 +63,13 @@ fast: packages .venv/ready
 
 bench: packages .venv/ready
 	$(BIN)/python -m bench.speeds
+
+deb: rig-packages
+	$(PYTHON) vagrant/deb $(SUITE)
+
+# In a new Debian 13, and on the rig's hosts.
+test-deb: packages .venv/ready
+	$(PYTEST) tests/test_deb.py $(ARGS)
 
 lint: packages .venv/ready
 	$(PYTEST) -q tests/test_lint.py $(ARGS)
