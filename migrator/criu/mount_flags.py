@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 
+from migrator.base.folder_set import tops
 from migrator.host import mount_tables
 
 TYPE_CHECKING = False
@@ -45,14 +46,14 @@ def record(pids: Iterable[int]) -> str:
     seen = set()
     for pid in pids:
         try:
-            sees = _sees(pid)
-            if sees in seen:
+            seen_from = sees(pid)
+            if seen_from in seen:
                 continue
             own_id = inside(pid)
             text += "".join(f"{own_id} {','.join(sorted(each.forbidden)) or NOTHING} {target}\n"
                             for target, found in mounts(tables.read(f"/proc/{pid}/mountinfo")).items()
                             if any(each.forbidden for each in found) for each in found)
-            seen.add(sees)
+            seen.add(seen_from)
         except (FileNotFoundError, ProcessLookupError):  # a zombie, which has none
             continue
         if len(text) > RECORD_LIMIT:  # no destination accepts it
@@ -60,7 +61,7 @@ def record(pids: Iterable[int]) -> str:
     return text
 
 
-def _sees(pid: int) -> tuple[object, ...]:
+def sees(pid: int) -> tuple[object, ...]:
     """What determines which mounts a process sees; raises OSError.
 
     It takes a tenth of the time of reading its mountinfo.
@@ -102,15 +103,9 @@ def mounts(mountinfo: str) -> dict[str, list[Mount]]:
             found.setdefault(target, []).append(Mount(lines[id_][2], visible=visible))
             beyond += sorted(here.items())
             if id_ in reached:
-                reached |= {child for place, child in here.items() if not any(map(here.__contains__, _above(place)))}
+                reached |= {here[place] for place in tops(here)}
         level = beyond
     return found
-
-
-def _above(target: str) -> list[str]:
-    """The directories that a path leads through: for /a/b the root and /a."""
-    parts = target.rstrip("/").split("/")
-    return ["/".join(parts[:count]) or "/" for count in range(1, len(parts))]
 
 
 def missing(recorded: dict[str, list[set[str]]], mountinfo: str) -> dict[str, int | None]:

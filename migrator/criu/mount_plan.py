@@ -12,8 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from migrator.base import bounded_read
+from migrator.base.folder_set import FolderSet
 from migrator.config.lxc_settings import Config
-from migrator.criu.mount_sources import ALL, BELOW, JUST, NEW, OWN, is_below
+from migrator.criu.mount_sources import ALL, BELOW, JUST, NEW, OWN
 from migrator.criu.protocol_buffers import content, fields
 
 Entry = tuple[dict[int, int], dict[int, str]]  # fields of a mount that are numbers, and those that are strings
@@ -87,7 +88,7 @@ def require(images: Path) -> list[Entry]:
     entries = [entry for each in found.values() for entry in each]
     if any(_NUMBERS - numbers.keys() or _STRINGS - strings.keys() for numbers, strings in entries):
         raise ValueError("an image of its mounts is damaged")
-    bound: dict[int, set[str]] | None = None
+    bound: dict[int, FolderSet] | None = None
     for numbers, strings in entries:
         target, key = strings[_TARGET].removeprefix("."), strings.get(_KEY)
         type_, name = numbers[_TYPE], strings.get(_NAME)
@@ -107,14 +108,15 @@ def require(images: Path) -> list[Entry]:
             continue
         if bound is None:
             bound = _bound(found, _read_by_criu(images))
-        if not any(is_below(strings[_ROOT], root) for root in bound.get(numbers[_DEVICE], ())):
+        above = bound.get(numbers[_DEVICE])
+        if above is None or not above.holds(strings[_ROOT]):
             raise ValueError(f"{target} in it is a mount of the type {_OTHERS.get(type_, name or str(type_))}, which "
                              "CRIU would make from the host's folders or disks that have the names in its options; "
                              "unmount it")
     return entries
 
 
-def _bound(found: Mapping[str, list[Entry]], read: Collection[str]) -> dict[int, set[str]]:
+def _bound(found: Mapping[str, list[Entry]], read: Collection[str]) -> dict[int, FolderSet]:
     """For each device of which CRIU binds mounts without a key from others with one: the roots of those that have one.
 
     A mount namespace whose mounts are slaves of the container's own, that of a sandboxed service for example, gets what
@@ -133,7 +135,7 @@ def _bound(found: Mapping[str, list[Entry]], read: Collection[str]) -> dict[int,
             roots.setdefault(device, set()).add(strings[_ROOT])
         else:
             sources.setdefault(device, set()).add(strings[_SOURCE])
-    return {device: above for device, above in roots.items()
+    return {device: FolderSet(above) for device, above in roots.items()
             if len(kinds[device]) == 1 and len(sources.get(device, ())) <= 1}
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 
+from migrator.criu import mount_flags
 from migrator.criu.mount_flags import _CLONE_NEWNS, _read
 from migrator.host import mount_tables
 
@@ -61,13 +62,18 @@ class Host:
         ids = {mount.id for mount in self.mounts}
         self._tops = [mount for mount in self.mounts if mount.parent not in ids or mount.parent == mount.id]
         self.made: dict[str, set[tuple[str, str]]] = {NEW: set(), OWN: set()}  # type, target
-        self.allowed: list[tuple[str, str, str, bool]] = []  # device, root, word, whether read-only
+        self.just: dict[tuple[str, str], bool] = {}  # by device and root, whether read-only; as many as it has mounts
+        self.below: list[tuple[str, str, bool]] = []  # device, root, whether read-only
         for line in filter(None, plan.split("\n")):
             word, right, path = line.split(" ")
             if word in self.made:
                 self.made[word].add((right, path))
-            else:
-                self.allowed += [(device, root, word, right == "ro") for device, root in self._places(word, path)]
+                continue
+            for place in self._places(word, path):
+                if word == JUST:
+                    self.just[place] = right == "ro" and self.just.get(place, True)
+                else:
+                    self.below.append((*place, right == "ro"))
 
     def _places(self, word: str, path: str) -> Iterator[tuple[str, str]]:
         mount = self._holding(path)
@@ -100,9 +106,11 @@ class Host:
             return place in self.made[NEW] or place in self.made[OWN]
         if place in self.made[OWN] and mount.device not in self.procs:
             return True
-        return any(device == mount.device and (mount.read_only or not read_only)
-                   and (mount.root == root if word == JUST else is_below(mount.root, root))
-                   for device, root, word, read_only in self.allowed)
+        read_only = self.just.get((mount.device, mount.root))
+        if read_only is not None and (mount.read_only or not read_only):
+            return True
+        return any(device == mount.device and (mount.read_only or not read_only) and is_below(mount.root, root)
+                   for device, root, read_only in self.below)
 
     def path(self, mount: Mount) -> str:
         """Where this host has what is mounted in a container."""
@@ -145,24 +153,30 @@ def _seen(pids: Iterable[int]) -> Iterator[str]:
 
     Raises TooManyMounts if they differ in more than is read.
     """
-    texts: set[str] = set()
-    namespaces = set()
+    texts: set[bytes] = set()
+    seen, namespaces = set(), set()
     left = mount_tables.RESTORED_LIMIT
     for pid in pids:
         try:
-            text = os.fsdecode(mount_tables.read(f"/proc/{pid}/mountinfo", left))
+            seen_from = mount_flags.sees(pid)
+            if seen_from in seen:
+                continue
+            text = mount_tables.read(f"/proc/{pid}/mountinfo", mount_tables.RESTORED_LIMIT)
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
         except OSError as error:
             if error.errno in (2, 3, 22):  # ENOENT, ESRCH, EINVAL: a zombie, which has none
                 continue
             raise
-        if text not in texts:
+        seen.add(seen_from)
+        if text not in texts:  # it may be the same from elsewhere
             texts.add(text)
             left -= len(text)
+            if left < 0:
+                raise mount_tables.TooManyMounts
         if namespace not in namespaces:
             namespaces.add(namespace)
             yield _from_the_top(pid)
-    yield from texts
+    yield from map(os.fsdecode, texts)
 
 
 def _from_the_top(pid: int) -> str:

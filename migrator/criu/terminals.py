@@ -59,15 +59,15 @@ def index(line: MountLine) -> int | None:
 
 def found(pid: int) -> list[Terminal]:
     """The terminals that LXC has mounted in the container whose PID 1 is `pid`; raises TooManyMounts and OSError."""
-    mounted: dict[str, Terminal] = {}
+    mounted: dict[str, tuple[os.stat_result, list[str]]] = {}
     for line in parse_mountinfo(mount_tables.MountTables().read(f"/proc/{pid}/mountinfo")):
         target = line.target.lstrip("/")
         if index(line) is not None:
             seen = Path(f"/proc/{pid}/root", target).stat()
             id_ = f"tty[{seen.st_rdev:x}:{seen.st_dev:x}]"
-            before = mounted.get(id_, Terminal(id_, seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode), ()))
-            mounted[id_] = dataclasses.replace(before, targets=(*before.targets, target))
-    return list(mounted.values())
+            mounted.setdefault(id_, (seen, []))[1].append(target)
+    return [Terminal(id_, seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode), tuple(targets))
+            for id_, (seen, targets) in mounted.items()]
 
 
 def recorded(text: str, mapped: Callable[[int], bool]) -> list[Terminal]:

@@ -107,11 +107,15 @@ def classify(inside: list[MountLine], outside: list[MountLine], configured: Coll
     bound = {"/" + target.strip("/") for target in configured}
     whole = {line.device for line in inside if line.root == "/"}
     root = next((line for line in inside if line.target == "/"), None)
-    return tuple(_classify(line, root, outside, bound, whole) for line in inside)
+    hosts: dict[str, list[MountLine]] = {}
+    for line in outside:
+        hosts.setdefault(line.device, []).append(line)
+    return tuple(_classify(line, root, hosts.get(line.device, ()), bound, whole) for line in inside)
 
 
-def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine], bound: set[str],
+def _classify(line: MountLine, root: MountLine | None, hosts: Iterable[MountLine], bound: set[str],
               whole: set[str]) -> Mount:
+    """`hosts` are the host's own mounts of that file system."""
     read_only = "ro" in line.options
     if line is root:
         return Mount("/", line.type, "root", read_only=read_only)
@@ -119,7 +123,7 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
         return Mount(line.target, line.type, "deleted", read_only=read_only)
     if line.type in OF_EVERY_HOST and line.target not in bound:
         return Mount(line.target, line.type, "own", read_only=read_only)
-    host_path = _host_path(line, outside)
+    host_path = _host_path(line, hosts)
     if root and line.device == root.device and _below(line.root, root.root) and line.target not in bound:
         return Mount(line.target, line.type, "own", read_only=read_only)
     if host_path or line.target in bound:
@@ -133,21 +137,16 @@ def _classify(line: MountLine, root: MountLine | None, outside: list[MountLine],
                  loop=line.device if line.device.startswith("7:") else "")
 
 
-def _host_path(line: MountLine, outside: Iterable[MountLine]) -> str:
+def _host_path(line: MountLine, hosts: Iterable[MountLine]) -> str:
     """Where the host has what is mounted here, or "" if the host cannot reach it."""
     best: MountLine | None = None
-    for candidate in outside:
-        if candidate.device == line.device and _below(line.root, candidate.root):
+    for candidate in hosts:
+        if _below(line.root, candidate.root):
             best = candidate
     if best is None:
         return ""
     rest = line.root[len(best.root.rstrip("/")) :]
     return posixpath.normpath(f"{best.target}/{rest}") if rest.strip("/") else best.target
-
-
-def may_wait(path: str, mounts: Iterable[MountLine]) -> bool:
-    """Whether the way to a path may lead into a mount that asks a server, and waits for it without a limit."""
-    return any(line.type not in SERVERLESS and _below(path, line.target) for line in mounts)
 
 
 def _below(path: str, folder: str) -> bool:

@@ -113,7 +113,7 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
     pids = [pid for pid in cgroups.processes(str(cgroup)) if pid > 0]
     tasks, networks = task_facts.gather(init, pids), net_state.namespaces(init, pids)
     seen = mounts_seen.MountsSeen()
-    lines = seen.by(init)
+    lines = seen.by(init).lines
     if not seen.are_all:
         tasks = dataclasses.replace(tasks, complete=False, notes=(
             *tasks.notes, Note(mounts_seen.TOO_MANY, "", pid=init, task=read_text(f"/proc/{init}/comm").strip())))

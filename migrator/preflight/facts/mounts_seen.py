@@ -4,12 +4,39 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
+from migrator.base.folder_set import FolderSet
+from migrator.criu import terminals
 from migrator.host import mount_tables
-from migrator.host.mountinfo import MountLine, parse_mountinfo
+from migrator.host.mountinfo import SERVERLESS, MountLine, parse_mountinfo
 from migrator.host.proc import link
 
 TOO_MANY = "mounts-unread"  # the kind of the note that says so
+
+
+class Mounted:
+    """What is mounted in one mount namespace, and what of it is asked for by each of many files and mounts.
+
+    Whoever looked at all mounts each time could be held up for hours: a container's root makes 100,000 of either.
+    """
+
+    def __init__(self, lines: Sequence[MountLine] = ()) -> None:
+        self.lines = list(lines)
+        self.ttys = {(line.device, index) for line in lines if (index := terminals.index(line)) is not None}  # LXC's
+        self._servers = FolderSet(line.target for line in lines if line.type not in SERVERLESS)
+        self._targets: dict[str, list[str]] = {}
+        for line in lines:
+            if line.type in SERVERLESS:
+                self._targets.setdefault(line.device, []).append(line.target)
+
+    def may_wait(self, path: str) -> bool:
+        """Whether the way to a path may lead into a mount that asks a server, and waits for it without a limit."""
+        return self._servers.holds(path)
+
+    def targets(self, device: str) -> list[str]:
+        """Where a file system is mounted, unless it is one that asks a server."""
+        return self._targets.get(device, [])
 
 
 class MountsSeen:
@@ -20,20 +47,21 @@ class MountsSeen:
         self.too_many_for = 0  # the first process whose mounts were not read, as there are too many; 0 for none
         self._tables = mount_tables.MountTables()
         self._ids: set[int] = set()  # of all of them
-        self._lines: dict[str, list[MountLine]] = {}
+        self._seen: dict[str, Mounted] = {}
 
-    def by(self, pid: int) -> list[MountLine]:
+    def by(self, pid: int) -> Mounted:
         """Those seen by one of the container's own processes; none if it has ended, or if there are too many."""
         namespace = link(f"/proc/{pid}/ns/mnt")
-        if namespace not in self._lines:
-            self._lines[namespace] = lines = self._read(pid)
+        if namespace not in self._seen:
+            lines = self._read(pid)
+            self._seen[namespace] = Mounted(lines)
             self._ids |= {line.id for line in lines}
             self.terminals |= {line.device for line in lines if line.type == "devpts"}
-        return self._lines[namespace]
+        return self._seen[namespace]
 
-    def within(self, namespace: str) -> list[MountLine]:
+    def within(self, namespace: str) -> Mounted:
         """Those of a namespace, if any of its processes has been asked about."""
-        return self._lines.get(namespace, [])
+        return self._seen.get(namespace) or Mounted()
 
     @property
     def are_all(self) -> bool:

@@ -17,9 +17,8 @@ import stat
 import time
 from collections.abc import Collection
 
-from migrator.criu import ghost_paths, socket_names, terminals
+from migrator.criu import ghost_paths, socket_names
 from migrator.host import descent, proc, roots
-from migrator.host.mountinfo import may_wait
 from migrator.host.proc import Status, link, read_text
 from migrator.preflight.facts import mounts_seen, sandbox_facts, unix_facts, watch_facts
 
@@ -249,8 +248,8 @@ class _Look:
         name = target.removesuffix(" (deleted)")
         self.note("deleted-file", name, status, found.size)
         namespace = self.namespaces["mnt"]
-        if link(f"/proc/{status.pid}/ns/mnt") != namespace or not self.mounts.are_all or may_wait(
-                name, self.mounts.within(namespace)):
+        if link(f"/proc/{status.pid}/ns/mnt") != namespace or not self.mounts.are_all or (
+                self.mounts.within(namespace).may_wait(name)):
             return  # if it has mounts of its own, that path says nothing about them; as in `ghosts.require_here`
         with contextlib.suppress(OSError):
             root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
@@ -265,21 +264,25 @@ class _Look:
 
         Those in other mount and network namespaces are entirely up to that module.
         """
-        patience = socket_names.Patience()
-        for inode, its in unix_facts.bound(self.init).items() if self.unix_sockets and self.mounts.are_all else ():
-            status = self.unix_sockets.get(inode)
-            if not status or not its.name.startswith("/"):
-                continue
-            if link(f"/proc/{status.pid}/ns/mnt") != self.namespaces["mnt"]:
-                continue
-            with contextlib.suppress(OSError):
-                root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
+        if not (self.unix_sockets and self.mounts.are_all):
+            return
+        patience, bound = socket_names.Patience(), unix_facts.bound(self.init)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            root = os.open(f"/proc/{self.init}/root", os.O_PATH | os.O_CLOEXEC)
+            stack.callback(os.close, root)
+            view = socket_names.View.of(root, self.mounts.by(self.init).lines, 0)
+            for inode, its in bound.items():
+                status = self.unix_sockets.get(inode)
+                if not status or not its.name.startswith("/"):
+                    continue
+                if link(f"/proc/{status.pid}/ns/mnt") != self.namespaces["mnt"]:
+                    continue
                 try:
-                    socket_names.follow(socket_names.View.of(root, self.mounts.by(self.init), 0), its.name, patience)
+                    socket_names.follow(view, its.name, patience)
                 except socket_names.Astray as error:
                     self.note("socket-astray", f"{its.name} {error}", status)
-                finally:
-                    os.close(root)
+                except OSError:
+                    continue
 
     def device(self, status: Status, path: str, target: str, found: roots.Opened) -> None:
         major, minor = os.major(found.special), os.minor(found.special)
@@ -299,8 +302,8 @@ class _Look:
         These move along, although LXC's monitor has their other ends (`terminals`), and a restored one is from the
         host's devpts.
         """
-        return place is not None and any((line.device, terminals.index(line)) == (_shown(place[0]), place[1])
-                                         for line in self.mounts.within(self.namespaces["mnt"]))
+        ttys = self.mounts.within(self.namespaces["mnt"]).ttys
+        return place is not None and (_shown(place[0]), place[1]) in ttys
 
     def watches(self, status: Status, path: str) -> None:
         for kind, shown in watch_facts.watches(path, status.pid, self.mounts.within(self.namespaces["mnt"])):

@@ -20,10 +20,11 @@ import os
 import stat
 from collections.abc import Iterator
 
-from migrator.host.mountinfo import MountLine, may_wait
+from migrator.preflight.facts.mounts_seen import Mounted
 
 O_PATH = os.O_PATH
 HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ
+MOUNTS_MAX = 64  # of one file system on which a file is looked for
 
 
 def fdinfo(fd_path: str, key: str) -> str:
@@ -58,16 +59,20 @@ def parse_watch(line: str) -> tuple[str, int, int, bytes] | None:
         return None
 
 
-def watches(fd_path: str, pid: int, mounts: list[MountLine]) -> Iterator[tuple[str, str]]:
-    """(kind, path) of each watch; kind is "file", "symlink", "deleted", "hidden" (by a mount over it) or "unknown"."""
+def watches(fd_path: str, pid: int, mounted: Mounted) -> Iterator[tuple[str, str]]:
+    """(kind, path) of each watch; kind is "file", "symlink", "deleted", "hidden" (by a mount over it) or "unknown".
+
+    A container may have a file system mounted 100,000 times, and watch as many files: so one that is `hidden` on some
+    of its mounts is not looked for on all.
+    """
     for line in fdinfo_lines(fd_path):
         watch = parse_watch(line)
         if watch:
             device, inode, handle_type, handle = watch
             found = None
-            for mount in mounts:
-                if mount.device == device and not may_wait(mount.target, mounts):
-                    found = _resolve(pid, mount.target, mounts, inode, handle_type, handle)
+            for target in mounted.targets(device)[:MOUNTS_MAX]:
+                if not mounted.may_wait(target):
+                    found = _resolve(pid, target, mounted, inode, handle_type, handle)
                     if found and found[0] == "file":
                         break
             yield found or ("unknown", f"inode {inode} of device {device}")
@@ -87,7 +92,7 @@ def _open_by_handle(mount: int, handle_type: int, handle: bytes) -> int:
     return fd
 
 
-def _resolve(pid: int, target: str, mounts: list[MountLine], inode: int, handle_type: int,
+def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: int,
              handle: bytes) -> tuple[str, str] | None:
     root = f"/proc/{pid}/root"
     with contextlib.ExitStack() as stack:
@@ -104,7 +109,7 @@ def _resolve(pid: int, target: str, mounts: list[MountLine], inode: int, handle_
             return "symlink", path
         if found.st_nlink == 0 or path.endswith(" (deleted)"):
             return "deleted", path.removesuffix(" (deleted)")
-        if may_wait(path, mounts):
+        if mounted.may_wait(path):
             return None
         try:
             visible = os.stat(f"{root}{path}").st_ino == inode

@@ -205,8 +205,8 @@ def test_it_imports_next_to_nothing() -> None:
     assert set(found.split()) == {
         "__future__", "errno", "migrator",
         *(f"migrator.{name}" for name in (
-            "base", "base.deep_folders", "base.durable", "criu", "criu.at_restore", "criu.mount_flags",
-            "criu.mount_sources", "criu.pressure_triggers", "criu.ran_mark", "criu.slave_mounts",
+            "base", "base.deep_folders", "base.durable", "base.folder_set", "criu", "criu.at_restore",
+            "criu.mount_flags", "criu.mount_sources", "criu.pressure_triggers", "criu.ran_mark", "criu.slave_mounts",
             "criu.systemd_managers", "host", "host.cgroup_limits", "host.cgroups", "host.mount_tables"))}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -126,11 +127,23 @@ def test_a_pile_of_mounts() -> None:
     assert [each.visible for each in mount_flags.mounts(pile)["/a"]] == [False] * 49_997 + [True]
 
 
+def test_a_mount_as_deep_as_its_root_likes() -> None:
+    """A folder in a folder, 20,000 times, and something mounted in the last: no list of all of them is made."""
+    deep = table(ROOT, "2 1 /srv rw", f"3 2 /srv{'/a' * 20_000} nosuid")
+    tracemalloc.start()
+    try:
+        (its,) = mount_flags.mounts(deep)[f"/srv{'/a' * 20_000}"]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert its.visible and its.forbidden == {"nosuid"}
+
+
 def test_a_record_has_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = table(ROOT, "2 1 /srv ro,nosuid", "3 2 /srv rw", "4 1 /x rw").encode()
     monkeypatch.setattr(mount_tables, "read", lambda path, _: {"/proc/7/mountinfo": seen}[path])
     monkeypatch.setattr(mount_flags, "inside", {7: 1}.__getitem__)
-    monkeypatch.setattr(mount_flags, "_sees", lambda _: "all")
+    monkeypatch.setattr(mount_flags, "sees", lambda _: "all")
     assert mount_flags.record([7]) == "1 nosuid,ro /srv\n1 - /srv\n"
     mount_flags.tighten(mount_flags.record([7]), [7])
     with pytest.raises(OSError, match=r"^/srv could not be mounted as before, as another mount hides it$"):

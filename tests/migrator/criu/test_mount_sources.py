@@ -9,11 +9,12 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from migrator.criu import mount_sources
+from migrator.criu import mount_flags, mount_sources
 from migrator.criu.mount_sources import Host, Mount, is_below, joined, terminals
 from migrator.host import mount_tables
 
@@ -63,6 +64,20 @@ def test_what_is_to_be_read_only() -> None:
     assert may("below ro /srv", "8:1", "/srv/x", flags="ro,relatime") and not may("below ro /srv", "8:1", "/srv/x")
     assert may("below rw /srv", "8:1", "/srv/x", flags="ro")
     assert may("below ro /srv\njust rw /srv/x", "8:1", "/srv/x")
+    for just in ("just ro /srv/x\njust rw /srv/x", "just rw /srv/x\njust ro /srv/x"):
+        assert may(just, "8:1", "/srv/x") and may(just, "8:1", "/srv/x", flags="ro")
+    assert not may("just ro /srv/x", "8:1", "/srv/x") and may("just ro /srv/x", "8:1", "/srv/x", flags="ro")
+    assert may("just ro /srv/x\nbelow rw /srv", "8:1", "/srv/x")
+
+
+def test_as_many_as_a_container_can_have() -> None:
+    """Each in the plan by itself, and not compared with all of it: its root binds a folder's folders, say."""
+    many = [f"/srv/{number}" for number in range(20_000)]
+    begun = time.process_time()
+    host = Host(HOST, "".join(f"just rw {path}\n" for path in many))
+    assert all(host.may_have(mounted("8:1", path)) for path in many)
+    assert not host.may_have(mounted("8:1", "/srv"))
+    assert time.process_time() - begun < 10
 
 
 def test_what_is_the_containers_own() -> None:
@@ -132,6 +147,7 @@ def test_a_process_that_is_not_to_be_read(monkeypatch: pytest.MonkeyPatch, numbe
 
     us = os.getpid()
     monkeypatch.setattr(mount_tables, "read", read)
+    monkeypatch.setattr(mount_flags, "sees", lambda pid: (pid,))
     monkeypatch.setattr(mount_sources, "_from_the_top", lambda pid: f"top of {pid}")
     if number == errno.EACCES:
         for pids in ([0, us], [us, 0]):

@@ -50,3 +50,30 @@ def test_several_count_together(tmp_path: Path) -> None:
 def test_what_can_be_dumped_can_be_restored() -> None:
     """The same mounts have longer lines there if the paths to what is bound from the host are longer."""
     assert mount_tables.RESTORED_LIMIT >= 4 * mount_tables.LIMIT
+
+
+@pytest.mark.parametrize("line", ["30 20 0:40 {} /m rw", "30 20 0:40 / {} rw,nosuid"])
+def test_a_path_that_nobody_can_mount_at_again(tmp_path: Path, line: str) -> None:
+    """Its folders were made one in the other: no system call takes a path that long."""
+    table = tmp_path / "mountinfo"
+    before = "29 20 0:39 / / rw - btrfs /dev/vda rw\n"
+    table.write_text(f"{before}{line.format('/' + 'a' * (mount_tables.PATH_LIMIT - 1))} - tmpfs tmpfs rw\n")
+    assert mount_tables.read(str(table))
+    table.write_text(f"{before}{line.format('/' + 'a' * mount_tables.PATH_LIMIT)} - tmpfs tmpfs rw\n")
+    with pytest.raises(TooManyMounts, match="than is read: the path of a mount is longer than 32 KiB"):
+        mount_tables.read(str(table))
+    tables = MountTables()
+    with pytest.raises(TooManyMounts):
+        tables.read(str(table))
+    assert tables.left == 0
+
+
+def test_options_may_be_long(tmp_path: Path) -> None:
+    """As those of an overlay with many layers."""
+    (tmp_path / "mountinfo").write_text(f"30 20 0:40 / /m rw - overlay overlay rw,lowerdir={'/layer:' * 10_000}\n")
+    assert len(mount_tables.read(str(tmp_path / "mountinfo"))) > 2 * mount_tables.PATH_LIMIT
+
+
+def test_longer_than_any_path_that_can_be_mounted_at() -> None:
+    """4096 bytes (PATH_MAX), written in octal, and below another folder at the restore."""
+    assert mount_tables.PATH_LIMIT >= 2 * 4 * 4096

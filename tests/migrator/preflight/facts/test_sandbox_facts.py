@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from migrator.host import proc
 from migrator.host.mountinfo import MountLine, parse_mountinfo
 from migrator.preflight.facts import sandbox_facts, watch_facts
+from migrator.preflight.facts.mounts_seen import Mounted
 from tests.migrator.sandboxes import OWN, RESOLVED
 
 
@@ -29,10 +29,10 @@ def line_of(folder: Path) -> MountLine:
 
 def test_an_empty_mount(tmp_path: Path) -> None:
     line = line_of(tmp_path)
-    assert sandbox_facts.is_empty(os.getpid(), line, [])
-    assert not sandbox_facts.is_empty(os.getpid(), dataclasses.replace(line, id=0), [])  # another one is over it
+    assert sandbox_facts.is_empty(os.getpid(), line, Mounted())
+    assert not sandbox_facts.is_empty(os.getpid(), dataclasses.replace(line, id=0), Mounted())  # another one is over it
     (tmp_path / "file").touch()
-    assert not sandbox_facts.is_empty(os.getpid(), line, [])
+    assert not sandbox_facts.is_empty(os.getpid(), line, Mounted())
 
 
 def test_no_link_is_followed_on_the_way(tmp_path: Path) -> None:
@@ -40,8 +40,8 @@ def test_no_link_is_followed_on_the_way(tmp_path: Path) -> None:
     (tmp_path / "there/empty").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "there")
     (tmp_path / "itself").symlink_to(tmp_path / "there/empty")
-    assert not sandbox_facts.is_empty(os.getpid(), line_of(tmp_path / "link/empty"), [])
-    assert not sandbox_facts.is_empty(os.getpid(), line_of(tmp_path / "itself"), [])
+    assert not sandbox_facts.is_empty(os.getpid(), line_of(tmp_path / "link/empty"), Mounted())
+    assert not sandbox_facts.is_empty(os.getpid(), line_of(tmp_path / "itself"), Mounted())
 
 
 @pytest.mark.parametrize("empty", [True, False])
@@ -49,7 +49,7 @@ def test_a_service_s_own_tmp_that_holds_something_is_in_use(monkeypatch: pytest.
     monkeypatch.setattr(sandbox_facts, "is_empty", lambda pid, line, lines: empty)
     status = proc.parse_status(proc.read_text("/proc/self/status"))
     assert status
-    nested: Mapping[str, list[MountLine]] = {"resolved": parse_mountinfo(RESOLVED)}
-    found = list(sandbox_facts.found(status, parse_mountinfo(OWN), nested, {"resolved": status}, {}))
+    nested = {"resolved": Mounted(parse_mountinfo(RESOLVED))}
+    found = list(sandbox_facts.found(status, Mounted(parse_mountinfo(OWN)), nested, {"resolved": status}, {}))
     assert {detail: busy for kind, detail, _, busy in found if detail in {"tmpfs /tmp", "tmpfs /var/tmp"}} == {
         "tmpfs /tmp": not empty, "tmpfs /var/tmp": not empty}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from migrator.host import proc, roots
 from migrator.host.mountinfo import parse_mountinfo
 from migrator.host.proc import parse_status, read_text
-from migrator.preflight.facts import task_facts, unix_facts, watch_facts
+from migrator.preflight.facts import mounts_seen, task_facts, unix_facts, watch_facts
 from migrator.preflight.facts.task_facts import Tasks
 
 STATUS = """\
@@ -198,7 +198,7 @@ def test_deleted_files_that_lead_elsewhere(tmp_path: Path, monkeypatch: pytest.M
                           stderr=subprocess.DEVNULL) as process:
         assert process.stdin and process.stdout and process.stdout.readline() == b"ready\n"
         tasks = look_at(process, monkeypatch)
-        monkeypatch.setattr(task_facts, "may_wait", lambda *_: True)
+        monkeypatch.setattr(mounts_seen.Mounted, "may_wait", lambda *_: True)
         waits = look_at(process, monkeypatch)
         process.stdin.close()
     link = f"{tmp_path}/link is now a symbolic link"
@@ -276,12 +276,26 @@ def test_no_file_server_is_asked_for_what_is_watched(watcher: subprocess.Popen[b
     else:
         mounts = [dataclasses.replace(line, type=kind) for line in mounts]
     looks.clear()
-    found = list(watch_facts.watches(fd, watcher.pid, mounts))
+    found = list(watch_facts.watches(fd, watcher.pid, mounts_seen.Mounted(mounts)))
     into = [path for path in looks if not above or str(tmp_path.parent) in path]
     if kind == "btrfs":
         assert found == [("file", str(tmp_path))] and into
     else:
         assert [kind for kind, _ in found] == ["unknown"] and not into
+
+
+def test_what_is_watched_is_not_looked_for_on_each_of_many_mounts(watcher: subprocess.Popen[bytes],
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container can have its file system mounted 100,000 times, and watch as many files that none of them shows."""
+    asked: list[str] = []
+    monkeypatch.setattr(watch_facts, "_resolve", lambda _pid, target, *_: asked.append(target))
+    folder = Path(f"/proc/{watcher.pid}/fd")
+    fd = next(str(path) for path in folder.iterdir() if str(path.readlink()) == "anon_inode:inotify")
+    device = next(watch[0] for line in watch_facts.fdinfo_lines(fd) if (watch := watch_facts.parse_watch(line)))
+    lines = parse_mountinfo("".join(f"{number} 1 {device} / /{number} rw - btrfs x rw\n" for number in range(2, 5000)))
+    assert {kind for kind, _ in watch_facts.watches(fd, watcher.pid, mounts_seen.Mounted(lines))} == {"unknown"}
+    watched = sum(watch_facts.parse_watch(line) is not None for line in watch_facts.fdinfo_lines(fd))
+    assert len(asked) == watch_facts.MOUNTS_MAX * watched
 
 
 def test_pipes_name_the_process_outside(watcher: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
