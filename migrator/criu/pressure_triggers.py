@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 
+from migrator.criu import mount_flags
 from migrator.host import mount_tables
 
 TYPE_CHECKING = False
@@ -28,8 +30,10 @@ RECORD_LIMIT = 16 << 20  # bytes
 # What systemd writes unless a unit sets MemoryPressureThresholdSec= (MEMORY_PRESSURE_DEFAULT_THRESHOLD_USEC and
 # ..._WINDOW_USEC in its psi-util.h). A unit's processes are told what to write by an environment variable.
 DEFAULT = "some 200000 2000000"
+DEFAULT_FULL = "full 200000 2000000"  # irq.pressure takes no other
 VARIABLE = b"MEMORY_PRESSURE_WRITE="  # followed by base64 (systemd.exec(5))
 _NUMBER_MAX = 10  # digits
+_WINDOW_MIN, _WINDOW_MAX = 500_000, 10_000_000  # microseconds (kernel/sched/psi.c; newer ones take shorter windows too)
 ENVIRONMENT_LIMIT = 1 << 20  # bytes; a process can declare any of its memory to be its environment (prctl(2))
 _READ_LIMIT = 32 << 20  # bytes of any other file in /proc but mountinfo; a mapping takes a few hundred
 _CTL_ADD, _CTL_DEL = 1, 2  # sys/epoll.h
@@ -38,12 +42,12 @@ PROC = "/proc"
 
 def record(pids: Iterable[int]) -> str:
     """The record of all triggers of these processes, which stand still."""
-    lines = []
+    lines, mounts = [], CgroupMounts()
     for pid in pids:
         asked = ""
         for fd in _pressure_files(pid):
             try:
-                with Borrowed(pid, fd) as file:
+                with Borrowed(pid, fd, mounts) as file:
                     if file.has_trigger():
                         asked = asked or _asked(pid)
                         lines.append(f"{_inside(pid)} {fd} {asked}\n")
@@ -55,6 +59,9 @@ def record(pids: Iterable[int]) -> str:
 def write_again(text: str, pids: Iterable[int]) -> None:
     """Write the recorded triggers again; `pids` are the processes of the restored container.
 
+    One that this kernel does not take is replaced by the default one, and left out, with a warning, if it takes none:
+    what its processes have been told to ask for is up to the container's users, and must not keep it from running.
+
     The record comes from another host. Raises ValueError if it is not valid, and OSError, also if a descriptor that it
     names is not of a cgroup.
     """
@@ -62,15 +69,33 @@ def write_again(text: str, pids: Iterable[int]) -> None:
     for line in filter(None, text.split("\n")):
         inside, number, words = line.split(" ", 2)
         wanted.setdefault(int(inside), []).append((int(number), required(words)))
+    mounts = CgroupMounts()
     for pid in pids if wanted else ():
-        for fd, trigger in wanted.get(_inside(pid), ()):
-            with Borrowed(pid, fd) as file:
-                if file.write(trigger):
-                    _enter_again(pid, fd, file)
+        its = wanted.get(_inside(pid), ())
+        entries = _epoll_entries(pid) if its else {}
+        for fd, trigger in its:
+            with Borrowed(pid, fd, mounts) as file:
+                if _write_any(file, pid, (trigger, DEFAULT, DEFAULT_FULL)):
+                    for epoll, entry in entries.get(fd, ()):
+                        _add_again(pid, epoll, fd, file, entry)
+
+
+def _write_any(file: Borrowed, pid: int, triggers: Iterable[str]) -> bool:
+    """Write the first of some triggers that this kernel takes; returns False if there is one already or it takes none.
+    """
+    for trigger in triggers:
+        try:
+            return file.write(trigger)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            refused = error
+    print(f"warning: process {pid} is not told of pressure any more: {refused}", file=sys.stderr)
+    return False
 
 
 def required(trigger: str) -> str:
-    """The trigger, if it is a valid one; raises ValueError if not."""
+    """The trigger, if it is written like one; raises ValueError if not."""
     kind, *numbers = trigger.split(" ")
     if kind in ("some", "full") and len(numbers) == 2 and all(
             number.isascii() and number.isdecimal() and len(number) <= _NUMBER_MAX for number in numbers):
@@ -84,8 +109,8 @@ class Borrowed:
     Judging by its name alone, it could be any file that a process of the container has opened.
     """
 
-    def __init__(self, pid: int, fd: int) -> None:
-        if not _is_of_cgroup(pid, fd):
+    def __init__(self, pid: int, fd: int, mounts: CgroupMounts) -> None:
+        if not mounts.hold(pid, fd):
             raise OSError(errno.EINVAL, f"descriptor {fd} of process {pid} is not of a cgroup")
         self.fd = _borrowed(pid, fd)
 
@@ -145,7 +170,11 @@ def _asked(pid: int) -> str:
             if variable.startswith(VARIABLE):
                 import binascii
 
-                return required(binascii.a2b_base64(variable[len(VARIABLE):]).rstrip(b"\0\n").decode("ascii"))
+                asked = binascii.a2b_base64(variable[len(VARIABLE):]).rstrip(b"\0\n").decode("ascii")
+                threshold, window = map(int, required(asked).split(" ")[1:])
+                if 0 < threshold <= window and _WINDOW_MIN <= window <= _WINDOW_MAX:  # otherwise it was not taken
+                    return asked
+                break
     except (OSError, ValueError, IndexError):
         pass
     return DEFAULT
@@ -161,19 +190,24 @@ def _is_plain(maps: bytes, begin: int, end: int) -> bool:
     return False
 
 
-def _enter_again(pid: int, fd: int, file: Borrowed) -> None:
-    """In each epoll instance of a process that has `fd`, add it again, with the same number, events and data."""
+def _epoll_entries(pid: int) -> dict[int, list[tuple[int, tuple[int, int]]]]:
+    """For each descriptor of a process the epoll instances that it is added to, with its events and its data there."""
+    found: dict[int, list[tuple[int, tuple[int, int]]]] = {}
     for name in os.listdir(f"{PROC}/{pid}/fd"):
-        if os.readlink(f"{PROC}/{pid}/fd/{name}") != "anon_inode:[eventpoll]":
+        try:
+            if os.readlink(f"{PROC}/{pid}/fd/{name}") != "anon_inode:[eventpoll]":
+                continue
+        except FileNotFoundError:  # closed meanwhile
             continue
         for line in _read(f"{PROC}/{pid}/fdinfo/{name}").splitlines():
             words = line.split()
-            if words[:1] == [b"tfd:"] and int(words[1]) == fd:
-                _add_again(pid, int(name), fd, file, (int(words[3], 16), int(words[5], 16)))
+            if words[:1] == [b"tfd:"]:
+                found.setdefault(int(words[1]), []).append((int(name), (int(words[3], 16), int(words[5], 16))))
+    return found
 
 
 def _add_again(pid: int, epoll: int, fd: int, file: Borrowed, entry: tuple[int, int]) -> None:
-    """Remove `fd` from an epoll instance and add it again; `entry` is its events and its data.
+    """Remove `fd` from an epoll instance and add it again, with the same number; `entry` is its events and its data.
 
     epoll(7) identifies an entry by open file and descriptor number together, so for a moment the file must have that
     number in this process too.
@@ -194,6 +228,8 @@ def _add_again(pid: int, epoll: int, fd: int, file: Borrowed, entry: tuple[int, 
         os.dup2(mine, fd, inheritable=False)
         for action in (_CTL_DEL, _CTL_ADD):
             if libc.epoll_ctl(held, action, fd, event):
+                if action == _CTL_DEL and ctypes.get_errno() == errno.ENOENT:
+                    break  # the entry is of another file, which had that number before
                 raise OSError(ctypes.get_errno(), f"epoll_ctl of process {pid}: {os.strerror(ctypes.get_errno())}")
     finally:
         if before >= 0:
@@ -224,19 +260,31 @@ def _borrowed(pid: int, fd: int) -> int:
         os.close(pidfd)
 
 
-def _is_of_cgroup(pid: int, fd: int) -> bool:
-    """Whether a descriptor is of a file in a cgroup file system.
+class CgroupMounts:
+    """The mounts of cgroup file systems that processes see, read once for those that see the same.
 
-    The file system is not asked itself: its server may stand still with the container. Raises OSError, TooManyMounts.
+    A process can have any number of files open whose name is that of a pressure file.
     """
-    for line in _read(f"{PROC}/{pid}/fdinfo/{fd}").splitlines():
-        if line.startswith(b"mnt_id:"):
-            mount = line.split()[1]
-            seen = mount_tables.read(f"{PROC}/{pid}/mountinfo", mount_tables.RESTORED_LIMIT)
-            for each in seen.split(b"\n"):
-                if each.split(b" ", 1)[0] == mount:
-                    return each.partition(b" - ")[2].startswith(b"cgroup2 ")
-    return False
+
+    def __init__(self) -> None:
+        self._ids: dict[tuple[object, ...], set[bytes]] = {}
+
+    def hold(self, pid: int, fd: int) -> bool:
+        """Whether a descriptor is of a file on one of them.
+
+        The file system is not asked itself: its server may stand still with the container. Raises OSError,
+        TooManyMounts.
+        """
+        for line in _read(f"{PROC}/{pid}/fdinfo/{fd}").splitlines():
+            if line.startswith(b"mnt_id:"):
+                seen_from = mount_flags.sees(pid)
+                if seen_from not in self._ids:
+                    seen = mount_tables.read(f"{PROC}/{pid}/mountinfo", mount_tables.RESTORED_LIMIT)
+                    self._ids[seen_from] = {
+                        each.split(b" ", 1)[0] for each in seen.split(b"\n")
+                        if each.partition(b" - ")[2].startswith(b"cgroup2 ")}
+                return line.split()[1] in self._ids[seen_from]
+        return False
 
 
 def _inside(pid: int) -> int:

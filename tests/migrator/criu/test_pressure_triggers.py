@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import os
 import select
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from migrator.criu import pressure_triggers
+from migrator.host import mount_tables
 from migrator.host.mountinfo import parse_mountinfo
 
 ANY_STALL = "some 1 2000000"  # microseconds: one in which somebody waits for a processor is enough
@@ -101,6 +103,13 @@ def test_only_what_has_a_trigger_is_recorded(pressure: str, tmp_path: Path) -> N
     (b"some 1 2\nsome 3 4", pressure_triggers.DEFAULT),
     (b"rm -rf", pressure_triggers.DEFAULT),
     (b"\xff\xfe", pressure_triggers.DEFAULT),
+    (b"some 2000000 2000000\0", "some 2000000 2000000"),
+    (b"some 2000000 1000000\0", pressure_triggers.DEFAULT),  # what no kernel takes, so it was something else
+    (b"some 0 2000000", pressure_triggers.DEFAULT),
+    (b"some 100 500000", "some 100 500000"),
+    (b"some 100 499999", pressure_triggers.DEFAULT),
+    (b"some 100 10000000", "some 100 10000000"),
+    (b"some 100 10000001", pressure_triggers.DEFAULT),
 ])
 def test_a_service_is_asked_what_systemd_has_told_it(pressure: str, said: bytes, recorded: str) -> None:
     with waiting(pressure, ANY_STALL, base64.b64encode(said).decode()) as has:
@@ -142,7 +151,7 @@ def test_who_waits_is_told_of_pressure_again_and_of_nothing_else(pressure: str) 
         pressure_triggers.write_again(f"{process.pid} 7 {never}\n", [process.pid])
         assert process.events() == ""
         assert process.entry() == entry
-        with pressure_triggers.Borrowed(process.pid, 7) as file:
+        with pressure_triggers.Borrowed(process.pid, 7, pressure_triggers.CgroupMounts()) as file:
             assert file.has_trigger() and not file.write(never)
     with waiting(pressure) as process:
         pressure_triggers.write_again(f"{process.pid} 7 {ANY_STALL}\n", [process.pid])
@@ -154,6 +163,75 @@ def test_who_waits_is_told_of_pressure_again_and_of_nothing_else(pressure: str) 
             while not (events := process.events()):
                 pass
         assert int(events) == select.EPOLLPRI
+
+
+def test_one_that_this_kernel_does_not_take(pressure: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A user of the container has a process say so: it would keep all of it from being restored."""
+    with waiting(pressure) as process:
+        pressure_triggers.write_again(f"{process.pid} 7 some 2000000 1000000\n", [process.pid])
+        assert process.events() == ""
+        with pressure_triggers.Borrowed(process.pid, 7, pressure_triggers.CgroupMounts()) as file:
+            assert file.has_trigger()
+    assert capfd.readouterr().err == ""
+
+
+class Refuses(pressure_triggers.Borrowed):
+    """A file of which the kernel takes some triggers alone."""
+
+    def __init__(self, number: int, *takes: str) -> None:
+        self.fd, self.number, self.takes, self.asked = -1, number, takes, list[str]()
+
+    def write(self, trigger: str) -> bool:
+        self.asked.append(trigger)
+        if trigger not in self.takes:
+            raise OSError(self.number, os.strerror(self.number))
+        return True
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_what_is_tried_instead(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """irq.pressure takes `full` alone, and where pressure is not measured nothing is taken."""
+    tried = ("some 1 2000000", pressure_triggers.DEFAULT, pressure_triggers.DEFAULT_FULL)
+    for count, trigger in enumerate(tried, 1):
+        file = Refuses(number, trigger)
+        assert pressure_triggers._write_any(file, 7, tried) and file.asked == list(tried[:count])
+    assert capsys.readouterr().err == ""
+    assert not pressure_triggers._write_any(Refuses(number), 7, tried)
+    assert "process 7 is not told of pressure any more" in capsys.readouterr().err
+    with pytest.raises(PermissionError):
+        pressure_triggers._write_any(Refuses(errno.EACCES), 7, tried)
+
+
+def test_an_epoll_knows_another_file_by_that_number(pressure: str) -> None:
+    """One that had the number before, and is still open under another: nothing is waited for then."""
+    code = ("import os, select, sys; a, b = os.pipe(); waits = select.epoll(); waits.register(a, 1)\n"
+            "kept = os.dup(a); os.dup2(os.open(sys.argv[1], os.O_RDWR), a); print(a, flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, pressure], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as process:
+        assert process.stdin and process.stdout
+        number = int(process.stdout.readline())
+        assert number in pressure_triggers._epoll_entries(process.pid)
+        pressure_triggers.write_again(f"{process.pid} {number} {ANY_STALL}\n", [process.pid])
+        with pressure_triggers.Borrowed(process.pid, number, pressure_triggers.CgroupMounts()) as file:
+            assert file.has_trigger()
+        process.stdin.close()
+
+
+def test_mounts_are_read_once_however_many_files_have_such_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                  ) -> None:
+    read: list[str | int] = []
+    honest = mount_tables.read
+
+    def told(path: str | int, limit: int | None = None) -> bytes:
+        read.append(path)
+        return honest(path, limit)
+
+    monkeypatch.setattr(mount_tables, "read", told)
+    with contextlib.ExitStack() as stack:
+        for number in range(20):
+            stack.enter_context((tmp_path / f"{number}.pressure").open("w"))
+        assert pressure_triggers.record([os.getpid()]) == ""
+    assert len(read) == 1
 
 
 def test_it_takes_its_number_for_a_moment_from_what_is_open_here(pressure: str, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ LOOKS: dict[str, Callable[[], Any]] = {
     "ghosts": lambda: ghosts.require_here(Path("/nonexistent"), HERE),
     "sockets": lambda: bound_sockets.require_here(Path("/nonexistent"), HERE, [HERE]),
     "sockets, in another namespace": lambda: bound_sockets._from_the_top(HERE, MountTables()),
-    "triggers": lambda: pressure_triggers._is_of_cgroup(HERE, 0),
+    "triggers": lambda: pressure_triggers.CgroupMounts().hold(HERE, 0),
     "terminals": lambda: terminals.found(HERE),
     "restored flags": lambda: mount_flags.tighten(f"{mount_flags.inside(HERE)} ro /x\n", [HERE]),
     "restored slaves": lambda: slave_mounts.make_slaves(f"{mount_flags.inside(HERE)} /x\n", [HERE]),
@@ -90,19 +90,24 @@ def test_only_a_restored_container_may_have_more(look: str) -> None:
 def test_as_much_as_a_restored_container_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process is asked, and those that see the same count once."""
     line = b"1 0 0:1 / / rw - tmpfs x rw\n"
-    seen = {1: line, 2: line, 3: line.replace(b"1 0", b"2 0")}
-    read: list[int] = []
+    seen = {1: line, 2: line, 3: line.replace(b"1 0", b"2 0"), 4: line}
+    read: list[str] = []
 
     def reads(path: str, limit: int) -> bytes:
-        read.append(limit)
-        return seen[int(path.split("/")[2])]
+        assert limit == mount_tables.RESTORED_LIMIT
+        read.append(path.split("/")[2])
+        return seen[int(read[-1])]
 
     monkeypatch.setattr(mount_tables, "read", reads)
     monkeypatch.setattr(mount_sources, "os", SimpleNamespace(fsdecode=os.fsdecode, readlink=lambda _: "mnt:[1]"))
     monkeypatch.setattr(mount_sources, "_from_the_top", lambda _: "")
-    assert len(list(mount_sources._seen([1, 2, 3]))) == 3
-    limit = mount_tables.RESTORED_LIMIT
-    assert read == [limit, limit - len(seen[1]), limit - len(seen[1])]
+    monkeypatch.setattr(mount_flags, "sees", lambda pid: (min(pid, 3),))
+    monkeypatch.setattr(mount_tables, "RESTORED_LIMIT", 2 * len(line))
+    assert list(mount_sources._seen([1, 2, 3, 4])) == ["", *{os.fsdecode(seen[1]), os.fsdecode(seen[3])}]
+    assert read == ["1", "2", "3"], "what sees the same as another is not asked"
+    monkeypatch.setattr(mount_tables, "RESTORED_LIMIT", 2 * len(line) - 1)
+    with pytest.raises(TooManyMounts):
+        list(mount_sources._seen([1, 2, 3]))
 
 
 def test_what_is_read_from_the_top_may_be_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,4 +122,5 @@ def test_no_mounts_name_passes_for_another_line(monkeypatch: pytest.MonkeyPatch)
     lines = b"41 1 0:2 / /x\r36 rw - cgroup2 none rw\n36 1 0:3 / /y rw - tmpfs none rw\n"
     monkeypatch.setattr(pressure_triggers, "_read", lambda _: b"pos:\t0\nmnt_id:\t36\n")
     monkeypatch.setattr(mount_tables, "read", lambda *_: lines)
-    assert not pressure_triggers._is_of_cgroup(7, 3)
+    monkeypatch.setattr(mount_flags, "sees", lambda _: ("all",))
+    assert not pressure_triggers.CgroupMounts().hold(7, 3)
