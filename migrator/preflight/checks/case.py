@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 
@@ -77,7 +78,12 @@ class Case:
 
     def is_fixed(self, path: str) -> bool:
         """Whether no user of the container can make a path in there lead root elsewhere (`fixed_paths`)."""
-        return path in self.container.fixed
+        return path in self._fixed
+
+    @functools.cached_property
+    def _fixed(self) -> frozenset[str]:
+        """A container's root can mount 100,000 things, and each is looked for."""
+        return frozenset(self.container.fixed)
 
     def notes(self, kind: str) -> list[Note]:
         return [note for note in self.container.tasks.notes if note.kind == kind]

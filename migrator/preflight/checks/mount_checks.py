@@ -44,9 +44,11 @@ BOUND = define("bind-mount", WARNING, """Files on the host stay there: the resto
 TERMINAL = define("terminal-mounted", ERROR, """A terminal of the host is mounted in the container where LXC mounts
     none. (LXC's own console and ttys do not matter: they are replaced by new ones.)""", memory_only=True)
 TOO_MANY = define("mounts-too-many", ERROR, """Of what is mounted in a container, migrator reads 16 MiB, in all of its
-    mount namespaces together (a mount usually takes 100 to 300 bytes of /proc/PID/mountinfo): a mount costs the
-    container little, and its line may be very long, so that reading all of it could take all of the host's memory. What
-    is not read cannot be checked, and the dump would fail.""", memory_only=True)
+    mount namespaces together (a mount usually takes 100 to 300 bytes of /proc/PID/mountinfo), and no path of more than
+    32 KiB: a mount costs the container little, and its line may be very long, so that reading all of it could take all
+    of the host's memory. What is not read cannot be checked, and the dump would fail.""", memory_only=True)
+UNREAD = define("mounts-unread", ERROR, """As `mounts-too-many`, of the mounts that the container's own first process
+    sees. So nobody knows whether other disks are among them, which would stay behind: with --no-memory too.""")
 SHARING = define("mount-propagation", ERROR, """CRIU restores how a mount propagates by copying that from another of its
     peer group, which the kernel allows only where that one shows all that this one shows
     (restore_one_sharing_group in criu/mount-v2.c).""", memory_only=True)
@@ -111,10 +113,12 @@ def _target(entry: MountEntry) -> str:
 
 
 def supported(case: Case) -> Iterator[Finding]:
+    held = {note.detail: note for note in reversed(case.notes("mount-held"))}
+    filled = {note.detail for note in case.notes("mount-filled")}
     for mount in case.container.mounts:
         if (case.container.init_name == "systemd" and mount.kind == "unsupported"
                 and live_steps.credentials_of(mount.type, mount.target)):
-            yield _credentials(case, mount)
+            yield _credentials(case, mount, held.get(mount.target), filled=mount.target in filled)
         elif mount.kind == "unsupported":
             yield UNSUPPORTED.found(
                 f"{mount.target} in {case.container.name} is a file system of type {mount.type}.",
@@ -129,11 +133,12 @@ def supported(case: Case) -> Iterator[Finding]:
 
 def read(case: Case) -> Iterator[Finding]:
     for note in case.notes(mounts_seen.TOO_MANY)[:1]:
-        yield TOO_MANY.found(
-            f"{case.container.name} has more mounted than is read (all of its mount namespaces together, up to "
-            f"{holder(note)}).",
-            f"See how many mounts that one has, and how long they are: wc /proc/{note.pid}/mountinfo -- and unmount "
-            "what is not needed, or restart the container.")
+        code = TOO_MANY if case.container.mounts else UNREAD  # its first process has some at least
+        yield code.found(
+            f"{case.container.name} has more mounted than is read, or at a longer path (all of its mount namespaces "
+            f"together, up to {holder(note)}).",
+            "See how many mounts that one has, and how long they are: wc --lines --bytes --max-line-length "
+            f"/proc/{note.pid}/mountinfo -- and unmount what is not needed, or restart the container.")
 
 
 def _unmount(case: Case, mount: Mount) -> str:
@@ -167,14 +172,13 @@ def _prepared(case: Case, note: Note) -> str:
     return f"End what runs in it: kill {note.pid}"
 
 
-def _credentials(case: Case, mount: Mount) -> Finding:
-    """A unit's credentials, as a ramfs."""
-    held = next((note for note in case.notes("mount-held") if note.detail == mount.target), None)
+def _credentials(case: Case, mount: Mount, held: Note | None, *, filled: bool) -> Finding:
+    """A unit's credentials, as a ramfs, in which that is `held` open, or something is."""
     found = f"{mount.target} in {case.container.name} is a file system of type {mount.type}"
     if held:
         return UNSUPPORTED.found(f"{found}, and {holder(held)} has it open.", _prepared(case, held),
                                  unit=case.restarted(held))
-    if any(note.detail == mount.target for note in case.notes("mount-filled")):
+    if filled:
         unit = live_steps.credentials_of(mount.type, mount.target)
         return UNSUPPORTED.found(f"{found}, and is not empty.",
                                  f"Stop what it is for during the move: {case.inside('systemctl', 'stop', unit)}")

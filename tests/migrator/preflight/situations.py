@@ -238,7 +238,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("mount-unreachable", INFO, Change(container={
         "init_name": "systemd", "tasks.notes": unit("sandbox-unreachable", "tmpfs /tmp")}), "right before"),
     ("mount-propagation", ERROR, task("sandbox-sharing", "tmpfs /i"), "kill 4712"),
-    ("mounts-too-many", ERROR, task("mounts-unread"), "wc /proc/4712/mountinfo"),
+    ("mounts-too-many", ERROR, task("mounts-unread"), "/proc/4712/mountinfo"),
+    ("mounts-unread", ERROR, Change(container={
+        "mounts": (), "tasks.notes": notes(("mounts-unread", "worker"))}), "/proc/4712/mountinfo"),
     ("mount-propagation", ERROR, Change(container={
         "init_name": "systemd", "tasks.notes": unit("sandbox-sharing", "tmpfs /i")}), "restarted without it"),
     ("mount-unreachable", ERROR, Change(container={"mounts": (ROOT, Mount("/m", "ext4", "unreachable"))}), "/m"),

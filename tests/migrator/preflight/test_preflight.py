@@ -235,6 +235,17 @@ def without_memory(changed: Change) -> list[Finding]:
     return dataclasses.replace(changed, options=changed.options | {"memory": False}).find()
 
 
+def test_disks_that_nobody_has_seen_block_a_move_without_memory_too() -> None:
+    """Whoever mounts so much that it is not read: the advice is --no-memory, and that would leave them behind."""
+    note = notes(("mounts-unread", ""))
+    unread = without_memory(Change(container={"mounts": (), "tasks.notes": note, "tasks.complete": False}))
+    assert [finding.code for finding in unread if finding.severity is Severity.ERROR] == ["mounts-unread"]
+    assert verdict(unread, ["mounts-unread"]) is not Verdict.BLOCKED
+    others = Change(container={"tasks.notes": note, "tasks.complete": False})
+    assert "mounts-unread" not in {finding.code for finding in others.find()}, "its first process's have been read"
+    assert verdict(without_memory(others)) is not Verdict.BLOCKED
+
+
 def test_every_code_is_tested() -> None:
     """Those of a move that is under way, or over, are no facts: tests/stages/test_check.py."""
     assert {case[0] for case in FOUND} | {"under-way", "moved-away"} == set(codes())
