@@ -270,7 +270,8 @@ def test_no_file_server_is_asked_for_what_is_watched(watcher: subprocess.Popen[b
     folder = Path(f"/proc/{watcher.pid}/fd")
     fd = next(str(path) for path in folder.iterdir() if str(path.readlink()) == "anon_inode:inotify")
     device = next(watch[0] for line in watch_facts.fdinfo_lines(fd) if (watch := watch_facts.parse_watch(line)))
-    mounts = [line for line in parse_mountinfo(read_text("/proc/self/mountinfo")) if line.device == device]
+    mounts = [line for line in parse_mountinfo(read_text("/proc/self/mountinfo"))
+              if line.device == device and tmp_path.is_relative_to(line.target)]  # and not what is bound elsewhere
     if above:
         mounts += [dataclasses.replace(mounts[0], device="0:0", type=kind, target=str(tmp_path.parent))]
     else:
