@@ -67,8 +67,8 @@ def require_here(images: Path, init: int, pids: Iterable[int]) -> None:
     root = superuser(Path(f"/proc/{init}/uid_map").read_text())
     tables = mount_tables.MountTables()
     with contextlib.ExitStack() as stack:
-        views = [_view(stack, os.open(f"/proc/{init}/root", os.O_PATH),
-                       tables.read(f"/proc/{init}/mountinfo"), root)]
+        first = _view(stack, os.open(f"/proc/{init}/root", os.O_PATH), tables.read(f"/proc/{init}/mountinfo"), root)
+        views = dict.fromkeys([-1, *first.mounts], first)
         others = _others(stack, init, pids, root, tables)
         patience = Patience()
         ways: dict[tuple[int, str, str], Way | str] = {}  # many sockets may have been accepted by one listener
@@ -191,18 +191,14 @@ def bound(images: Path) -> list[Bound]:
     return found
 
 
-def _of(mount: int, views: list[View], others: Iterator[View]) -> View | None:
-    """The mount namespace that a mount is in, the first one by default."""
-    if mount == -1:
-        return views[0]
-    for view in views:
-        if mount in view.mounts:
-            return view
-    for view in others:
-        views.append(view)
-        if mount in view.mounts:
-            return view
-    return None
+def _of(mount: int, views: dict[int, View], others: Iterator[View]) -> View | None:
+    """The mount namespace that a mount is in. `views` has those seen so far, by mount: there may be many of either."""
+    while mount not in views:
+        view = next(others, None)
+        if view is None:
+            return None
+        views.update(dict.fromkeys(view.mounts, view))
+    return views[mount]
 
 
 def _others(stack: contextlib.ExitStack, init: int, pids: Iterable[int], root: int,

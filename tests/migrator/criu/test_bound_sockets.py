@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ import pytest
 
 from migrator.criu import bound_sockets, image_messages, socket_names
 from migrator.criu.bound_sockets import Bound
+from migrator.criu.socket_names import View
 from migrator.host import roots
 from migrator.host.mount_tables import MountTables
+from migrator.host.mountinfo import parse_mountinfo
 from tests.migrator.criu_images import image, message
 
 
@@ -442,6 +445,19 @@ def test_each_mount_namespace_is_looked_into_once(tmp_path: Path, monkeypatch: p
                                        [process.pid, os.getpid(), process.pid])
         process.stdin.close()
     assert entered == [process.pid]
+
+
+def test_as_many_mount_namespaces_as_a_container_likes() -> None:
+    """And as many sockets, none of which is looked for in each of them."""
+    line = parse_mountinfo("1 0 0:1 / / rw - tmpfs x rw\n")[0]
+    others = iter([View(number, {number: line}, frozenset()) for number in range(20_000)])
+    views: dict[int, View] = {}
+    begun = time.process_time()
+    for number in reversed(range(20_000)):
+        view = bound_sockets._of(number, views, others)
+        assert view and view.root == number
+    assert bound_sockets._of(20_000, views, others) is None
+    assert time.process_time() - begun < 5
 
 
 def test_a_mount_namespace_that_cannot_be_entered() -> None:

@@ -90,7 +90,7 @@ def test_only_a_restored_container_may_have_more(look: str) -> None:
 def test_as_much_as_a_restored_container_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process is asked, and those that see the same count once."""
     line = b"1 0 0:1 / / rw - tmpfs x rw\n"
-    seen = {1: line, 2: line, 3: line.replace(b"1 0", b"2 0"), 4: line}
+    seen = {1: line, 2: line, 3: line.replace(b"1 0", b"2 0"), 4: line, 5: line.replace(b"1 0", b"3 0")}
     read: list[str] = []
 
     def reads(path: str, limit: int) -> bytes:
@@ -101,13 +101,14 @@ def test_as_much_as_a_restored_container_may_have(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(mount_tables, "read", reads)
     monkeypatch.setattr(mount_sources, "os", SimpleNamespace(fsdecode=os.fsdecode, readlink=lambda _: "mnt:[1]"))
     monkeypatch.setattr(mount_sources, "_from_the_top", lambda _: "")
-    monkeypatch.setattr(mount_flags, "sees", lambda pid: (min(pid, 3),))
-    monkeypatch.setattr(mount_tables, "RESTORED_LIMIT", 2 * len(line))
-    assert list(mount_sources._seen([1, 2, 3, 4])) == ["", *{os.fsdecode(seen[1]), os.fsdecode(seen[3])}]
-    assert read == ["1", "2", "3"], "what sees the same as another is not asked"
-    monkeypatch.setattr(mount_tables, "RESTORED_LIMIT", 2 * len(line) - 1)
+    monkeypatch.setattr(mount_flags, "sees", lambda pid: (3 if pid == 4 else pid,))
+    monkeypatch.setattr(mount_tables, "RESTORED_LIMIT", 3 * len(line))
+    found = list(mount_sources._seen([1, 2, 3, 4, 5]))
+    assert found[0] == "" and sorted(found[1:]) == sorted(os.fsdecode(seen[pid]) for pid in (1, 3, 5))
+    assert read == ["1", "2", "3", "5"], "what sees the same as another is not asked"
+    monkeypatch.setattr(mount_tables, "RESTORED_LIMIT", 3 * len(line) - 1)
     with pytest.raises(TooManyMounts):
-        list(mount_sources._seen([1, 2, 3]))
+        list(mount_sources._seen([1, 2, 3, 5]))
 
 
 def test_what_is_read_from_the_top_may_be_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
