@@ -72,12 +72,12 @@ def test_what_is_to_be_read_only() -> None:
 
 def test_as_many_as_a_container_can_have() -> None:
     """Each in the plan by itself, and not compared with all of it: its root binds a folder's folders, say."""
-    many = [f"/srv/{number}" for number in range(20_000)]
+    many = [f"/srv/{number}" for number in range(30_000)]
     begun = time.process_time()
     host = Host(HOST, "".join(f"just rw {path}\n" for path in many))
     assert all(host.may_have(mounted("8:1", path)) for path in many)
     assert not host.may_have(mounted("8:1", "/srv"))
-    assert time.process_time() - begun < 10
+    assert time.process_time() - begun < 5
 
 
 def test_what_is_the_containers_own() -> None:
