@@ -19,6 +19,7 @@ _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _GROWTH = 256 << 20  # bytes that a container's memory may always grow between its check and its dump
 _LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean unlimited
+_SPARE = 64 << 20  # bytes that have to be free besides, wherever images go (spool.check_space)
 INODES = 50_000  # of a tmpfs, in addition to its size: for `spool.FOLDER_MAX` streams with an index each
 
 
@@ -26,11 +27,12 @@ def place_images(folders: Sequence[Path], needed: int, room: int | None = None) 
     """Which of `Layout.image_folders` should take `needed` bytes of memory images, and why, in words.
 
     Memory is faster, as long as the same amount remains free: a restore needs the pages twice. What was promised to
-    other migrations is not available to this one, nor is anything beyond its `room` (bytes).
+    other migrations is not available to this one, nor is anything beyond its `room` (bytes). A tmpfs that would be too
+    small for `spool.check_space`, 2 % and a margin, is none: there may be room on disk.
     """
     memory, disk = folders
     available = _bytes_available(room)
-    if 2 * needed < available:
+    if 2 * (needed + needed // 50 + _SPARE) < available:
         return memory, f"{available >> 20} MiB of memory are available"
     return disk, f"only {max(0, available) >> 20} MiB of memory are available"
 

@@ -75,7 +75,7 @@ def test_snapshots_are_told_from_the_rest(here: Layout, monkeypatch: pytest.Monk
     assert [path.name for path in here.own_snapshots()] == own
 
 
-@pytest.mark.parametrize(("needed", "memory", "place"), [(100, 1000, 0), (499, 1000, 0), (0, 1000, 0),
+@pytest.mark.parametrize(("needed", "memory", "place"), [(100, 1000, 0), (427, 1000, 0), (0, 1000, 0), (428, 1000, 1),
                                                          (600, 1000, 1)])  # the restore needs the pages a second time
 def test_images_go_where_there_is_room(here: Layout, monkeypatch: pytest.MonkeyPatch, needed: int, memory: int,
                                        place: int) -> None:
@@ -251,15 +251,34 @@ def test_who_has_not_yet_said_what_it_is_may_be_a_watchdog(tmp_path: Path, monke
 
 
 def test_just_twice_is_too_little(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folders, "memory_available", lambda: 200 << 20)
+    """With 2 % and the margin that spool.check_space asks for: 166 MiB each time."""
+    monkeypatch.setattr(image_folders, "memory_available", lambda: 332 << 20)
     assert image_folders.place_images(here.image_folders(), (100 << 20) - 1)[0] == here.image_folders()[0]
     assert image_folders.place_images(here.image_folders(), 100 << 20)[0] == here.image_folders()[1]
-    assert image_folders.place_images(here.image_folders(), 30 << 20, 61 << 20)[0] == here.image_folders()[0], (
+    assert image_folders.place_images(here.image_folders(), 50 << 20, 231 << 20)[0] == here.image_folders()[0], (
         "of what its cgroup may have")
-    assert image_folders.place_images(here.image_folders(), 30 << 20, 60 << 20) == (
-        here.image_folders()[1], "only 60 MiB of memory are available")
-    monkeypatch.setattr(image_folders, "memory_promised", lambda: 300 << 20)
+    assert image_folders.place_images(here.image_folders(), 50 << 20, 230 << 20) == (
+        here.image_folders()[1], "only 230 MiB of memory are available")
+    monkeypatch.setattr(image_folders, "memory_promised", lambda: 400 << 20)
     assert image_folders.place_images(here.image_folders(), 1)[1] == "only 0 MiB of memory are available"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("available", [1, 114, 127, 128, 129, 131, 300, 333, 600, 5000])
+@pytest.mark.parametrize("needed", [0, 1, 100])
+def test_what_goes_to_memory_has_room_there(here: Layout, monkeypatch: pytest.MonkeyPatch, needed: int,
+                                            available: int) -> None:
+    """With many migrations at a time little is left for each: too little was taken, and the move refused for that."""
+    monkeypatch.setattr(image_folders, "memory_available", lambda: available << 20)
+    monkeypatch.setattr(image_folders, "memory_promised", lambda: 0)
+    path, _ = image_folders.place_images(here.image_folders(), needed << 20)
+    if path != here.image_folders()[0]:
+        return
+    try:
+        image_folders.make_images(path, needed << 20)
+        spool.check_space(path, needed << 20)
+    finally:
+        image_folders.remove_images(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
