@@ -34,7 +34,7 @@ def file_system(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path
     if kind == "tmpfs":
         source, options = "tmpfs", f"size={SIZE}"
     else:
-        image = tmp_path / "image"
+        image = tmp_path / "migrator-rig-image"  # whose loop device no other test takes for its leftover
         with image.open("wb") as file:
             file.truncate(SIZE)
         subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
