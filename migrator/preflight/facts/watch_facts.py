@@ -20,11 +20,13 @@ import os
 import stat
 from collections.abc import Iterator
 
+from migrator.host import inode_paths
 from migrator.preflight.facts.mounts_seen import Mounted
 
 O_PATH = os.O_PATH
 HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ
 MOUNTS_MAX = 64  # of one file system on which a file is looked for
+LOOKED_UP_MAX = 100_000  # files of cgroups, of which a systemd guest has some thousand
 
 
 def fdinfo(fd_path: str, key: str) -> str:
@@ -92,6 +94,28 @@ def _open_by_handle(mount: int, handle_type: int, handle: bytes) -> int:
     return fd
 
 
+def _by_handle(mount: int, handle_type: int, handle: bytes) -> tuple[str, os.stat_result]:
+    """The path of a file as seen from the root of its mount, and what stat(2) says; raises OSError."""
+    fd = _open_by_handle(mount, handle_type, handle)
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
+def _look_up(pid: int, target: str, mounted: Mounted, inode: int, mount_fd: int) -> None:
+    """Look up by its path a file whose name the kernel has dropped: on btrfs, or in the cgroup file system."""
+    root = f"/proc/{pid}/root"
+    if target in mounted.cgroups:
+        mounted.cgroups.discard(target)  # once is enough
+        inode_paths.look_up(f"{root}{target}", LOOKED_UP_MAX, lambda path: mounted.may_wait(path.removeprefix(root)))
+    for name in inode_paths.paths(mount_fd, inode):
+        place = f"{target.rstrip('/')}/{name}"
+        if not mounted.may_wait(place):
+            with contextlib.suppress(OSError):
+                os.lstat(f"{root}{place}")
+
+
 def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: int,
              handle: bytes) -> tuple[str, str] | None:
     root = f"/proc/{pid}/root"
@@ -99,10 +123,10 @@ def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: i
         try:
             mount_fd = os.open(f"{root}{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, mount_fd)
-            fd = _open_by_handle(mount_fd, handle_type, handle)
-            stack.callback(os.close, fd)
-            path = os.readlink(f"/proc/self/fd/{fd}")
-            found = os.fstat(fd)
+            path, found = _by_handle(mount_fd, handle_type, handle)
+            if path == "/" and not stat.S_ISDIR(found.st_mode):
+                _look_up(pid, target, mounted, inode, mount_fd)
+                path, found = _by_handle(mount_fd, handle_type, handle)
         except OSError:
             return None
         if stat.S_ISLNK(found.st_mode):

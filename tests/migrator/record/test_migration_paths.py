@@ -259,6 +259,8 @@ def test_just_twice_is_too_little(here: Layout, monkeypatch: pytest.MonkeyPatch)
         "of what its cgroup may have")
     assert image_folders.place_images(here.image_folders(), 50 << 20, 230 << 20) == (
         here.image_folders()[1], "only 230 MiB of memory are available")
+    monkeypatch.setattr(image_folders, "memory_available", lambda: (128 << 20) + 99)
+    assert image_folders.place_images(here.image_folders(), 49)[0] == here.image_folders()[0], "in whole bytes"
     monkeypatch.setattr(image_folders, "memory_promised", lambda: 400 << 20)
     assert image_folders.place_images(here.image_folders(), 1)[1] == "only 0 MiB of memory are available"
 
