@@ -15,13 +15,17 @@ from migrator.transfer.stream import ByteStream, Tunnel
 
 # The command to run there; ssh sets a minimal PATH, which includes /usr/local/bin.
 SERVE = ["migrator", "serve"]
+# Seconds for its first word: only once it is loaded does it signal that it is alive, and that takes long on a slow or
+# busy host, or one that has just booted.
+START_LIMIT = 60.0
 
 
 @contextlib.contextmanager
 def connected(options: ConnectOptions, where: str, limit: float | None = None) -> Iterator[Connection]:
     """A connection to the destination `where`.
 
-    Each step of connecting over SSH may take `limit` seconds, by default the options' timeout.
+    Each step of connecting over SSH may take `limit` seconds, by default the options' timeout. Without a limit, the
+    program there gets START_LIMIT for its first word, else no more than for any other.
 
     Raises what `destination.parse`, `ssh.connect` and `tunnelled.open_stream` raise, and ProtocolError for another
     version. Closing it never replaces the outcome of the block: tunnel leftovers are reported, and removed by the next
@@ -31,9 +35,10 @@ def connected(options: ConnectOptions, where: str, limit: float | None = None) -
     stack, failed = contextlib.ExitStack(), True
     try:
         stream, tunnel = _stream(options, target, stack, limit)
-        connection = Connection(stream, timeout=_patience(options, target), tunnel=tunnel)
+        patience = _patience(options, target)
+        connection = Connection(stream, timeout=patience, tunnel=tunnel)
         stack.callback(connection.close)
-        connection.hello()
+        connection.hello(patience if limit is not None else max(patience, START_LIMIT))
         yield connection
         failed = False
     finally:

@@ -78,6 +78,7 @@ class Connection:
         self._stream = stream
         self._clock = clock
         self._sending = threading.Lock()
+        self._limit = timeout  # the stream's: seconds that it waits in silence
         self._in_frame = False  # part of a frame has been sent
         self._broken: str | None = None  # why nothing can be sent or received any more
         self._last_sent = self._clock()
@@ -101,32 +102,42 @@ class Connection:
 
     # --- Greeting ---
 
-    def hello(self) -> None:
+    def hello(self, first: float | None = None) -> None:
         """Exchange greetings, and from then on regularly signal to the other side that this one is alive.
+
+        `first` is how many seconds it may take until the other side's greeting begins, by default the timeout: a
+        program that is only being started cannot signal yet that it is alive.
 
         Raises ProtocolError if the other side is not migrator, or speaks another version.
         """
+        self._wait_in_silence(self.timeout if first is None else first)
         try:
             self._stream.write(frames.greeting(self.timeout))
         except OSError as error:
             raise self._lost(self._why(error)) from error
         header = bytearray(frames.GREETING.size)
-        if not self._fill(memoryview(header), may_end=True):
+        if not self._fill(memoryview(header)[:1], may_end=True):
             raise self._lost("it ended before the other side had sent anything")
+        self._wait_in_silence(self.timeout)
+        end, late = self._clock() + self.timeout, f"the greeting was not complete within {self.timeout:g} seconds"
+        self._fill(memoryview(header)[1:], deadline=end, late=late)
         body = memoryview(bytearray(frames.greeting_length(bytes(header))))
-        late = f"the greeting was not complete within {self.timeout:g} seconds"
-        self._fill(body, deadline=self._clock() + self.timeout, late=late)
+        self._fill(body, deadline=end, late=late)
         self.peer_program, self.peer_host, self.peer_timeout = frames.parse_greeting(bytes(header), body)
         if not self._named:
             self.name = self.peer_host
         interval = sign_of_life(self.timeout, self.peer_timeout)
         threading.Thread(target=self._keep_alive, args=(interval,), name="migrator-keepalive", daemon=True).start()
 
+    def _wait_in_silence(self, seconds: float) -> None:
+        self._limit = seconds
+        self._stream.settimeout(seconds)
+
     def adopt_timeout(self, least: float, most: float) -> None:
         """Adopt the other side's timeout, within these limits in seconds, so that both notice at about the same time.
         """
         self.timeout = min(max(self.peer_timeout, least), most)
-        self._stream.settimeout(self.timeout)
+        self._wait_in_silence(self.timeout)
 
     # --- Calls ---
 
@@ -279,7 +290,7 @@ class Connection:
 
     def _why(self, error: OSError) -> str:
         if isinstance(error, TimeoutError) and not str(error):  # paramiko's has no text
-            return f"there was no sign of life for {self.timeout:g} seconds"
+            return f"there was no sign of life for {self._limit:g} seconds"
         return error.strerror or str(error) or type(error).__name__
 
     def _lost(self, reason: str) -> ConnectionLost:

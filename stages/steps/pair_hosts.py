@@ -186,6 +186,7 @@ def _drop_what_waits(quiet: float) -> None:
 def add(options: Add) -> Result:
     """Raises what `ssh.connect` and `by_channel.pair` raise."""
     from migrator.remote import destination, ssh
+    from migrator.remote.other_host import START_LIMIT
     from migrator.transfer.rpc import Connection
 
     target = destination.parse(options.host)
@@ -195,7 +196,7 @@ def add(options: Add) -> Result:
     own_name = peers.checked_name(options.own_name or _host_name())
     with ssh.connect(target, accept_new_host_key=connect.accept_new_host_key, timeout=connect.timeout) as session:
         connection = Connection(session.serve(EXCHANGE), timeout=connect.timeout)
-        connection.hello()
+        connection.hello(max(connect.timeout, START_LIMIT))
 
         def call(op: str, fields: dict[str, Any]) -> dict[str, Any]:
             answer = connection.answer(connection.request(op, fields))

@@ -144,6 +144,31 @@ def test_no_greeting_at_all() -> None:
         connection.hello()
 
 
+def test_a_program_that_starts_slowly_is_waited_for_and_then_must_not_be_silent_for_so_long() -> None:
+    script = Script((0.9, greeting()), (0.3, WORKING), (0.5, REPLY))
+    with Connection(script, timeout=0.4, clock=script.clock) as connection:
+        connection.hello(1.0)
+        with pytest.raises(ConnectionLost, match=r"nothing for 0\.4 seconds"):
+            call(connection, "anything")
+    assert script.now == pytest.approx(1001.6)
+
+
+def test_a_program_that_never_starts_is_given_up() -> None:
+    script = Script((1.1, greeting()))
+    with Connection(script, timeout=0.4, clock=script.clock) as connection, \
+            pytest.raises(ConnectionLost, match="nothing for 1 seconds"):
+        connection.hello(1.0)
+    assert script.now == 1001.0
+
+
+def test_once_it_has_begun_to_greet_it_is_not_starting_any_more() -> None:
+    """However long it may take to start."""
+    script = Script((0.9, greeting()[:3]), (0.5, greeting()[3:]))
+    with Connection(script, timeout=0.4, clock=script.clock) as connection, pytest.raises(ConnectionLost):
+        connection.hello(1.0)
+    assert script.now == pytest.approx(1001.3)
+
+
 def test_greeting_that_never_ends() -> None:
     """Each byte comes soon after the one before."""
     script = Script((0.0, greeting()[:14]), *[(0.05, b" ")] * 10_000)
