@@ -8,6 +8,7 @@ import pytest
 from tests import effort, equipment
 
 LEFT_OUT = pytest.StashKey[list[str]]()
+ON_REQUEST = ("vm", "vagrant")  # marks of tests that boot virtual machines: `make test-MARK` alone runs them
 
 
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -19,11 +20,15 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> None:
     if named(config):
         return
     nightly = [] if effort.ALL else [item for item in items if item.get_closest_marker("nightly")]
+    asked = {mark: [item for item in items if item.get_closest_marker(mark)] for mark in ON_REQUEST}
     passed = [item for item in items if equipment.is_test(item.path)] if equipment.is_recorded(equipment.TREE) else []
-    items[:] = [item for item in items if item not in nightly and item not in passed]
-    config.hook.pytest_deselected(items=[*nightly, *passed])
-    config.stash[LEFT_OUT] = [f"left out: {len(those)} {what} (make test-all has them)" for those, what in (
-        (nightly, "that are nightly"), (passed, "of the equipment, which have passed for it as it is")) if those]
+    groups = [(nightly, "that are nightly (make test-all has them)"),
+              (passed, "of the equipment, which have passed for it as it is (make test-all has them)"),
+              *((those, f"that boot virtual machines (make test-{mark} has them)") for mark, those in asked.items())]
+    left_out = {item for those, _ in groups for item in those}
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=list(left_out))
+    config.stash[LEFT_OUT] = [f"left out: {len(those)} {what}" for those, what in groups if those]
 
 
 def named(config: pytest.Config) -> bool:
