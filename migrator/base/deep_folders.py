@@ -48,12 +48,18 @@ def walk(top: str, unseen: Callable[[str], object] = lambda _: None) -> Iterator
         yield _path(top, way), files
 
 
-def descend(top: str, unseen: Callable[[str], object] = lambda _: None) -> Iterator[tuple[list[str], list[str], int]]:
+def _enter(folder: int, name: str) -> int:
+    return os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+
+
+def descend(top: str, unseen: Callable[[str], object] = lambda _: None,
+            enter: Callable[[int, str], int] = _enter) -> Iterator[tuple[list[str], list[str], int]]:
     """As `walk`: the names on the way from `top`, those of the files, and a descriptor, valid until the next one.
 
     Each is opened from its parent and left through its `..`. Looking up each one's path would take time quadratic in
     the depth; keeping all on the way open, a descriptor for each. And a cgroup cannot be moved (cgroup_kf_syscall_ops
     in the kernel's cgroup.c has no rename). Raises OSError if one cannot be left, because there is no free descriptor.
+    `enter` opens one in another, or raises OSError.
     """
     way: list[str] = []
     pending: list[list[str]] = []  # in each directory on the way, last one first
@@ -77,7 +83,7 @@ def descend(top: str, unseen: Callable[[str], object] = lambda _: None) -> Itera
                 if pending[-1]:
                     way.append(pending[-1].pop())
                     try:
-                        below = os.open(way[-1], _FOLDER | os.O_NOFOLLOW, dir_fd=fd)
+                        below = enter(fd, way[-1])
                     except OSError:
                         unseen(_path(top, way))
                         way.pop()

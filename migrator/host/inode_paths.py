@@ -14,7 +14,9 @@ import ctypes
 import fcntl
 import os
 import struct
-from collections.abc import Callable
+
+from migrator.base import deep_folders
+from migrator.host import inner_paths
 
 _INO_PATHS = 0xC0389423  # BTRFS_IOC_INO_PATHS in <linux/btrfs.h>
 _ARGUMENTS = struct.Struct("=7Q")  # struct btrfs_ioctl_ino_path_args: inum, size, four reserved, fspath
@@ -37,17 +39,17 @@ def paths(folder: int, inode: int) -> list[str]:
     return [os.fsdecode(found.raw[_OFFSETS + offset:].partition(b"\0")[0]) for offset in offsets]
 
 
-def look_up(folder: str, limit: int, stays_out: Callable[[str], bool]) -> None:
-    """Look up every file below `folder`, or the first `limit` of them, so that the kernel knows their names again.
+def look_up(folder: int, limit: int) -> None:
+    """Look up every file below an open directory, so that the kernel knows their names again.
 
-    For the file system of cgroups, in which this takes little time and waits for nobody. `stays_out` says of a
-    directory below whether it is not to be opened, as something that does wait may be mounted there.
+    For the file system of cgroups, in which this takes little time and waits for nobody. What is mounted somewhere in
+    it is left out: that may wait, and may have any number of directories. Of these and of files, some `limit` are
+    looked at.
     """
-    for above, folders, files, descriptor in os.fwalk(folder):
+    for _, files, below in deep_folders.descend(f"/proc/self/fd/{folder}", enter=inner_paths.folder_of_mount):
         for name in files[:limit]:
-            with contextlib.suppress(FileNotFoundError):  # a cgroup that has just been removed
-                os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-        limit -= len(files)
+            with contextlib.suppress(OSError):  # a cgroup that has just been removed, or a mount
+                inner_paths.look_up(below, name)
+        limit -= len(files) + 1
         if limit <= 0:
             break
-        folders[:] = [name for name in folders if not stays_out(f"{above}/{name}")]

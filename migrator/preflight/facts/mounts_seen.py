@@ -25,6 +25,7 @@ class Mounted:
         self.lines = list(lines)
         self.ttys = {(line.device, index) for line in lines if (index := terminals.index(line)) is not None}  # LXC's
         self.cgroups = {line.target for line in lines if line.type == "cgroup2"}  # in which nothing was looked up yet
+        self.looked_up: set[tuple[int, int]] = set()  # (device, inode) of files: 60,000 links take half a second
         self._servers = FolderSet(line.target for line in lines if line.type not in SERVERLESS)
         self._targets: dict[str, list[str]] = {}
         for line in lines:

@@ -10,7 +10,7 @@ its mount leads to.
 """
 
 # Plain strings: creating a Path for each of ten thousand reads of /proc would double their cost.
-# ruff: noqa: PTH115, PTH116, PTH123
+# ruff: noqa: PTH115, PTH123
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from migrator.host import inode_paths
+from migrator.host import inner_paths, inode_paths
 from migrator.preflight.facts.mounts_seen import Mounted
 
 O_PATH = os.O_PATH
@@ -103,29 +103,29 @@ def _by_handle(mount: int, handle_type: int, handle: bytes) -> tuple[str, os.sta
         os.close(fd)
 
 
-def _look_up(pid: int, target: str, mounted: Mounted, inode: int, mount_fd: int) -> None:
+def _look_up(target: str, mounted: Mounted, inode: int, mount_fd: int) -> None:
     """Look up by its path a file whose name the kernel has dropped: on btrfs, or in the cgroup file system."""
-    root = f"/proc/{pid}/root"
     if target in mounted.cgroups:
         mounted.cgroups.discard(target)  # once is enough
-        inode_paths.look_up(f"{root}{target}", LOOKED_UP_MAX, lambda path: mounted.may_wait(path.removeprefix(root)))
+        inode_paths.look_up(mount_fd, LOOKED_UP_MAX)
+    its = os.fstat(mount_fd).st_dev, inode  # each subvolume has a device number of its own
+    if its in mounted.looked_up:
+        return
+    mounted.looked_up.add(its)
     for name in inode_paths.paths(mount_fd, inode):
-        place = f"{target.rstrip('/')}/{name}"
-        if not mounted.may_wait(place):
-            with contextlib.suppress(OSError):
-                os.lstat(f"{root}{place}")
+        with contextlib.suppress(OSError):  # it has another name by now, or a mount is over it
+            inner_paths.look_up(mount_fd, name)
 
 
 def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: int,
              handle: bytes) -> tuple[str, str] | None:
-    root = f"/proc/{pid}/root"
     with contextlib.ExitStack() as stack:
         try:
-            mount_fd = os.open(f"{root}{target}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            mount_fd = inner_paths.folder(pid, target)
             stack.callback(os.close, mount_fd)
             path, found = _by_handle(mount_fd, handle_type, handle)
             if path == "/" and not stat.S_ISDIR(found.st_mode):
-                _look_up(pid, target, mounted, inode, mount_fd)
+                _look_up(target, mounted, inode, mount_fd)
                 path, found = _by_handle(mount_fd, handle_type, handle)
         except OSError:
             return None
@@ -136,7 +136,7 @@ def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: i
         if mounted.may_wait(path):
             return None
         try:
-            visible = os.stat(f"{root}{path}").st_ino == inode
+            visible = inner_paths.inode(pid, path) == inode
         except OSError:
             visible = False
         return ("file" if visible else "hidden"), path

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from migrator.host import proc, roots
+from migrator.host import inner_paths, inode_paths, proc, roots
 from migrator.host.mountinfo import parse_mountinfo
 from migrator.host.proc import parse_status, read_text
 from migrator.preflight.facts import mounts_seen, task_facts, unix_facts, watch_facts
@@ -238,6 +238,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("open", "stat"):
         monkeypatch.setattr(os, name, told(getattr(os, name)))
+    opened = inner_paths._open
+    monkeypatch.setattr(inner_paths, "_open", lambda above, path, *how: told(
+        lambda _: opened(above, path, *how))(path))
     return found
 
 
@@ -283,6 +286,35 @@ def test_no_file_server_is_asked_for_what_is_watched(watcher: subprocess.Popen[b
         assert found == [("file", str(tmp_path))] and into
     else:
         assert [kind for kind, _ in found] == ["unknown"] and not into
+
+
+def test_no_link_is_followed_to_what_is_watched(watcher: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """A mount can be hidden by another one with a symlink there, which leads to the host's files or never answers."""
+    folder = Path(f"/proc/{watcher.pid}/fd")
+    fd = next(str(path) for path in folder.iterdir() if str(path.readlink()) == "anon_inode:inotify")
+    device = next(watch[0] for line in watch_facts.fdinfo_lines(fd) if (watch := watch_facts.parse_watch(line)))
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name, kind in ((tmp_path, "file"), (tmp_path / "link", "unknown"), (tmp_path / "link/gone", "unknown")):
+        mounts = mounts_seen.Mounted(parse_mountinfo(f"2 1 {device} / {name} rw - btrfs x rw\n"))
+        assert {found for found, _ in watch_facts.watches(fd, watcher.pid, mounts)} == {kind}
+
+
+def test_what_has_many_names_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 60,000 links btrfs tells in half a second, and somebody may have a thousand watches of that file."""
+    asked: list[int] = []
+
+    def paths(_: int, inode: int) -> list[str]:
+        asked.append(inode)
+        return ["gone"]
+
+    monkeypatch.setattr(inode_paths, "paths", paths)
+    mounted, folder = mounts_seen.Mounted(), os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for inode in (7, 7, 8):
+            watch_facts._look_up("/", mounted, inode, folder)
+    finally:
+        os.close(folder)
+    assert asked == [7, 8]
 
 
 def test_what_is_watched_is_not_looked_for_on_each_of_many_mounts(watcher: subprocess.Popen[bytes],
