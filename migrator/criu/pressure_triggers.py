@@ -23,7 +23,7 @@ from migrator.host import mount_tables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 RECORD = "pressure-triggers"  # sent with the images: a line `PID FD TRIGGER` for each, with ids of the container
 RECORD_LIMIT = 16 << 20  # bytes
@@ -72,7 +72,7 @@ def write_again(text: str, pids: Iterable[int]) -> None:
     mounts = CgroupMounts()
     for pid in pids if wanted else ():
         its = wanted.get(_inside(pid), ())
-        entries = _epoll_entries(pid) if its else {}
+        entries = _epoll_entries(pid, {fd for fd, _ in its}) if its else {}
         for fd, trigger in its:
             with Borrowed(pid, fd, mounts) as file:
                 if _write_any(file, pid, (trigger, DEFAULT, DEFAULT_FULL)):
@@ -190,8 +190,11 @@ def _is_plain(maps: bytes, begin: int, end: int) -> bool:
     return False
 
 
-def _epoll_entries(pid: int) -> dict[int, list[tuple[int, tuple[int, int]]]]:
-    """For each descriptor of a process the epoll instances that it is added to, with its events and its data there."""
+def _epoll_entries(pid: int, fds: Collection[int]) -> dict[int, list[tuple[int, tuple[int, int]]]]:
+    """For each of these descriptors the epoll instances that it is added to, with its events and its data there.
+
+    Nothing is kept of others: a process can wait for millions.
+    """
     found: dict[int, list[tuple[int, tuple[int, int]]]] = {}
     for name in os.listdir(f"{PROC}/{pid}/fd"):
         try:
@@ -201,7 +204,7 @@ def _epoll_entries(pid: int) -> dict[int, list[tuple[int, tuple[int, int]]]]:
             continue
         for line in _read(f"{PROC}/{pid}/fdinfo/{name}").splitlines():
             words = line.split()
-            if words[:1] == [b"tfd:"]:
+            if words[:1] == [b"tfd:"] and int(words[1]) in fds:
                 found.setdefault(int(words[1]), []).append((int(name), (int(words[3], 16), int(words[5], 16))))
     return found
 

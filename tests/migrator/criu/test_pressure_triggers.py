@@ -202,6 +202,14 @@ def test_what_is_tried_instead(number: int, capsys: pytest.CaptureFixture[str]) 
         pressure_triggers._write_any(Refuses(errno.EACCES), 7, tried)
 
 
+def test_nothing_is_kept_of_what_else_is_waited_for(pressure: str) -> None:
+    """A process of the container adds one file to many instances by each number that it can have."""
+    with waiting(pressure) as process:
+        assert pressure_triggers._epoll_entries(process.pid, {8}) == {}
+        (epoll, (events, _)), = pressure_triggers._epoll_entries(process.pid, {7, 8})[7]
+        assert epoll == process.epoll and events & select.EPOLLPRI
+
+
 def test_an_epoll_knows_another_file_by_that_number(pressure: str) -> None:
     """One that had the number before, and is still open under another: nothing is waited for then."""
     code = ("import os, select, sys; a, b = os.pipe(); waits = select.epoll(); waits.register(a, 1)\n"
@@ -210,7 +218,7 @@ def test_an_epoll_knows_another_file_by_that_number(pressure: str) -> None:
                           text=True) as process:
         assert process.stdin and process.stdout
         number = int(process.stdout.readline())
-        assert number in pressure_triggers._epoll_entries(process.pid)
+        assert number in pressure_triggers._epoll_entries(process.pid, {number})
         pressure_triggers.write_again(f"{process.pid} {number} {ANY_STALL}\n", [process.pid])
         with pressure_triggers.Borrowed(process.pid, number, pressure_triggers.CgroupMounts()) as file:
             assert file.has_trigger()
