@@ -30,7 +30,7 @@ class Status:
     session_inside: int  # the session's id in the innermost PID namespace; 0 if its leader is outside
     levels: int  # how many PID namespaces it is in, counted from ours
     threads: int
-    memory: int  # bytes, anonymous and shared
+    memory: int  # bytes, anonymous and shared, in memory or swapped out
 
 
 def parse_status(text: str) -> Status | None:
@@ -46,7 +46,7 @@ def parse_status(text: str) -> Status | None:
             tracer=int(status["TracerPid"]), uids=tuple(int(uid) for uid in status["Uid"].split()),
             session_inside=int(status.get("NSsid", "1").split()[-1]), levels=len(status.get("NSpid", "0").split()),
             threads=int(status.get("Threads", "1")),
-            memory=1024 * sum(int(status.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem")),
+            memory=1024 * sum(int(status.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem", "VmSwap")),
         )
     except (KeyError, ValueError, IndexError):
         return None

@@ -127,7 +127,8 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
         facts, init_pid=init, init_name=read_text(f"/proc/{init}/comm").strip(),
         init_root=link(f"/proc/{init}/root") or "/", tasks=tasks,
         rootfs=dataclasses.replace(facts.rootfs, replaced=roots.is_elsewhere(init, Path(facts.rootfs.path))),
-        memory=memory_of(read_text(str(cgroup / "memory.stat"))) or tasks.memory,
+        memory=memory_of(read_text(str(cgroup / "memory.stat")),
+                         read_text(str(cgroup / "memory.swap.current"))) or tasks.memory,
         mounts=mounts, fixed=fixed, owned=owned,
         interfaces=net_state.interfaces(init), networks=len(networks),
         encrypted=net_state.encrypted(networks[:net_state.NAMESPACES_MAX]),
@@ -138,14 +139,19 @@ def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:
     )
 
 
-def memory_of(stat: str) -> int:
-    """Bytes that a dump has to save, from a cgroup's memory.stat (cgroup-v2.rst): not the page cache."""
-    total = 0
+def memory_of(stat: str, swap: str) -> int:
+    """Bytes that a dump has to save, from a cgroup's memory.stat and memory.swap.current (cgroup-v2.rst).
+
+    Not the page cache, but what has been swapped out, which CRIU reads back. Some of that may be in memory as well.
+    """
+    total = int(swap) if swap.strip().isdecimal() else 0
     for line in stat.splitlines():
         key, _, value = line.partition(" ")
         if key in ("anon", "shmem") and value.isdecimal():
             total += int(value)
-    return total
+        elif key == "swapcached" and value.isdecimal():  # counted as both
+            total -= int(value)
+    return max(0, total)
 
 
 def look_at_rootfs(path: Path, *, full: bool) -> Rootfs:

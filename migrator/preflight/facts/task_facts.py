@@ -53,7 +53,7 @@ class Tasks:
     threads: int = 0
     uids: tuple[int, ...] = ()  # as seen from the host
     names: tuple[str, ...] = ()
-    memory: int = 0  # bytes, anonymous and shared, summed over the processes
+    memory: int = 0  # bytes, anonymous and shared, swapped out or not, summed over the processes
     notes: tuple[Note, ...] = ()
     complete: bool = True  # False if a limit of this module cut the look short
 

@@ -17,8 +17,10 @@ from migrator.preflight.facts.task_facts import Tasks
 
 
 def test_memory() -> None:
-    assert container_facts.memory_of("anon 4096\nfile 999999\nshmem 100\nanon_thp 5\n") == 4196
-    assert container_facts.memory_of("") == 0
+    stat = "anon 4096\nfile 999999\nshmem 100\nswapcached 90\nanon_thp 5\n"
+    assert container_facts.memory_of(stat, "") == 4106
+    assert container_facts.memory_of(stat, "8192\n") == 4106 + 8192, "CRIU reads back what is swapped out"
+    assert container_facts.memory_of("", "") == container_facts.memory_of("swapcached 7", "0\n") == 0
 
 
 def test_used_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ NSsid:\t0\t0
 Threads:\t4
 RssAnon:\t    1024 kB
 RssShmem:\t       8 kB
+VmSwap:\t     100 kB
 """
 
 
@@ -45,7 +46,7 @@ def test_status() -> None:
     assert status is not None
     assert (status.name, status.state, status.parent, status.uids) == ("nginx: worker", "S", 4711, (100033,) * 4)
     assert (status.pid, status.inside) == (4712, 7)
-    assert (status.session_inside, status.levels, status.threads, status.memory) == (0, 2, 4, 1032 * 1024)
+    assert (status.session_inside, status.levels, status.threads, status.memory) == (0, 2, 4, 1132 * 1024)
     assert parse_status("") is None
     assert parse_status(STATUS.replace("4711", "x")) is None
 
