@@ -43,10 +43,23 @@ def refuse_in_place(migration: Migration, layout: Layout) -> None:
 
 def _error(migration: Migration, living: list[int]) -> RunsUnrecorded:
     there, how = renamed.told(migration, living)
-    return RunsUnrecorded(
+    error = RunsUnrecorded(
         name=migration.name, destination=this_host(), there=there, how=how, lxcpath=migration.lxcpath,
         keep=next_commands.command("finish@source", migration, "--force", migration.id),
         next=next_commands.command("rollback@source", migration))
+    if set(living) <= _tried_out(migration, Layout.of(migration), living):
+        # Whoever kept that one would lose the memory, and what was written after the round.
+        on = f"-P {migration.lxcpath}"
+        error.instead = ("Somebody has started it, to try it out, from a disk made from an earlier round: it lacks all "
+                         "that came after that, so do not end the one on the source for it. Stop it on "
+                         f"{this_host()}, under the name that it has there now: lxc-stop -k {on} {there} -- to keep "
+                         f"what it has written, rename it: lxc-copy -R {on} -n {there} -N NEWNAME -- after that: "
+                         f"{error.fields['next']}")
+    return error
+
+
+def _tried_out(migration: Migration, layout: Layout, pids: list[int]) -> set[int]:
+    return set(left_running.tried_out(layout, pids, {each.uuid for each in migration.data.rounds if each.uuid}))
 
 
 def require_ours(migration: Migration, layout: Layout) -> None:
@@ -83,7 +96,7 @@ def _living(migration: Migration) -> list[int]:
     """
     layout = Layout.of(migration)
     found = left_running.in_own(layout)
-    tried = set(left_running.tried_out(layout, found, {each.uuid for each in migration.data.rounds if each.uuid}))
+    tried = _tried_out(migration, layout, found)
     if tried:
         tried -= set(left_running.live_in("", layout.rootfs))  # asked once: it looks at every process of this host
     return [pid for pid in found if pid not in tried]

@@ -66,10 +66,14 @@ def restore(there: Destination, looks: list[Path], monkeypatch: pytest.MonkeyPat
     return restore_here.Restore(recorded(there), 60.0, leave=lambda: math.inf)
 
 
-def test_it_is_not_removed_from_under_it(there: Destination, restore: restore_here.Restore, looks: list[Path]) -> None:
+@pytest.mark.parametrize("tried", [True, False])
+def test_it_is_not_removed_from_under_it(there: Destination, restore: restore_here.Restore, looks: list[Path],
+                                         tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(left_running, "tried_out", lambda _, pids, rounds: pids if tried else pids[1:])
     with pytest.raises(RunsUnrecorded, match=str(PIDS[0])) as refused:
         restore.run()
     assert "lxc-stop -k" in refused.value.hint and "migrator rollback web" in refused.value.hint
+    assert ("--force" in refused.value.hint) is not tried, "it would end the only one with all of it"
     assert there.layout.rootfs.is_dir() and there.state is State.OWNED
     assert looks == [there.layout.rootfs]
 
