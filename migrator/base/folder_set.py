@@ -41,7 +41,7 @@ class FolderSet:
 
 def _key(path: str) -> str:
     """By this, all that is below a folder comes right after it: no character of a name is less than a zero byte."""
-    return path.rstrip("/").replace("/", "\0")
+    return "" if path == "/" else path.replace("/", "\0")
 
 
 def _is_below(key: str, above: str) -> bool:

@@ -109,7 +109,7 @@ def require(images: Path) -> list[Entry]:
         if bound is None:
             bound = _bound(found, _read_by_criu(images))
         above = bound.get(numbers[_DEVICE])
-        if above is None or not above.holds(strings[_ROOT]):
+        if above is None or not _is_plain(strings[_ROOT]) or not above.holds(strings[_ROOT]):
             raise ValueError(f"{target} in it is a mount of the type {_OTHERS.get(type_, name or str(type_))}, which "
                              "CRIU would make from the host's folders or disks that have the names in its options; "
                              "unmount it")
@@ -132,11 +132,17 @@ def _bound(found: Mapping[str, list[Entry]], read: Collection[str]) -> dict[int,
         device = numbers[_DEVICE]
         kinds.setdefault(device, set()).add((numbers[_TYPE], strings.get(_NAME), strings[_OPTIONS]))
         if strings.get(_KEY) and name in read:
-            roots.setdefault(device, set()).add(strings[_ROOT])
+            if _is_plain(strings[_ROOT]):
+                roots.setdefault(device, set()).add(strings[_ROOT])
         else:
             sources.setdefault(device, set()).add(strings[_SOURCE])
     return {device: FolderSet(above) for device, above in roots.items()
             if len(kinds[device]) == 1 and len(sources.get(device, ())) <= 1}
+
+
+def _is_plain(root: str) -> bool:
+    """Whether it is written as the kernel writes it: who makes images up can write any text there (`//`, `/a/../b`)."""
+    return root.startswith("/") and not root.startswith("//") and posixpath.normpath(root) == root
 
 
 def _read_by_criu(images: Path) -> set[str]:

@@ -31,6 +31,12 @@ def test_what_is_no_path_is_in_the_root_alone() -> None:
     assert FolderSet(["/"]).holds("net:[1]") and not FolderSet(["/a"]).holds("net:[1]")
 
 
+def test_what_only_looks_like_a_folder() -> None:
+    """What comes from another host may be written in any way."""
+    for folder in ("//", "/a/"):
+        assert not FolderSet([folder]).holds("/a/b") and not FolderSet([folder]).holds("/a")
+
+
 def test_as_many_and_as_deep_as_anybody_likes() -> None:
     deep = "/a" * 100_000
     many = [f"/srv/{number}/x" for number in range(100_000)]

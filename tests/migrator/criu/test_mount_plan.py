@@ -181,6 +181,10 @@ def test_images_of_processes_that_make_no_sense(tmp_path: Path, name: str) -> No
     ({"device": 41}, b""),
     ({"root": "/proc/meminfo"}, b""),
     ({"root": "/pro"}, b""),
+    ({"root": "//"}, b""),
+    ({"root": ""}, b""),
+    ({"root": "/proc/"}, fuse("./b", root="/proc/x")),
+    ({}, fuse("./b", root="/proc/../etc")),
     ({"options": "rw"}, b""),
     ({"type_": 17}, b""),
     ({"key": ""}, b""),
@@ -189,7 +193,8 @@ def test_images_of_processes_that_make_no_sense(tmp_path: Path, name: str) -> No
     ({}, fuse("./b", type_=5)),
     ({}, fuse("./b", type_=16, name="tracefs")),
     ({}, fuse("./b", options="ro", key="b")),
-], ids=["device", "root", "name", "options", "type", "key", "disk", "source", "others", "named", "keyed"])
+], ids=["device", "root", "name", "slashes", "empty", "slash", "dots", "options", "type", "key",
+        "disk", "source", "others", "named", "keyed"])
 @pytest.mark.parametrize("order", [1, -1])
 def test_what_criu_may_not_find_what_to_bind_from(tmp_path: Path, bound: dict[str, Any], other: bytes,
                                                   order: int) -> None:
