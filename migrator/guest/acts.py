@@ -37,7 +37,7 @@ class Act:
     pid: int  # a process in the mount namespace where it is to be done
     namespace: str  # that namespace as /proc names it; the act is refused if `pid` is in another one by then
     target: str  # path in there
-    options: tuple[str, ...] = ()  # of the mount to be replaced
+    options: tuple[str, ...] = ()  # of the mount that may be replaced
     device: str = ""  # of the file system that is to be replaced or unmounted, as MAJOR:MINOR
 
 
@@ -58,31 +58,39 @@ def carry_out(init: int, acts: Sequence[Act]) -> list[tuple[Act, str]]:
 # --- in the program -------------------------------------------------------------------------------------------
 
 
-def _renew(act: Act) -> None:
-    """Replace an empty mount that nobody has open by a new tmpfs; in one step, if the kernel can do that.
+def _renew(act: Act, *, filled: bool = False) -> None:
+    """Replace a mount that nobody has open by a new tmpfs; in one step, if the kernel can do that.
 
-    Whatever is created in the old one until then is copied to the new one. If that fails, the old one is mounted again.
-    Raises OSError.
+    It must be empty, or with `filled` be one whose contents do not change. Whatever is created in an empty one until
+    then is copied to the new one. If that fails, the old one is mounted again. Raises OSError.
     """
     with mount_calls.second(act.target) as old:
         found = _meant(old, act)
-        _require_empty(old, "files")
+        if not filled:
+            _require_empty(old, "files")
         options = {"source": "tmpfs", "mode": f"{found.st_mode & 0o7777:o}", "uid": str(found.st_uid),
                    "gid": str(found.st_gid), "size": "10%", "nr_inodes": "400k"}
         with mount_calls.new_tmpfs(options) as new:
             mount_calls.require_unused(act.target)
             with _folder(new) as inside:
+                if filled:  # before anybody sees it, and before it is made read-only
+                    _copy(old, inside)
                 mount_calls.forbid(new, act.options)
                 is_beneath = mount_calls.attach_beneath(new, act.target)
                 _detach(act.target)
                 try:
                     if not is_beneath:
                         mount_calls.attach(new, act.target)
-                    with _folder(old) as folder:
-                        contents.copy(folder, inside, contents.Left())
+                    if not filled:
+                        _copy(old, inside)
                 except OSError:
                     mount_calls.attach(old, act.target)
                     raise
+
+
+def _copy(mount: int, target: int) -> None:
+    with _folder(mount) as folder:
+        contents.copy(folder, target, contents.Left())
 
 
 def _detach(target: str) -> None:
@@ -101,11 +109,18 @@ def _detach(target: str) -> None:
         time.sleep(0.01)
 
 
-def _drop(act: Act) -> None:
-    """Unmount a mount that is empty; raises OSError if it is not, or in use."""
+def _credentials(act: Act) -> None:
+    """Unmount a mount for credentials if it is empty, else replace it by a tmpfs that holds the same.
+
+    systemd fills such a mount elsewhere, and moves it here, read-only, when it is complete. Of its flags nosymfollow is
+    left out: it holds no symlinks, CRIU does not restore that flag, and what another mount hides in a service's
+    namespace cannot be given it afterwards (`mount_flags`). Raises OSError, also if the mount is in use.
+    """
     with mount_calls.second(act.target) as mount:
         _meant(mount, act)
-        _require_empty(mount, "credentials")
+        if _names(mount):
+            _renew(dataclasses.replace(act, options=tuple(set(act.options) - {"nosymfollow"})), filled=True)
+            return
         mount_calls.detach(act.target)
         try:
             _require_empty(mount, "credentials")
@@ -132,14 +147,18 @@ def _folder(mount: int) -> Iterator[int]:
         os.close(folder)
 
 
-def _require_empty(mount: int, what: str) -> None:
+def _names(mount: int) -> list[str]:
     with _folder(mount) as folder:
-        if os.listdir(folder):  # noqa: PTH208 -- pathlib might import something, and nothing can be imported by now
-            raise OSError(errno.ENOTEMPTY, f"it holds {what}")
+        return os.listdir(folder)  # noqa: PTH208 -- pathlib might import something, and nothing can be imported by now
+
+
+def _require_empty(mount: int, what: str) -> None:
+    if _names(mount):
+        raise OSError(errno.ENOTEMPTY, f"it holds {what}")
 
 
 _ACTS: dict[str, Callable[[Act], object]] = {
-    "drop": _drop,
+    "credentials": _credentials,
     "renew": _renew,
     "copy": lambda _: localtime.make_file(),
     "link": lambda _: localtime.make_link(),

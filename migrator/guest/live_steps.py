@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is changed in a running container right before the freeze because CRIU could not dump or restore it otherwise.
 
-An empty ramfs for a unit's credentials is unmounted. A service's own /tmp is replaced by a new tmpfs if it is empty and
-only part of its file system is mounted anywhere, as with PrivateTmp=disconnected. No process notices either of these,
-and they are not undone. The symlink /etc/localtime is replaced by a file, and becomes a symlink again afterwards
-(`localtime`).
+A ramfs for a unit's credentials is unmounted if it is empty, else replaced by a tmpfs with the same files. A service's
+own /tmp is replaced by a new tmpfs if it is empty and only part of its file system is mounted anywhere, as with
+PrivateTmp=disconnected. No process notices any of this, and it is not undone. The symlink /etc/localtime is replaced by
+a file, and becomes a symlink again afterwards (`localtime`).
 """
 
 from __future__ import annotations
@@ -60,12 +60,17 @@ def needed(mounts: Mounts) -> Iterator[Act]:
     own = mounts.lines[mounts.own]
     for line in own:
         if credentials_of(line.type, line.target):
-            yield Act("drop", mounts.pids[mounts.own], mounts.own, line.target, device=line.device)
+            yield _act("credentials", mounts, mounts.own, line)
     nested = {namespace: lines for namespace, lines in mounts.lines.items() if namespace != mounts.own}
     for each in sandbox_mounts.troubles(own, nested, mounts.outside):
         if is_cured(each.kind, each.line.type, each.line.target):
-            yield Act("drop" if each.kind == "unsupported" else "renew", mounts.pids[each.namespace], each.namespace,
-                      each.line.target, options=tuple(sorted(each.line.options)), device=each.line.device)
+            kind = "credentials" if each.kind == "unsupported" else "renew"
+            yield _act(kind, mounts, each.namespace, each.line)
+
+
+def _act(kind: str, mounts: Mounts, namespace: str, line: MountLine) -> Act:
+    return Act(kind, mounts.pids[namespace], namespace, line.target, options=tuple(sorted(line.options)),
+               device=line.device)
 
 
 def seen(init: int, pids: Collection[int]) -> Mounts:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from harness.rig import Rig, wait_for
+from harness.rig import DESTINATION, Rig, wait_for
 from tests.rig import systemd_guests
 from tests.rig.clean_hosts import CleanHosts
 from tests.rig.moves import migrate, other
+from tests.rig.outcomes import failed
 from tests.rig.service_clients import clients_of
 from tests.rig.systemd_guests import ADDRESS, attach, booted
 
@@ -93,6 +94,45 @@ def test_a_systemd_guest_moves_three_times(rig: Rig, clean_hosts: CleanHosts, ki
             nothing_has_changed(before, rig.probe(host, NAME))
         works_as_before(rig, host)
     systemd_guests.log_in_at_console(rig, host, NAME)
+
+
+def given(rig: Rig, host: str, unit: str) -> list[str]:
+    """A unit's credentials as it sees them: owner, mode and content of each; and that they cannot be changed."""
+    script = ("cd $CREDENTIALS_DIRECTORY; stat -c '%n %u %g %a' . *; cat *; touch new 2>/dev/null ||"
+              " awk -v at=$PWD '$5 == at { print $6 ~ /^ro,/ ? \"read-only\" : $0 }' /proc/self/mountinfo | sort -u")
+    pid = show(rig, host, unit, "MainPID")
+    folder = f"CREDENTIALS_DIRECTORY=/run/credentials/{unit}"
+    return attach(rig, host, NAME, "nsenter", "-m", "-t", pid, "env", folder, "sh", "-c", script).splitlines()
+
+
+def test_credentials_move_along(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """Of a plain unit, and of one that has a user and mounts of its own. Those that are in use cannot be dumped."""
+    clean_hosts.allow("snapshot")
+    systemd_guests.make(rig, "hosta", NAME)
+    attach(rig, "hosta", NAME, "sh", "-c", "umask 077; echo hidden >/etc/secret")
+    credential, sleep = ("-p", "LoadCredential=secret:/etc/secret"), ("sh", "-c", "exec sleep infinity")
+    units = {"plain": (), "dynamic": ("-p", "DynamicUser=yes", "-p", "SetCredential=other:shown")}
+    for unit, more in units.items():
+        attach(rig, "hosta", NAME, "systemd-run", "-q", f"--unit={unit}", *credential, *more, *sleep)
+    attach(rig, "hosta", NAME, "systemd-run", "-q", "--unit=reads", *credential, "sh", "-c",
+           "exec sleep infinity <$CREDENTIALS_DIRECTORY/secret")
+    services = [f"{unit}.service" for unit in units]
+    before = {unit: given(rig, "hosta", unit) for unit in services}
+    assert [found[-2:] for found in before.values()] == [["hidden", "read-only"], ["shownhidden", "read-only"]]
+    found = rig.migrator("hosta", "check", NAME, "-d", DESTINATION, "--json").json["findings"]
+    (error,) = (each for each in found if each["severity"] == "error")
+    assert "reads.service in c1 is a file system of type ramfs" in error["message"]
+    failed(migrate(rig, NAME, "hosta", "--ignore", error["code"]), 91, "guest-not-ready")
+    assert error["cure"].endswith("lxc-attach -P /pool -n c1 -- systemctl stop reads.service")
+    attach(rig, "hosta", NAME, "systemctl", "stop", "reads.service")
+    probed = rig.probe("hosta", NAME)
+    host = "hosta"
+    for _ in range(2):
+        host = move(rig, host)
+        nothing_has_changed(probed, rig.probe(host, NAME))
+        assert {unit: given(rig, host, unit) for unit in services} == before
+    attach(rig, host, NAME, "systemctl", "stop", *services)
+    assert attach(rig, host, NAME, "findmnt", "-rn", "-o", "TARGET", "-t", "ramfs,tmpfs").count("/run/credentials") == 0
 
 
 @pytest.mark.nightly  # it boots twice

@@ -13,6 +13,7 @@ from migrator.preflight.checks.case import LIVE, Case, Check, holder
 from migrator.preflight.checks.config_checks import answered
 from migrator.preflight.facts import mounts_seen
 from migrator.preflight.facts.container_facts import ContainerFacts
+from migrator.preflight.facts.sandbox_facts import CREDENTIALS_HELD
 from migrator.preflight.facts.task_facts import Note
 from migrator.preflight.findings import Finding, Severity, define
 
@@ -113,12 +114,11 @@ def _target(entry: MountEntry) -> str:
 
 
 def supported(case: Case) -> Iterator[Finding]:
-    held = {note.detail: note for note in reversed(case.notes("mount-held"))}
-    filled = {note.detail for note in case.notes("mount-filled")}
+    held = {note.detail: note for kind in ("mount-held", CREDENTIALS_HELD) for note in reversed(case.notes(kind))}
     for mount in case.container.mounts:
         if (case.container.init_name == "systemd" and mount.kind == "unsupported"
                 and live_steps.credentials_of(mount.type, mount.target)):
-            yield _credentials(case, mount, held.get(mount.target), filled=mount.target in filled)
+            yield _credentials(case, mount, held.get(mount.target))
         elif mount.kind == "unsupported":
             yield UNSUPPORTED.found(
                 f"{mount.target} in {case.container.name} is a file system of type {mount.type}.",
@@ -172,16 +172,16 @@ def _prepared(case: Case, note: Note) -> str:
     return f"End what runs in it: kill {note.pid}"
 
 
-def _credentials(case: Case, mount: Mount, held: Note | None, *, filled: bool) -> Finding:
-    """A unit's credentials, as a ramfs, in which that is `held` open, or something is."""
+def _credentials(case: Case, mount: Mount, held: Note | None) -> Finding:
+    """A unit's credentials, as a ramfs, in which something may be `held` open."""
     found = f"{mount.target} in {case.container.name} is a file system of type {mount.type}"
+    if held and held.kind == CREDENTIALS_HELD:  # restarted, the unit would be given them again
+        unit = live_steps.credentials_of(mount.type, mount.target)
+        return UNSUPPORTED.found(f"{found}, and {holder(held)} has a file of it open.",
+                                 f"Stop what it is for during the move: {case.inside('systemctl', 'stop', unit)}")
     if held:
         return UNSUPPORTED.found(f"{found}, and {holder(held)} has it open.", _prepared(case, held),
                                  unit=case.restarted(held))
-    if filled:
-        unit = live_steps.credentials_of(mount.type, mount.target)
-        return UNSUPPORTED.found(f"{found}, and is not empty.",
-                                 f"Stop what it is for during the move: {case.inside('systemctl', 'stop', unit)}")
     return UNSUPPORTED.found(f"{found}.", LIVE, severity=INFO)
 
 

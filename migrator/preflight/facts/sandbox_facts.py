@@ -15,6 +15,8 @@ from migrator.host.proc import Status, read_text
 from migrator.preflight.facts import watch_facts
 from migrator.preflight.facts.mounts_seen import Mounted
 
+CREDENTIALS_HELD = "credentials-held"  # the kind of the note that says that a unit's credentials are in use
+
 
 def found(init: Status, own: Mounted, nested: Mapping[str, Mounted],
           processes: Mapping[str, Status], held: Mapping[int, Status]) -> Iterator[tuple[str, str, Status, bool]]:
@@ -23,16 +25,15 @@ def found(init: Status, own: Mounted, nested: Mapping[str, Mounted],
     `own` is what the first process, `init`, has mounted, and `processes` has one of each `nested` mount namespace.
     `held` has, for each mount in which something is open, who has it open.
     """
+    users = {line.device: held[line.id] for each in (own, *nested.values()) for line in each.lines if line.id in held}
     for line in own.lines:
-        if live_steps.credentials_of(line.type, line.target):
-            if line.id in held:
-                yield "mount-held", line.target, held[line.id], True
-            elif not is_empty(init.pid, line, own):
-                yield "mount-filled", line.target, init, True
+        if live_steps.credentials_of(line.type, line.target) and line.device in users:
+            kind = "mount-held" if is_empty(init.pid, line, own) else CREDENTIALS_HELD
+            yield kind, line.target, users[line.device], True
     outside = {line.device for line in parse_mountinfo(read_text("/proc/self/mountinfo"))} if nested else set()
     for each in sandbox_mounts.troubles(own.lines, {key: each.lines for key, each in nested.items()}, outside):
         line, process = each.line, processes[each.namespace]
-        filled = live_steps.is_cured(each.kind, line.type, line.target) and not is_empty(
+        filled = each.kind == "unreachable" and live_steps.is_cured(each.kind, line.type, line.target) and not is_empty(
             process.pid, line, nested[each.namespace])
         yield f"sandbox-{each.kind}", f"{line.type} {line.target}", process, line.id in held or filled
 

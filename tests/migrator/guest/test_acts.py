@@ -159,7 +159,7 @@ mount_calls.detach, honest, os.chown = detach, os.chown, chown
 
 
 @pytest.mark.parametrize(("kind", "more"), [
-    ("drop", "mkdir /tmp/a"), ("renew", "mkfifo /tmp/a"), ("renew", "truncate -s 17M /tmp/a"),
+    ("credentials", "mkdir /tmp/a"), ("renew", "mkfifo /tmp/a"), ("renew", "truncate -s 17M /tmp/a"),
     ("renew", "mkdir -p /tmp" + "/a" * 20), ("renew", "cd /tmp; for i in a $(seq 1001); do >$i; done"),
 ])
 def test_what_cannot_be_copied_is_there_again(tmp_path: Path, kind: str, more: str) -> None:
@@ -194,7 +194,7 @@ mount_calls.attach = attach
     assert "no memory" in troubles[0] and " - ramfs " in mounts
 
 
-@pytest.mark.parametrize("kind", ["renew", "drop"])
+@pytest.mark.parametrize("kind", ["renew", "credentials"])
 def test_another_mount_over_it_stays(tmp_path: Path, kind: str) -> None:
     """As by `systemctl bind`: it is the topmost one that a path leads to."""
     troubles, mounts, _ = act(tmp_path, [kind, "/tmp", []], extra="mount -t ramfs ramfs tmp; mount -t ramfs other tmp")
@@ -206,15 +206,35 @@ CREDENTIALS = "/run/credentials/a.service"
 
 
 def test_where_no_credentials_are_it_is_unmounted(tmp_path: Path) -> None:
-    troubles, mounts, files = act(tmp_path, ["drop", CREDENTIALS])
-    assert "it holds credentials" in troubles[0]
-    assert CREDENTIALS in mounts and "a.service/key" in files
-    (tmp_path / "b").mkdir()
-    troubles, mounts, _ = act(tmp_path / "b", ["drop", "/tmp"], extra="mount -t ramfs ramfs tmp")
+    troubles, mounts, _ = act(tmp_path, ["credentials", "/tmp"], extra="mount -t ramfs ramfs tmp")
     assert troubles == [""] and " /tmp " not in mounts
 
 
-@pytest.mark.parametrize("kind", ["drop", "renew"])
+@pytest.mark.parametrize("shared", ["", "mount --make-rshared .\n"])
+@pytest.mark.parametrize("patch", ["", OLD_KERNEL])
+def test_credentials_are_on_another_tmpfs(tmp_path: Path, shared: str, patch: str) -> None:
+    """As forbidding as the ramfs, which CRIU cannot dump."""
+    troubles, mounts, files = act(tmp_path, ["credentials", CREDENTIALS, ["ro", "nosuid"]], extra=shared, patch=patch)
+    assert troubles == [""] and mounts.count(f" {CREDENTIALS} ") == 1
+    line = topmost(mounts, CREDENTIALS)
+    assert line.type == "tmpfs" and {"ro", "nosuid"} <= line.options
+    folder = CREDENTIALS[1:]
+    assert {f"{folder} 0o40755  []", f"{folder}/key 0o100400  []", f"{folder}/sub 0o40755  []",
+            f"{folder}/link 0o120777 x []"} <= {*files.splitlines()}
+
+
+@pytest.mark.parametrize("more", ["mkfifo", "truncate -s 17M"])
+def test_credentials_that_cannot_be_copied_stay(tmp_path: Path, more: str) -> None:
+    troubles, mounts, _ = act(tmp_path, ["credentials", "/tmp"], extra=f"mount -t ramfs ramfs tmp; {more} tmp/a")
+    assert "it holds" in troubles[0] and topmost(mounts, "/tmp").type == "ramfs"
+
+
+def test_credentials_that_are_in_use_stay(tmp_path: Path) -> None:
+    troubles, mounts, _ = act(tmp_path, ["credentials", CREDENTIALS], inside=f"exec 9<{CREDENTIALS}/key; ")
+    assert troubles == ["something in it is open"] and topmost(mounts, CREDENTIALS).type == "ramfs"
+
+
+@pytest.mark.parametrize("kind", ["credentials", "renew"])
 def test_what_somebody_has_open_stays(tmp_path: Path, kind: str) -> None:
     troubles, mounts, _ = act(tmp_path, [kind, "/tmp", []], extra="mount -t ramfs ramfs tmp", inside="exec 9</tmp; ")
     assert troubles == ["something in it is open"]

@@ -28,8 +28,8 @@ def mounts(**more: str) -> Mounts:
 def test_what_a_stock_guest_needs() -> None:
     found = list(live_steps.needed(mounts()))
     assert [(act.kind, act.pid, act.namespace, act.target) for act in found] == [
-        ("drop", 92, "own", "/run/credentials/console-getty.service"),
-        ("drop", 171, "resolved", "/run/credentials/systemd-resolved.service"),
+        ("credentials", 92, "own", "/run/credentials/console-getty.service"),
+        ("credentials", 171, "resolved", "/run/credentials/systemd-resolved.service"),
         ("renew", 171, "resolved", "/tmp"),
         ("renew", 171, "resolved", "/var/tmp"),
     ]

@@ -226,8 +226,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
      "has it open. Have redis-server.service restarted without it: migrator prepare-guest c1 -P /pool --yes"),
     ("mount-unsupported", ERROR, Change(container={
         "mounts": (ROOT, CREDENTIALS), "init_name": "systemd",
-        "tasks.notes": unit("mount-filled", CREDENTIALS.target)}),
-     "is not empty. Stop what it is for during the move: lxc-attach -P /pool -n c1 -- systemctl stop a@1.service"),
+        "tasks.notes": unit("credentials-held", CREDENTIALS.target)}),
+     "has a file of it open. Stop what it is for during the move: "
+     "lxc-attach -P /pool -n c1 -- systemctl stop a@1.service"),
     ("nested-namespace", ERROR, Change(container={
         "init_name": "systemd", "tasks.notes": unit("nested-namespace", "user")}),
      "redis (process 4712 of redis-server.service) has a user namespace of its own. Have redis-server.service "
