@@ -39,7 +39,10 @@ class Command:
 
 
 def make_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser for the whole command line, or for one command; the man page and completion are made from it too."""
+    """The parser for the whole command line; the man page and completion are made from it too.
+
+    With the command line's first word, it has only what that needs: one command, or none of them for `--version`.
+    """
     import stages
 
     parser = Parser(
@@ -48,7 +51,8 @@ def make_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"migrator {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=Parser)
-    for stage in [stages.load(command)] if command in stages.COMMANDS else stages.load_all():
+    wanted = () if command == "--version" else (command,) if command in stages.COMMANDS else stages.COMMANDS
+    for stage in map(stages.load, wanted):
         sub = commands.add_parser(
             stage.NAME, help=stage.HELP, description=stage.__doc__, epilog=arguments.STATUSES,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,

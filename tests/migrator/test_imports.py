@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+import stages
+
 # Each of these takes tens of milliseconds; who needs one imports it where it is used.
 HEAVY = {"asyncio", "cryptography", "email", "http", "lxc", "multiprocessing", "paramiko", "pybtrfs", "pyroute2",
          "spake2", "ssl", "unittest", "urllib", "websockets", "xml"}
@@ -32,3 +34,5 @@ def test_nothing_heavy(words: list[str]) -> None:
     imported = set(json.loads(done.stdout.splitlines()[-1]))
     assert {"migrator.cli", "stages.steps.arguments"} <= imported, "it has started"
     assert {name.partition(".")[0] for name in imported} & HEAVY == set()
+    commands = {f"stages.{name.replace('-', '_')}" for name in stages.COMMANDS}
+    assert imported & commands == {f"stages.{word.replace('-', '_')}" for word in words[:1]} & commands, "no other's"
