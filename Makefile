@@ -10,7 +10,7 @@
 #   make test-mutants  is there a line that could be wrong without a test noticing? (an hour, or more)
 #   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
-#   make deb      the Debian package, for Debian 13 (SUITE=... for another), into build/deb; make test-deb installs it
+#   make deb      the Debian package, for Debian 13 (SUITE=... for another), into build/deb; make test-deb tries it out
 #   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
 #
 # make test ARGS="-k restore -x" hands ARGS to pytest.
@@ -69,7 +69,7 @@ deb: rig-packages
 
 # In a new Debian 13, and on the rig's hosts.
 test-deb: packages .venv/ready
-	$(PYTEST) tests/test_deb.py $(ARGS)
+	$(PYTEST) tests/test_deb.py tests/rig/test_deb_rig.py $(ARGS)
 
 lint: packages .venv/ready
 	$(PYTEST) -q tests/test_lint.py $(ARGS)

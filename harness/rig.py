@@ -200,6 +200,10 @@ class Rig:
         """Write a file on a host."""
         self.exec(host, "tee", path, input=text)
 
+    def copy(self, file: Path, host: str, path: str) -> None:
+        """Copy a file of this machine's to a host, into a folder there or under another name."""
+        self._call(["copy", str(file), f"{host}:{path}"]).expect(0)
+
     def read(self, host: str, path: str) -> str:
         """The content of a file on a host."""
         return self.exec(host, "cat", path).stdout

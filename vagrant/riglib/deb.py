@@ -7,6 +7,8 @@ Whatever is installed on this machine, the package is built in a root file syste
 Build-Depends and the wheels of debian/*wheels.txt, without a network. Like the roots of `rootfs`, those are made when
 first needed and named after a hash of what they are made from. Nothing is written to them: they are the lower layer of
 an overlay in memory, in namespaces that end with what runs in it.
+
+Who installs the package somewhere asks `package(suite)` for it.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ from pathlib import Path
 from riglib import paths
 from riglib.errors import CommandFailed, RigError
 from riglib.guest_roots import DAY
-from riglib.install import package_files
+from riglib.install import digest, package_files
 from riglib.rootfs import CACHE, STABLE, key, mmdebstrap, pip_certificates
 from riglib.run import run, say
 from riglib.state import lock
@@ -30,10 +32,14 @@ from riglib.state import lock
 TREE = Path(paths.TREE)
 DEBIAN = TREE / "debian"
 BUILT = TREE / "build/deb"
+MADE_FROM = "made-from"
+"""The file beside a package that has the hash of what it was built from."""
 WHEELS = "/opt/wheels"
-DOWNLOADED = "/opt/debs"
+DOWNLOADED = "/var/cache/apt/archives"
 DEBIAN_HAS = ("bash-completion", "man-db", "systemd")
 """What an installed Debian has, and mmdebstrap's `minbase` lacks."""
+TOOLS = ("ca-certificates", "build-essential", "lintian", "faketime")
+"""What is in the root for building besides debian/control's Build-Depends; the last two examine what was built."""
 FILES = ("systemd", "docs", "debian")
 """What the package is made from besides the program itself."""
 
@@ -53,10 +59,10 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_
     chroot "$layers/root" sh -euc "$4"
 """
 
-BUILD = """mkdir -p /build/migrator
-tar -x --no-same-owner -f /given/tree.tar -C /build/migrator
-cd /build/migrator
-dpkg-buildpackage -b -us -uc >/given/build.log 2>&1
+BUILD = """mkdir -p {where}
+tar -x --no-same-owner -f /given/tree.tar -C {where}
+cd {where}
+{under} dpkg-buildpackage -b -us -uc >/given/build.log 2>&1
 cp ../*.deb ../*.buildinfo ../*.changes /given
 """
 
@@ -75,7 +81,7 @@ def build_root(suite: str = STABLE) -> Path:
     wheels = "".join(file.read_text(encoding="utf-8") for file in lists)
     named = " ".join(f"-r /tmp/{file.name}" for file in lists)
     return ensure("deb-build", suite, (fields("Build-Depends"), wheels), [
-        "--include=ca-certificates,build-essential,lintian",
+        f"--include={','.join(TOOLS)}",
         f"--customize-hook={pip_certificates()}",
         *(f"--customize-hook=copy-in {file} /tmp" for file in lists),
         f"--customize-hook=chroot \"$1\" apt-get satisfy -y -q --no-install-recommends '{fields('Build-Depends')}'",
@@ -85,11 +91,14 @@ def build_root(suite: str = STABLE) -> Path:
 
 
 def fresh_root(suite: str = STABLE) -> Path:
-    """Return a new Debian, with the packages that ours depends on downloaded and not installed."""
-    download = f"apt-get satisfy -y -q --no-install-recommends --download-only -o Dir::Cache::Archives={DOWNLOADED}"
-    return ensure("deb-fresh", suite, (fields("Depends"), *DEBIAN_HAS), [
+    """Return a new Debian where apt has downloaded all that comes along with the package, and installed none of it."""
+    wanted = f"{fields('Depends')}, {fields('Recommends')}"
+    # As apt does it by itself, and not while mmdebstrap uses it.
+    satisfy = "apt-get satisfy -y -q --download-only -o APT::Install-Recommends=true"
+    return ensure("deb-fresh", suite, (wanted, *DEBIAN_HAS), [
         f"--include={','.join(DEBIAN_HAS)}",
-        f"--customize-hook=mkdir -p \"$1{DOWNLOADED}/partial\" && chroot \"$1\" {download} '{fields('Depends')}'",
+        "--skip=cleanup/apt",
+        f"--customize-hook=chroot \"$1\" {satisfy} '{wanted}'",
     ])
 
 
@@ -131,34 +140,47 @@ def temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=".", dir=BUILT)
 
 
-def build(suite: str = STABLE) -> Path:
-    """Build the package; return its path."""
+def package(suite: str = STABLE) -> Path:
+    """Return the path of the package of the working tree as it is now; build it if that has not been done."""
+    target = BUILT / suite
+    with lock(BUILT / f".{suite}.lock", timeout=1200):
+        made_from = key(digest(source_files()), str(build_root(suite)), BUILD)
+        built = [*target.glob("migrator_*.deb")]
+        if len(built) == 1 and (target / MADE_FROM).is_file() and (target / MADE_FROM).read_text() == made_from:
+            return built[0]
+        with temporary() as folder:
+            made = build(suite, Path(folder))
+            target.mkdir(parents=True, exist_ok=True)
+            for old in target.iterdir():
+                old.unlink()
+            for file in made.parent.iterdir():
+                if file.name not in ("tree.tar", "build.log"):
+                    (target / file.name).write_bytes(file.read_bytes())
+            (target / MADE_FROM).write_text(made_from)
+            return target / made.name
+
+
+def build(suite: str, given: Path, *, where: str = "/build/migrator", under: str = "") -> Path:
+    """Build the package into the folder `given`; return its path. Raises RigError.
+
+    Neither the folder in which that is done, nor the command `under` which it is done, changes one bit of it.
+    """
     root = build_root(suite)
     started = time.monotonic()
-    with temporary() as folder:
-        given = Path(folder)
-        with tarfile.open(given / "tree.tar", "w") as tar:
-            for name in source_files():
-                tar.add(TREE / name, name)
-        try:
-            enter(root, given, BUILD)
-        except CommandFailed:
-            if not (given / "build.log").exists():
-                raise
-            log = shutil.copy(given / "build.log", BUILT / "failed.log")
-            raise RigError("the package could not be built", hint=f"tail {log}") from None
-        (built,) = given.glob("migrator_*.deb")
-        target = BUILT / suite
-        target.mkdir(parents=True, exist_ok=True)
-        for old in target.iterdir():
-            old.unlink()
-        for file in given.iterdir():
-            if file.name not in ("tree.tar", "build.log"):
-                (target / file.name).write_bytes(file.read_bytes())
-    made = target / built.name
-    digest = hashlib.sha256(made.read_bytes()).hexdigest()
-    say(f"built {made.relative_to(TREE)} in {time.monotonic() - started:.0f} s, {made.stat().st_size >> 10} KiB, "
-        f"sha256 {digest}")
+    with tarfile.open(given / "tree.tar", "w") as tar:
+        for name in source_files():
+            tar.add(TREE / name, name)
+    try:
+        enter(root, given, BUILD.format(where=where, under=under))
+    except CommandFailed:
+        if not (given / "build.log").exists():
+            raise
+        log = shutil.copy(given / "build.log", BUILT / "failed.log")
+        raise RigError("the package could not be built", hint=f"tail {log}") from None
+    (made,) = given.glob("migrator_*.deb")
+    content = made.read_bytes()
+    say(f"built {made.name} for {suite} in {time.monotonic() - started:.0f} s, {len(content) >> 10} KiB, "
+        f"sha256 {hashlib.sha256(content).hexdigest()}")
     return made
 
 
@@ -177,7 +199,7 @@ def main(words: list[str]) -> int:
         say("error: chroot and mount need root")
         return RigError.status
     try:
-        print(build(*words))
+        print(package(*words))
     except RigError as error:
         say(f"error: {error}" + (f"\n  {error.hint}" if error.hint else ""))
         return error.status
