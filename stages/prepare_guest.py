@@ -102,8 +102,9 @@ def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessi
         lines.append(f"With --yes, these units are restarted, and no others: {', '.join(todo)}.")
         lines += [f"That ends the session {session.shown}." for session in ends]
         if units.LOGIND in todo:
-            lines += [f"The session {session.shown} stays open, but {units.LOGIND} may then keep a pipe to it that "
-                      "CRIU cannot dump: better end the session first." for session in opened if session not in ends]
+            lines += [f"The session {session.shown} stays open, but {name} cannot be moved until it has ended, as CRIU "
+                      f"cannot dump its pipe to the {units.LOGIND} of before: better end it now, and log in again "
+                      "afterwards." for session in opened if session not in ends]
     if refused is not None:
         lines.append(f"Its seccomp profile stays as it is: {printable.line(refused)}." if refused else
                      "From its next start on, it is denied bpf and io_uring: restart it with lxc-stop and lxc-start.")

@@ -10,7 +10,9 @@ from collections.abc import Collection
 from migrator.host.proc import read_text, unit_of
 
 SESSIONS_MAX = 100
-_SCOPE = re.compile(r"session-[A-Za-z0-9]+\.scope", re.ASCII)
+_SCOPE = re.compile(r"session-([A-Za-z0-9]+)\.scope", re.ASCII)
+_MANAGER = re.compile(r"user@([0-9]+)\.service", re.ASCII)
+_PIPE = re.compile(r"/[A-Za-z0-9]+\.ref", re.ASCII)  # in /run/systemd/sessions, and in /run/systemd/inhibit
 _GETTY = re.compile(r"(console-getty|(container-)?getty@.*|serial-getty@.*)\.service", re.ASCII)
 
 
@@ -29,6 +31,20 @@ class Session:
     def ends_with(self, units: Collection[str]) -> bool:
         """Whether restarting these units ends it: it does if it began at a getty, which turns into `login`."""
         return self.task == "login" and any(map(_GETTY.fullmatch, units))
+
+
+def is_pipe(path: str) -> bool:
+    """Whether this is the path of a pipe to systemd-logind, in a mount of the folder that it is in that is gone."""
+    return bool(_PIPE.fullmatch(path))
+
+
+def end(unit: str) -> list[str]:
+    """The command that ends a session, or all of a user's by the unit of his systemd; none for any other unit."""
+    if scope := _SCOPE.fullmatch(unit):
+        return ["loginctl", "terminate-session", scope[1]]
+    if manager := _MANAGER.fullmatch(unit):
+        return ["loginctl", "terminate-user", manager[1]]
+    return []
 
 
 def found(pids: Collection[int]) -> list[Session]:

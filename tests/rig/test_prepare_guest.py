@@ -12,7 +12,8 @@ from tests.rig.clean_hosts import CleanHosts
 from tests.rig.held import DUMP, held
 from tests.rig.moves import migrate
 from tests.rig.outcomes import RUNS_AGAIN, failed
-from tests.rig.systemd_guests import attach, booted
+from tests.rig.service_clients import clients_of
+from tests.rig.systemd_guests import ADDRESS, attach, booted
 
 NAME = "deb"
 LOCALTIME = "../usr/share/zoneinfo/Europe/Berlin"
@@ -83,6 +84,43 @@ def test_from_stock_to_moved(guest: Rig) -> None:
     prepare(rig, "hosta", "--undo").expect(0)
     attach(rig, "hosta", NAME, "systemctl", "restart", "redis-server")
     assert check(rig).json["verdict"] == "blocked"
+
+
+def logged_in(rig: Rig, host: str) -> dict[str, str]:
+    """The pid of who leads each session, by the session's id."""
+    rows = [line.split() for line in attach(rig, host, NAME, "loginctl", "list-sessions", "--no-legend").splitlines()]
+    return {id_: leader for id_, _, _, _, leader, kind, *_ in rows if kind == "user"}
+
+
+def blocking(rig: Rig) -> list[dict[str, str]]:
+    return [each for each in check(rig).json["findings"] if each["severity"] == "error"]
+
+
+@pytest.mark.nightly  # it waits until a session and its user's systemd have ended
+def test_who_is_logged_in_stays_so(rig: Rig, clean_hosts: CleanHosts) -> None:
+    """While systemd-logind is restarted. check then names who must log in again; after that they move along."""
+    clean_hosts.allow("snapshot")
+    rig.guest("hosta", NAME, "systemd", unprivileged=True, ip=ADDRESS)
+    asleep = ("ssh", "-tt", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", f"root@{ADDRESS}", "sleep", "1h")
+    with rig.start("client", *asleep):
+        wait_for(lambda: len(logged_in(rig, "hosta")) == 1, "somebody is logged in")
+        with clients_of(rig, ADDRESS, "ssh"):  # a shell, a job, and a terminal, which all are the same throughout
+            before = logged_in(rig, "hosta")
+            shown = rig.migrator("hosta", "prepare-guest", "-P", POOL, NAME).expect(0).stdout
+            assert shown.count("until it has ended") == len(before) == 2
+            done = prepare(rig, "hosta", "--yes").expect(30).json
+            assert {each["scope"]: each["ends"] for each in done["sessions"]} == {
+                f"session-{each}.scope": False for each in before}
+            assert "systemd-logind.service" in done["units"] and logged_in(rig, "hosta") == before
+        cures = [each["cure"] for each in blocking(rig)]
+        assert cures and all("loginctl terminate-" in cure for cure in cures)
+        for cure in cures:  # the first may end the others as well
+            rig.sh("hosta", cure[cure.index("lxc-attach"):], check=False)
+        wait_for(lambda: not blocking(rig), "nothing blocks the move any more")
+    with clients_of(rig, ADDRESS, "ssh"):
+        again = logged_in(rig, "hosta")
+        migrate(rig, NAME, "hosta").expect(0)
+        assert logged_in(rig, "hostb") == again and len(again) == 1
 
 
 def test_a_dump_that_fails_leaves_the_guest_as_it_was(guest: Rig) -> None:

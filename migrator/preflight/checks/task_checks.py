@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from migrator.guest import localtime
+from migrator.guest import localtime, sessions
 from migrator.preflight.checks.case import LIVE, Case, Check, holder, listed, size
 from migrator.preflight.facts.criu_facts import BPF_MAPS
 from migrator.preflight.facts.task_facts import Note
@@ -46,7 +46,9 @@ FROZEN = define("cgroup-frozen", ERROR, """CRIU waits forever for a process in a
     (freeze_processes in criu/seize.c, criu#2572). The container is not dumped then, even if this is ignored.""",
     memory_only=True)
 OUTSIDE_FILE = define("outside-file", ERROR, """An open file on a mount of the host does not exist for the restored
-    process ("Can't lookup mount" in criu/files-reg.c).""", memory_only=True)
+    process ("Can't lookup mount" in criu/files-reg.c). Nor does one on a mount that is gone: a session has a pipe to
+    systemd-logind, which was opened in the mount namespace that logind had before it was restarted.""",
+    memory_only=True)
 UNKNOWN_FILE = define("file-unknown", WARNING, """The kernel says nothing about an open file without asking its file
     server, or nothing at all: it may be a device, or have been deleted.""", memory_only=True)
 TERMINAL = define("terminal-outside", ERROR, """A process has a terminal whose other end is outside the container, as
@@ -146,6 +148,9 @@ def origin(case: Case) -> Iterator[Finding]:
 
 def files(case: Case) -> Iterator[Finding]:
     for note in case.notes("outside-file"):
+        if case.container.init_name == "systemd" and sessions.is_pipe(note.detail):
+            yield _pipe_to_logind(case, note)
+            continue
         yield OUTSIDE_FILE.found(f"{holder(note)} has {note.detail} open, which is a file of the host.",
                                  f"End it: kill {note.pid} -- and start it again from within the container.")
     if unknown := case.notes("file-unknown"):
@@ -174,6 +179,19 @@ def files(case: Case) -> Iterator[Finding]:
     for note in case.notes("socket-astray"):
         yield SOCKET_ASTRAY.found(f"{holder(note)} has a UNIX socket that cannot be rebound: {note.detail}.",
                                   f"Restart it, or end it: kill {note.pid}")
+
+
+def _pipe_to_logind(case: Case, note: Note) -> Finding:
+    """A pipe by which systemd-logind knows that a session, or an inhibitor lock, still exists.
+
+    It was opened in the mount namespace of a logind that has ended since, and nothing but a new login opens another.
+    """
+    end = sessions.end(note.unit)
+    cure = f"Have {note.unit} restarted, which opens another: {case.prepare}"
+    if end:
+        cure = f"End the session, and log in again: {case.inside(*end)}"
+    return OUTSIDE_FILE.found(f"{holder(note)} has {note.detail} open, a pipe to a systemd-logind that has since been "
+                              "restarted.", cure, unit="" if end else case.restarted(note))
 
 
 def namespaces(case: Case) -> Iterator[Finding]:

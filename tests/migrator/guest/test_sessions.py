@@ -17,6 +17,22 @@ CGROUPS = {
 NAMES = {5: "login", 6: "bash", 7: "sshd-session"}
 
 
+@pytest.mark.parametrize(("unit", "command"), [
+    ("session-c1.scope", "terminate-session c1"), ("user@1000.service", "terminate-user 1000"),
+    ("redis-server.service", ""), ("user@x.service", ""), ("", ""),
+])
+def test_the_command_that_ends_it(unit: str, command: str) -> None:
+    assert sessions.end(unit) == (["loginctl", *command.split()] if command else [])
+
+
+@pytest.mark.parametrize(("path", "is_one"), [
+    ("/c1.ref", True), ("/12.ref", True), ("/run/systemd/sessions/c1.ref", False), ("/c1.ref.old", False),
+    ("/.ref", False),
+])
+def test_its_pipe_where_the_mount_is_gone(path: str, is_one: bool) -> None:
+    assert sessions.is_pipe(path) is is_one
+
+
 def test_sessions_and_what_ends_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(path: str) -> str:
         _, _, pid, name = path.split("/")

@@ -34,9 +34,9 @@ STACKED = f"{GENERATED}//&:lxc-c1_<-pool>:unconfined"
 CREDENTIALS = Mount("/run/credentials/a@1.service", "ramfs", "unsupported")
 
 
-def unit(kind: str, detail: str, *, busy: bool = False) -> tuple[Note, ...]:
+def unit(kind: str, detail: str, name: str = "redis-server.service", *, busy: bool = False) -> tuple[Note, ...]:
     """A process of a unit of systemd's was seen to have this."""
-    return (Note(kind, detail, 1, 4712, "redis", 0, "redis-server.service", busy),)
+    return (Note(kind, detail, 1, 4712, "redis", 0, name, busy),)
 
 
 # (code, severity, change, words of the message or the cure)
@@ -181,6 +181,16 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("root-not-mount-root", ERROR, Change(container={"init_root": "/srv/chroot"}), "/srv/chroot"),
     ("facts-incomplete", WARNING, Change(container={"tasks.complete": False}), "processes, descriptors or mounts"),
     ("outside-file", ERROR, task("outside-file", "/root/notes"), "/root/notes"),
+    ("outside-file", ERROR, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("outside-file", "/c1.ref", "session-c1.scope")}),
+     "and log in again: lxc-attach -P /pool -n c1 -- loginctl terminate-session c1"),
+    ("outside-file", ERROR, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("outside-file", "/c2.ref", "user@1000.service")}),
+     "-- loginctl terminate-user 1000"),
+    ("outside-file", ERROR, Change(container={
+        "init_name": "systemd", "tasks.notes": unit("outside-file", "/3.ref")}),
+     "Have redis-server.service restarted, which opens another: migrator prepare-guest c1 -P /pool --yes"),
+    ("outside-file", ERROR, task("outside-file", "/c1.ref"), "which is a file of the host"),
     ("file-unknown", WARNING, task("file-unknown", "/mnt/notes"), "/mnt/notes"),
     ("terminal-outside", ERROR, task("terminal-outside", "/dev/pts/3"), "end it: kill 4712"),
     ("pipe-outside", WARNING, task("pipe-outside", "pipe:[1] to cat (process 9)"), "to cat (process 9)"),

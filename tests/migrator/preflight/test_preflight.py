@@ -210,7 +210,8 @@ def test_a_path_that_users_can_make_lead_elsewhere_is_not_for_root(changed: Chan
     free = dataclasses.replace(changed, container={**changed.container, "fixed": ()})
     for finding in free.find():
         for _, _, typed in (part.partition(" -- ") for part in finding.cure.split("lxc-attach -P ")[1:]):
-            assert typed.startswith(("su -s /bin/sh -c ", "ip link delete dev ", "systemctl stop ")), finding
+            assert typed.startswith(("su -s /bin/sh -c ", "ip link delete dev ", "systemctl stop ",
+                                     "loginctl terminate-")), finding
 
 
 @pytest.mark.parametrize(("code", "changed"), NOT_FOUND, ids=[case[0] for case in NOT_FOUND])
