@@ -56,9 +56,24 @@ def make(copy: str) -> None:
     profile = original(copy)
     if not profile:
         raise ValueError(f"{copy} is not a copy of a profile in {' or '.join(consent.HOST_FOLDERS)}")
-    text = bounded_read.read(Path(profile), _SIZE_MAX).decode(errors="surrogateescape")
+    text = extended(_text(profile))
     FOLDER.mkdir(mode=0o755, exist_ok=True)
-    container_config.write_file(Path(copy), extended(text), mode=0o644)
+    container_config.write_file(Path(copy), text, mode=0o644)
+
+
+def outdated(copy: str) -> str:
+    """The profile that a copy is made from, if that has changed since; "" if not, or if one of them cannot be read."""
+    profile = original(copy)
+    try:
+        if profile and _text(copy) != extended(_text(profile)):
+            return profile
+    except (OSError, ValueError):  # or it cannot be extended any more
+        pass
+    return ""
+
+
+def _text(path: str) -> str:
+    return bounded_read.read(Path(path), _SIZE_MAX).decode(errors="surrogateescape")
 
 
 def refuse(config: Path) -> str:

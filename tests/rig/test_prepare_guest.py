@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -157,6 +159,20 @@ def calls(rig: Rig, host: str) -> str:
     return attach(rig, host, NAME, "perl", "-e", CALLS)
 
 
+PROFILE = "/usr/share/lxc/config/common.seccomp"
+
+
+@contextlib.contextmanager
+def changed(rig: Rig, host: str, path: str) -> Iterator[None]:
+    """The file has another line at its end while the block runs, as if its package had been updated."""
+    before = rig.read(host, path)
+    rig.put(host, path, f"{before}# of a later version\n")
+    try:
+        yield
+    finally:
+        rig.put(host, path, before)
+
+
 def started_again(rig: Rig, host: str) -> None:
     rig.exec(host, "lxc-stop", "-n", NAME, "-t", "120")
     rig.exec(host, "lxc-start", "-n", NAME)
@@ -172,6 +188,10 @@ def test_for_good(guest: Rig) -> None:
     assert check(rig).json["prepare"] is None and prepare(rig, "hosta").json["units"] == []
     assert "seccomp-profile-missing" not in {each["code"] for each in check(rig).json["findings"]}
     assert calls(rig, "hosta") == REFUSED
+    with changed(rig, "hosta", PROFILE):
+        assert "seccomp-copy-outdated" in {each["code"] for each in check(rig).json["findings"]}
+        prepare(rig, "hosta", "--yes", "--for-good").expect(0)
+        assert "seccomp-copy-outdated" not in {each["code"] for each in check(rig).json["findings"]}
     migrate(rig, NAME, "hosta").expect(0)
     assert calls(rig, "hostb") == REFUSED
     started_again(rig, "hostb")

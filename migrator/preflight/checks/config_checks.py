@@ -46,6 +46,9 @@ CGROUP_PLACE = define("cgroup-place", ERROR, """Everything in a container is fro
     ignored.""")
 SECCOMP_FILE = define("seccomp-profile-missing", WARNING, """The restored container keeps its filters, but could not be
     started again.""")
+SECCOMP_OUTDATED = define("seccomp-copy-outdated", WARNING, """The container's seccomp profile is a copy, which
+    prepare-guest has made of the profile of LXC's that it had. What that denies since a later change, such as an update
+    of the package, is not denied to the container, not even from its next start on.""")
 FSTAB = define("fstab-missing", WARNING, """LXC does not start a container whose lxc.mount.fstab it cannot read: the
     restored one runs, but could not be started again. The lines of that file move along, but not if it cannot be read,
     or if it is an included file that names it.""")
@@ -105,6 +108,10 @@ def seccomp(case: Case) -> Iterator[Finding]:
     ):
         yield SECCOMP_FILE.found(f"{there.name} has no {config.seccomp} (lxc.seccomp.profile).",
                                  f"Copy it to {there.name}.", severity=case.hinders_start)
+    if profile := case.container.seccomp_changed:
+        yield SECCOMP_OUTDATED.found(
+            f"{profile} has changed since {config.seccomp}, which {case.container.name} uses, was made from it.",
+            f"Make it again, for the next start: {case.prepare} --for-good")
 
 
 def fstab(case: Case) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from migrator.base import log
-from migrator.config import config_reader, consent, lxc_settings, mount_file
+from migrator.config import config_reader, consent, lxc_settings, mount_file, seccomp_profile
 from migrator.config.container_config import unfenced
 from migrator.config.lxc_settings import Config
 from migrator.errors.containers import ConfigInvalid
@@ -65,6 +65,7 @@ class ContainerFacts:
     encrypted: tuple[str, ...] = ()  # what the kernel encrypts for it in these, or in the first `NAMESPACES_MAX`
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, on whatever host
+    seccomp_changed: str = ""  # the profile that it has a copy of, if that has changed since (`seccomp_profile`)
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
     cgroup_shared: str = ""  # its cgroup, if LXC has not named that for this container alone
     controllers: tuple[str, ...] = ()  # that its cgroup enables for its children
@@ -83,6 +84,7 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
     facts = ContainerFacts(
         name=container.name, lxcpath=str(container.lxcpath), state=state, config=config,
         reaches=tuple(consent.reaching(text, lambda _: True)),
+        seccomp_changed=seccomp_profile.outdated(config.seccomp),
         included=tuple(filter(consent.is_hosts_own, config_reader.included(text))),
         rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
     )

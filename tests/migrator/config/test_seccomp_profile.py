@@ -78,9 +78,27 @@ def test_it_is_made_of_this_hosts_own(tmp_path: Path, monkeypatch: pytest.Monkey
     assert config.read_text() == before
     assert Path(copy).read_text() == seccomp_profile.extended(PROFILE)
     (tmp_path / "own.seccomp").unlink()
+    assert seccomp_profile.outdated(copy) == "", "there is nothing to make it from"
     assert not seccomp_profile.can_be_made(copy)
     with pytest.raises(FileNotFoundError):
         seccomp_profile.make(copy)
+
+
+def test_a_profile_that_has_changed_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by an update of the package; another prepare-guest --for-good renews the copy."""
+    monkeypatch.setattr(consent, "HOST_FOLDERS", (f"{tmp_path}/",))
+    monkeypatch.setattr(seccomp_profile, "FOLDER", tmp_path / "migrator")
+    profile, config = tmp_path / "own.seccomp", tmp_path / "config"
+    profile.write_text(PROFILE)
+    config.write_text(f"lxc.seccomp.profile = {profile}\n")
+    copy = str(seccomp_profile.copy_of(str(profile)))
+    assert seccomp_profile.outdated(copy) == "", "there is none"
+    assert seccomp_profile.refuse(config) == "" and seccomp_profile.outdated(copy) == ""
+    profile.write_bytes(b"%sptrace errno 1 # \xff\n" % PROFILE.encode())
+    assert seccomp_profile.outdated(copy) == str(profile)
+    assert seccomp_profile.outdated(str(profile)) == "", "that is no copy"
+    assert seccomp_profile.refuse(config) == "" and seccomp_profile.outdated(copy) == ""
+    assert b"ptrace errno 1 # \xff\n" in Path(copy).read_bytes()
 
 
 @pytest.mark.parametrize(("text", "reason"), [

@@ -222,6 +222,8 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("inotify-deleted", ERROR, task("watch-deleted", "/tmp/x"), "has been deleted"),
     ("inotify-deleted", ERROR, task("watch-hidden", "/tmp/x"), "hidden"),
     ("inotify-unknown", WARNING, task("watch-unknown", "inode 5 of device 0:9"), "inode 5"),
+    ("seccomp-copy-outdated", WARNING, Change(container={"seccomp_changed": "/usr/share/lxc/config/common.seccomp"}),
+     "Make it again, for the next start: migrator prepare-guest c1 -P /pool --yes --for-good"),
     ("runit-guest", WARNING, Change(container={"init_name": "runsvdir"}), "by the device and inode numbers"),
     ("systemd-guest", INFO, Change(container={"init_name": "systemd"}), "systemd"),
     # mounts
