@@ -77,15 +77,18 @@ def run(options: CheckOptions) -> Result:
              Verdict.BLOCKED: f"{name} cannot move as it is."}
     prepare = "" if moves else examine.prepare_command(request, found)
     instead = looked.instead(ignored) if verdict is Verdict.BLOCKED and not moves else None
+    # What is denied from the next start on, that start must still bring.
+    restart = (examine.restart_command(request.container)
+               if prepare and any(finding.denied for finding in found) else "")
     if prepare:
-        words[verdict] += f" Make it movable with: {prepare}"
+        words[verdict] += f" Make it movable with: {prepare}" + (f" -- and restart it: {restart}" if restart else "")
     elif instead:
         words[verdict] += f" {examine.typed_instead(request)}"
     return Result(
         {"name": name, "destination": request.destination or None, "verdict": verdict, "memory": memory,
          "without_memory": {"verdict": instead, "command": examine.command(request), "price": plan.price(name)}
          if instead else None,
-         "prepare": prepare or None,
+         "prepare": prepare or None, "restart": restart or None,
          "findings": findings.to_json(found),
          "facts": to_builtins({"source": looked.source, "container": looked.container,
                                "destination": looked.destination})},

@@ -76,7 +76,7 @@ def run(options: PrepareOptions) -> Result:
         if do and (todo or (options.for_good and systemd)):
             units.restart(container, todo, for_good=options.for_good)
             found = _look(container)
-    return _result(name, found, todo, opened, done=do, refused=refused)
+    return _result(options.container, found, todo, opened, done=do, refused=refused)
 
 
 def _look(container: lxc.Container) -> list[Finding]:
@@ -87,8 +87,9 @@ def _blocks(finding: Finding) -> bool:
     return finding.severity is Severity.ERROR
 
 
-def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessions.Session], *, done: bool,
+def _result(given: NamedContainer, found: list[Finding], todo: list[str], opened: list[sessions.Session], *, done: bool,
             refused: str | None) -> Result:
+    name = given.name
     live = [finding for finding in found if finding.cure == LIVE]
     blocking = [finding for finding in found if _blocks(finding)]
     ends = [session for session in opened if session.ends_with(todo)]
@@ -107,13 +108,19 @@ def _result(name: str, found: list[Finding], todo: list[str], opened: list[sessi
                       "afterwards." for session in opened if session not in ends]
     if refused is not None:
         lines.append(f"Its seccomp profile stays as it is: {printable.line(refused)}." if refused else
-                     "From its next start on, it is denied bpf and io_uring: restart it with lxc-stop and lxc-start.")
-    left = [finding for finding in blocking if done or not finding.unit]
-    if left:
+                     "From its next start on, it is denied bpf and io_uring.")
+    elif any(finding.denied for finding in blocking):
+        lines.append("With --yes --for-good, it is denied bpf and io_uring from its next start on.")
+    left = [finding for finding in blocking if done or not (finding.unit or finding.denied)]
+    status = EXIT_OK
+    if left and refused == "" and all(finding.denied for finding in left):
+        lines.append(f"{name} can be moved once it has been restarted: {examine.restart_command(given)}")
+        status = EXIT_WARNINGS
+    elif left:
         lines.append(f"{name} cannot be moved as it is; see the errors above.")
+        status = Blocked.status if done else EXIT_WARNINGS
     elif not blocking:
         lines.append(f"Nothing in {name} itself keeps it from being moved.")
-    status = (Blocked.status if done else EXIT_WARNINGS) if left else EXIT_OK
     return Result(
         {"name": name, "done": done, "units": todo, "seccomp": refused, "live": [finding.message for finding in live],
          "sessions": [{"scope": session.scope, "pid": session.pid, "task": session.task, "ends": session in ends}

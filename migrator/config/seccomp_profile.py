@@ -76,21 +76,37 @@ def _text(path: str) -> str:
     return bounded_read.read(Path(path), _SIZE_MAX).decode(errors="surrogateescape")
 
 
+def kept(config: Path) -> str:
+    """Why a container's seccomp profile cannot be replaced by a copy with the rules; "" if it can be.
+
+    Raises OSError if the configuration cannot be read.
+    """
+    text = container_config.text_of(config)
+    profile = own(config, text)
+    if container_config.fence_of(text):
+        return "its configuration is fenced"
+    if not profile:
+        return "it has none"
+    if not original(str(copy_of(profile))):
+        return f"{profile} is not in {' or '.join(consent.HOST_FOLDERS)}, of which each host has its own"
+    try:
+        extended(_text(profile))
+    except (OSError, ValueError) as error:
+        return f"{profile}: {error}"
+    return ""
+
+
 def refuse(config: Path) -> str:
     """Deny a container these calls from its next start on: have its configuration name the copy.
 
     Returns why that cannot be done, or "" if it has been. Raises OSError if the configuration cannot be read or
     written.
     """
+    if reason := kept(config):
+        return reason
     text = container_config.text_of(config)
     profile = own(config, text)
     copy = copy_of(profile)
-    if container_config.fence_of(text):
-        return "its configuration is fenced"
-    if not profile:
-        return "it has none"
-    if not original(str(copy)):
-        return f"{profile} is not in {' or '.join(consent.HOST_FOLDERS)}, of which each host has its own"
     try:
         make(str(copy))
     except (OSError, ValueError) as error:

@@ -36,6 +36,7 @@ class Finding:
     message: str  # one sentence with the facts in it
     cure: str  # what to type or do; "" if there is nothing to do
     unit: str = ""  # of the container's systemd: `migrator prepare-guest` does away with it by restarting that
+    denied: bool = False  # `prepare-guest --for-good` denies it to the container, from that one's next start on
 
     def to_json(self) -> dict[str, str]:
         return {
@@ -56,8 +57,8 @@ class Code:
     memory_only: bool = False
 
     def found(self, message: str, cure: str = "", *, severity: Severity | None = None,
-              unit: str = "") -> Finding:
-        return Finding(self.name, severity or self.severity, message, cure, unit)
+              unit: str = "", denied: bool = False) -> Finding:
+        return Finding(self.name, severity or self.severity, message, cure, unit, denied)
 
 
 _codes: dict[str, Code] = {}

@@ -30,7 +30,7 @@ from migrator.record.states import FROZEN, Role, State
 from migrator.transfer import plan
 from migrator.transfer.rpc import Connection
 from migrator.transfer.wire_codec import decoded
-from stages.steps.options import MoveRequest, TargetOptions
+from stages.steps.options import MoveRequest, NamedContainer, TargetOptions
 
 STAGE = "check"
 
@@ -128,11 +128,22 @@ def command(request: MoveRequest) -> str:
 
 
 def prepare_command(request: MoveRequest, found: Iterable[Finding]) -> str:
-    """The command that makes a container movable: "" where nothing blocks it, or something that it leaves as it is."""
-    units = [finding.unit for finding in found if finding.severity is Severity.ERROR]
+    """The command that makes a container movable: "" where nothing blocks it, or something that it leaves as it is.
+
+    With --for-good it does so once the container has been restarted (`restart_command`).
+    """
+    blocking = [finding for finding in found if finding.severity is Severity.ERROR]
+    if not blocking or not all(finding.unit or finding.denied for finding in blocking):
+        return ""
+    for_good = ["--for-good"] if any(finding.denied for finding in blocking) else []
     path = ["-P", request.container.given_lxcpath] if request.container.given_lxcpath else []
-    name = request.container.name
-    return shlex.join(["migrator", "prepare-guest", name, *path, "--yes"]) if units and all(units) else ""
+    return shlex.join(["migrator", "prepare-guest", request.container.name, *path, "--yes", *for_good])
+
+
+def restart_command(container: NamedContainer) -> str:
+    """How a container is started anew, with the seccomp profile that its configuration names now."""
+    words = ["-P", container.given_lxcpath] if container.given_lxcpath else []
+    return " && ".join(shlex.join([verb, *words, "-n", container.name]) for verb in ("lxc-stop", "lxc-start"))
 
 
 def _typed(verb: str, request: MoveRequest, *more: str) -> str:

@@ -105,8 +105,13 @@ def test_node(rig: Rig, clean_hosts: CleanHosts) -> None:
     found = rig.migrator("hosta", "check", NAME, "-d", DESTINATION, "--json").json
     assert found["verdict"] == "blocked"
     assert {each["code"] for each in found["findings"] if each["severity"] == "error"} == {"io-uring"}
-    assert rig.migrator("hosta", "prepare-guest", NAME, "--yes", "--for-good", "--json").json["seccomp"] == ""
-    # As its seccomp rules count from its next start on. It counts from 1 then.
-    rig.sh("hosta", f"lxc-stop -n {NAME} && rm {POOL}/{NAME}/rootfs/var/lib/rig-counter/* && lxc-start -n {NAME}")
+    assert found["prepare"] == f"migrator prepare-guest {NAME} --yes --for-good"
+    assert found["restart"] == f"lxc-stop -n {NAME} && lxc-start -n {NAME}"
+    words = rig.migrator("hosta", "check", NAME, "-d", DESTINATION).stdout.splitlines()[-1]
+    assert words.endswith(f"Make it movable with: {found['prepare']} -- and restart it: {found['restart']}")
+    done = rig.exec("hosta", *found["prepare"].split(), "--json", check=False).expect(1)
+    assert done.json["seccomp"] == ""
+    # It counts from 1 after the restart.
+    rig.sh("hosta", found["restart"].replace("&&", f"&& rm {POOL}/{NAME}/rootfs/var/lib/rig-counter/* &&"))
     wait_for(lambda: rig.probe("hosta", NAME)["intact"] and "node" in programs(rig, "hosta"), "it runs again")
     there_and_back(rig, "requests", times=2)

@@ -11,7 +11,7 @@ from migrator.guest import localtime, sessions
 from migrator.preflight.checks.case import LIVE, Case, Check, holder, listed, size
 from migrator.preflight.facts.criu_facts import BPF_MAPS
 from migrator.preflight.facts.task_facts import Note
-from migrator.preflight.findings import Finding, Severity, define
+from migrator.preflight.findings import Code, Finding, Severity, define
 
 ERROR, WARNING, INFO = Severity.ERROR, Severity.WARNING, Severity.INFO
 GHOST_LIMIT = 256 << 20  # bytes; --ghost-limit of the dump
@@ -215,19 +215,14 @@ def namespaces(case: Case) -> Iterator[Finding]:
 def descriptors(case: Case) -> Iterator[Finding]:
     for note in case.notes("anon-inode"):
         if note.detail in BPF:
-            yield BPF_FD.found(
-                f"{holder(note)} has a {note.detail} descriptor open.",
-                f"Refuse it in the container, and restart that: {case.prepare} --for-good",
-            )
+            yield _deniable(case, BPF_FD, f"{holder(note)} has a {note.detail} descriptor open.")
         elif note.detail == "bpf-map":
             for host in case.hosts:
                 if host.criu.version and BPF_MAPS not in host.criu.features:
                     yield BPF_MAP.found(f"{holder(note)} has a BPF map open, and CRIU on {host.name} lacks libbpf.",
                                         "Configure the program not to use BPF, or build CRIU with libbpf.")
         elif note.detail == "io_uring":
-            yield IO_URING.found(
-                f"{holder(note)} has an io_uring open.",
-                f"Refuse it in the container, and restart that: {case.prepare} --for-good")
+            yield _deniable(case, IO_URING, f"{holder(note)} has an io_uring open.")
         elif note.detail not in ANON_INODES:
             yield DESCRIPTOR.found(f"{holder(note)} has a descriptor of kind {note.detail} open.",
                                    "Configure the program not to use it, or stop it for the move.")
@@ -242,6 +237,14 @@ def descriptors(case: Case) -> Iterator[Finding]:
         if not device_dumpable(note):
             yield DEVICE.found(f"{holder(note)} has the device {note.detail} open.",
                                "Stop the program for the move, or remove the device from the container.")
+
+
+def _deniable(case: Case, code: Code, message: str) -> Finding:
+    """For what a rule in the container's seccomp profile denies it, where that can be given one."""
+    if reason := case.container.seccomp_kept:
+        return code.found(message, "Configure the program not to use it, or stop it for the move. (A seccomp rule that "
+                          f"denies it is not added to the profile by prepare-guest: {reason}.)")
+    return code.found(message, f"Refuse it in the container, and restart that: {case.prepare} --for-good", denied=True)
 
 
 _DEVICE = re.compile(r"(char|block) (\d{1,9}):(\d{1,9}) ")

@@ -65,6 +65,7 @@ class ContainerFacts:
     encrypted: tuple[str, ...] = ()  # what the kernel encrypts for it in these, or in the first `NAMESPACES_MAX`
     apparmor: AppArmor = dataclasses.field(default_factory=AppArmor)
     reaches: tuple[str, ...] = ()  # lines of its configuration that reach out of it, on whatever host
+    seccomp_kept: str = ""  # why it cannot be given a copy of its seccomp profile with more rules
     seccomp_changed: str = ""  # the profile that it has a copy of, if that has changed since (`seccomp_profile`)
     included: tuple[str, ...] = ()  # what its configuration includes of the host's own files
     cgroup_shared: str = ""  # its cgroup, if LXC has not named that for this container alone
@@ -84,6 +85,7 @@ def gather(container: Container, *, full: bool = True) -> ContainerFacts:
     facts = ContainerFacts(
         name=container.name, lxcpath=str(container.lxcpath), state=state, config=config,
         reaches=tuple(consent.reaching(text, lambda _: True)),
+        seccomp_kept=_seccomp_kept(container),
         seccomp_changed=seccomp_profile.outdated(config.seccomp),
         included=tuple(filter(consent.is_hosts_own, config_reader.included(text))),
         rootfs=look_at_rootfs(Path(config.rootfs or container.rootfs), full=full),
@@ -109,6 +111,13 @@ def _own_text(container: Container) -> str:
         return mount_file.inlined(text, str(container.config_file))
     except OSError:
         return ""
+
+
+def _seccomp_kept(container: Container) -> str:
+    try:
+        return seccomp_profile.kept(container.config_file)
+    except OSError as error:
+        return str(error)
 
 
 def _running(facts: ContainerFacts, init: int, cgroup: Path) -> ContainerFacts:

@@ -206,6 +206,9 @@ FOUND: list[tuple[str, Severity, Change, str]] = [
     ("bpf-descriptor", ERROR, task("anon-inode", "bpf-prog"), "--for-good"),
     ("bpf-map", ERROR, task("anon-inode", "bpf-map"), "libbpf"),
     ("descriptor-kind", ERROR, task("anon-inode", "secretmem"), "secretmem"),
+    ("io-uring", ERROR, Change(container={
+        "seccomp_kept": "it has none", "tasks.notes": task("anon-inode", "io_uring").container["tasks.notes"]}),
+     "or stop it for the move. (A seccomp rule"),
     ("io-uring", ERROR, task("anon-inode", "io_uring"), "migrator prepare-guest c1 -P /pool --yes --for-good"),
     ("socket-kind", ERROR, task("socket", "AF_VSOCK"), "AF_VSOCK"),
     ("socket-kind", ERROR, task("socket", "MPTCPv6"), "GODEBUG"),
