@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 
 from migrator.criu import mount_flags
 from migrator.host import mount_tables
@@ -36,7 +35,7 @@ _NUMBER_MAX = 10  # digits
 _WINDOW_MIN, _WINDOW_MAX = 500_000, 10_000_000  # microseconds (kernel/sched/psi.c; newer ones take shorter windows too)
 ENVIRONMENT_LIMIT = 1 << 20  # bytes; a process can declare any of its memory to be its environment (prctl(2))
 _READ_LIMIT = 32 << 20  # bytes of any other file in /proc but mountinfo; a mapping takes a few hundred
-_CTL_ADD, _CTL_DEL = 1, 2  # sys/epoll.h
+NOT_TAKEN = (errno.EINVAL, errno.EOPNOTSUPP)  # what the kernel says of a trigger that it does not take
 PROC = "/proc"
 
 
@@ -56,11 +55,12 @@ def record(pids: Iterable[int]) -> str:
     return "".join(lines)
 
 
-def write_again(text: str, pids: Iterable[int]) -> None:
+def write_again(text: str, pids: Iterable[int]) -> str:
     """Write the recorded triggers again; `pids` are the processes of the restored container.
 
-    One that this kernel does not take is replaced by the default one, and left out, with a warning, if it takes none:
-    what its processes have been told to ask for is up to the container's users, and must not keep it from running.
+    One that this kernel does not take is replaced by the default one, and left out if it takes none: what its processes
+    have been told to ask for is up to the container's users, and must not keep it from running. Nor must an epoll that
+    one cannot be added to again. Returns a warning of who is not told any more, "" if all are.
 
     The record comes from another host. Raises ValueError if it is not valid, and OSError, also if a descriptor that it
     names is not of a cgroup.
@@ -69,29 +69,66 @@ def write_again(text: str, pids: Iterable[int]) -> None:
     for line in filter(None, text.split("\n")):
         inside, number, words = line.split(" ", 2)
         wanted.setdefault(int(inside), []).append((int(number), required(words)))
-    mounts = CgroupMounts()
+    mounts, untold = CgroupMounts(), dict[int, str]()  # why, by the process's id in the container
     for pid in pids if wanted else ():
-        its = wanted.get(_inside(pid), ())
-        entries = _epoll_entries(pid, {fd for fd, _ in its}) if its else {}
-        for fd, trigger in its:
-            with Borrowed(pid, fd, mounts) as file:
-                if _write_any(file, pid, (trigger, DEFAULT, DEFAULT_FULL)):
-                    for epoll, entry in entries.get(fd, ()):
-                        _add_again(pid, epoll, fd, file, entry)
+        there = _inside(pid)
+        if (its := wanted.get(there)) and (why := _write_all(pid, its, mounts)):
+            untold[there] = why
+    return _warning(untold)
 
 
-def _write_any(file: Borrowed, pid: int, triggers: Iterable[str]) -> bool:
-    """Write the first of some triggers that this kernel takes; returns False if there is one already or it takes none.
+def _warning(untold: dict[int, str]) -> str:
+    """In a few words, however many there are, which is up to the container's users."""
+    if not untold:
+        return ""
+    first, why = next(iter(untold.items()))
+    which = f"the process {first} is" if len(untold) == 1 else f"{len(untold)} processes, {first} among them, are"
+    return f"{which} not told of pressure any more until restarted: {why}"
+
+
+def _write_all(pid: int, its: Collection[tuple[int, str]], mounts: CgroupMounts) -> str:
+    """Write a process's triggers; returns why it is not told of one any more, "" if of all. Raises OSError."""
+    from migrator.criu import epoll_entries
+
+    trouble = unread = ""
+    entries: dict[int, list[epoll_entries.Entry]] = {}
+    try:
+        entries = epoll_entries.read(pid, {fd for fd, _ in its})
+    except OSError as error:  # the kernel composes all of an instance in memory at once
+        unread = str(error)
+    for fd, trigger in its:
+        with Borrowed(pid, fd, mounts) as file:
+            try:
+                if not _write_any(file, (trigger, DEFAULT, DEFAULT_FULL)):
+                    continue
+            except OSError as error:
+                if error.errno not in NOT_TAKEN:
+                    raise
+                trouble = str(error)
+                continue
+            trouble = unread or trouble
+            for entry in entries.get(fd, ()):
+                try:
+                    epoll_entries.add_again(pid, fd, file.fd, entry)
+                except OSError as error:
+                    trouble = str(error)
+    return trouble
+
+
+def _write_any(file: Borrowed, triggers: Iterable[str]) -> bool:
+    """Write the first of some triggers that this kernel takes; returns False if there is one already.
+
+    Raises OSError: one of NOT_TAKEN if the kernel takes none of them.
     """
+    refused = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     for trigger in triggers:
         try:
             return file.write(trigger)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            if error.errno not in NOT_TAKEN:
                 raise
             refused = error
-    print(f"warning: process {pid} is not told of pressure any more: {refused}", file=sys.stderr)
-    return False
+    raise refused
 
 
 def required(trigger: str) -> str:
@@ -110,9 +147,11 @@ class Borrowed:
     """
 
     def __init__(self, pid: int, fd: int, mounts: CgroupMounts) -> None:
+        from migrator.host import roots
+
         if not mounts.hold(pid, fd):
             raise OSError(errno.EINVAL, f"descriptor {fd} of process {pid} is not of a cgroup")
-        self.fd = _borrowed(pid, fd)
+        self.fd = roots.borrowed(pid, fd)
 
     def __enter__(self) -> Borrowed:
         return self
@@ -188,79 +227,6 @@ def _is_plain(maps: bytes, begin: int, end: int) -> bool:
         if int(first, 16) <= begin <= end <= int(behind, 16):
             return inode == b"0"
     return False
-
-
-def _epoll_entries(pid: int, fds: Collection[int]) -> dict[int, list[tuple[int, tuple[int, int]]]]:
-    """For each of these descriptors the epoll instances that it is added to, with its events and its data there.
-
-    Nothing is kept of others: a process can wait for millions.
-    """
-    found: dict[int, list[tuple[int, tuple[int, int]]]] = {}
-    for name in os.listdir(f"{PROC}/{pid}/fd"):
-        try:
-            if os.readlink(f"{PROC}/{pid}/fd/{name}") != "anon_inode:[eventpoll]":
-                continue
-        except FileNotFoundError:  # closed meanwhile
-            continue
-        for line in _read(f"{PROC}/{pid}/fdinfo/{name}").splitlines():
-            words = line.split()
-            if words[:1] == [b"tfd:"] and int(words[1]) in fds:
-                found.setdefault(int(words[1]), []).append((int(name), (int(words[3], 16), int(words[5], 16))))
-    return found
-
-
-def _add_again(pid: int, epoll: int, fd: int, file: Borrowed, entry: tuple[int, int]) -> None:
-    """Remove `fd` from an epoll instance and add it again, with the same number; `entry` is its events and its data.
-
-    epoll(7) identifies an entry by open file and descriptor number together, so for a moment the file must have that
-    number in this process too.
-    """
-    import ctypes
-    import fcntl
-    import struct
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    # struct epoll_event (epoll_event(3type)) is packed on x86-64 only.
-    event = struct.pack("=IQ" if os.uname().machine == "x86_64" else "@IQ", *entry)
-    low = _borrowed(pid, epoll)
-    held = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, fd + 1)
-    os.close(low)
-    mine = fcntl.fcntl(file.fd, fcntl.F_DUPFD_CLOEXEC, fd + 1)
-    before = _kept(fd)
-    try:
-        os.dup2(mine, fd, inheritable=False)
-        for action in (_CTL_DEL, _CTL_ADD):
-            if libc.epoll_ctl(held, action, fd, event):
-                if action == _CTL_DEL and ctypes.get_errno() == errno.ENOENT:
-                    break  # the entry is of another file, which had that number before
-                raise OSError(ctypes.get_errno(), f"epoll_ctl of process {pid}: {os.strerror(ctypes.get_errno())}")
-    finally:
-        if before >= 0:
-            os.dup2(before, fd, inheritable=False)
-            os.close(before)
-        else:
-            os.close(fd)
-        os.close(mine)
-        os.close(held)
-
-
-def _kept(fd: int) -> int:
-    """A duplicate of a descriptor of our own; -1 if there is none with this number."""
-    try:
-        return os.dup(fd)
-    except OSError:
-        return -1
-
-
-def _borrowed(pid: int, fd: int) -> int:
-    """A duplicate of a descriptor of another process (pidfd_getfd(2))."""
-    from migrator.host import roots
-
-    pidfd = os.pidfd_open(pid)
-    try:
-        return roots.take(pidfd, fd)
-    finally:
-        os.close(pidfd)
 
 
 class CgroupMounts:

@@ -91,6 +91,15 @@ def take(process: int, number: int) -> int:
     return must(int(libc().syscall(ctypes.c_long(_PIDFD_GETFD), process, number, 0)), "pidfd_getfd")
 
 
+def borrowed(pid: int, number: int) -> int:
+    """As `take`, of a process given by its id."""
+    process = os.pidfd_open(pid)
+    try:
+        return take(process, number)
+    finally:
+        os.close(process)
+
+
 def is_in(pid: int, folder: Path, proc: Path = PROC) -> bool:
     """Whether a process has this directory as its root or, if that is a subvolume, any directory in it; raises OSError.
 

@@ -10,77 +10,13 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from migrator.criu import pressure_triggers
+from migrator.criu import epoll_entries, pressure_triggers
 from migrator.host import mount_tables
-from migrator.host.mountinfo import parse_mountinfo
-
-ANY_STALL = "some 1 2000000"  # microseconds: one in which somebody waits for a processor is enough
-
-
-@pytest.fixture
-def pressure() -> str:
-    """A file of pressure on this machine's cgroups that a trigger can be written to."""
-    for line in parse_mountinfo(Path("/proc/self/mountinfo").read_text()):
-        path = Path(line.target, "cpu.pressure")
-        if line.type == "cgroup2" and path.exists():
-            return str(path)
-    pytest.skip("this kernel does not tell the pressure on cgroups")
-
-
-_CHILD = """
-import os, select, sys
-file = os.open(sys.argv[1], int(sys.argv[3]))
-number = int(sys.argv[4])
-os.dup2(file, number)
-os.close(file)
-if sys.argv[2]:
-    os.write(number, sys.argv[2].encode())
-waits = select.epoll()
-waits.register(number, select.EPOLLPRI)
-waits.poll(0)
-print(waits.fileno(), flush=True)
-while sys.stdin.readline():
-    print(*(event for _, event in waits.poll(0)), flush=True)
-"""
-
-
-class Waiting:
-    """A process with a file of pressure open as 7, which it waits for by epoll."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-        self.pid = process.pid
-        assert process.stdout
-        self.epoll = int(process.stdout.readline())
-
-    def events(self) -> str:
-        """What it is told now."""
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
-
-    def entry(self) -> list[str]:
-        """What it waits for, with its data."""
-        lines = Path(f"/proc/{self.pid}/fdinfo/{self.epoll}").read_text().splitlines()
-        return [line for line in lines if line.startswith("tfd:")]
-
-
-@contextlib.contextmanager
-def waiting(path: str, trigger: str = "", environment: str = "", flags: int = os.O_RDWR,
-            number: int = 7) -> Iterator[Waiting]:
-    command = [sys.executable, "-c", _CHILD, path, trigger, str(flags), str(number)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                          env={"MEMORY_PRESSURE_WRITE": environment} if environment else {}) as process:
-        try:
-            yield Waiting(process)
-        finally:
-            process.kill()
+from tests.migrator.criu.waiting_for_pressure import ANY_STALL, waiting
 
 
 def test_only_what_has_a_trigger_is_recorded(pressure: str, tmp_path: Path) -> None:
@@ -165,14 +101,13 @@ def test_who_waits_is_told_of_pressure_again_and_of_nothing_else(pressure: str) 
         assert int(events) == select.EPOLLPRI
 
 
-def test_one_that_this_kernel_does_not_take(pressure: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_that_this_kernel_does_not_take(pressure: str) -> None:
     """A user of the container has a process say so: it would keep all of it from being restored."""
     with waiting(pressure) as process:
-        pressure_triggers.write_again(f"{process.pid} 7 some 2000000 1000000\n", [process.pid])
+        assert pressure_triggers.write_again(f"{process.pid} 7 some 2000000 1000000\n", [process.pid]) == ""
         assert process.events() == ""
         with pressure_triggers.Borrowed(process.pid, 7, pressure_triggers.CgroupMounts()) as file:
             assert file.has_trigger()
-    assert capfd.readouterr().err == ""
 
 
 class Refuses(pressure_triggers.Borrowed):
@@ -189,40 +124,38 @@ class Refuses(pressure_triggers.Borrowed):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
-def test_what_is_tried_instead(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_tried_instead(number: int) -> None:
     """irq.pressure takes `full` alone, and where pressure is not measured nothing is taken."""
     tried = ("some 1 2000000", pressure_triggers.DEFAULT, pressure_triggers.DEFAULT_FULL)
     for count, trigger in enumerate(tried, 1):
         file = Refuses(number, trigger)
-        assert pressure_triggers._write_any(file, 7, tried) and file.asked == list(tried[:count])
-    assert capsys.readouterr().err == ""
-    assert not pressure_triggers._write_any(Refuses(number), 7, tried)
-    assert "process 7 is not told of pressure any more" in capsys.readouterr().err
+        assert pressure_triggers._write_any(file, tried) and file.asked == list(tried[:count])
+    with pytest.raises(OSError, match=os.strerror(number)):
+        pressure_triggers._write_any(Refuses(number), tried)
     with pytest.raises(PermissionError):
-        pressure_triggers._write_any(Refuses(errno.EACCES), 7, tried)
+        pressure_triggers._write_any(Refuses(errno.EACCES), tried)
 
 
-def test_nothing_is_kept_of_what_else_is_waited_for(pressure: str) -> None:
-    """A process of the container adds one file to many instances by each number that it can have."""
-    with waiting(pressure) as process:
-        assert pressure_triggers._epoll_entries(process.pid, {8}) == {}
-        (epoll, (events, _)), = pressure_triggers._epoll_entries(process.pid, {7, 8})[7]
-        assert epoll == process.epoll and events & select.EPOLLPRI
+@pytest.mark.parametrize("module, name, taken", [
+    (pressure_triggers.Borrowed, "write", False), (epoll_entries, "read", True), (epoll_entries, "add_again", True)])
+def test_what_cannot_be_done_is_said_and_not_fatal(pressure: str, monkeypatch: pytest.MonkeyPatch, module: object,
+                                                   name: str, taken: bool) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EINVAL, "the kernel says no")
 
-
-def test_an_epoll_knows_another_file_by_that_number(pressure: str) -> None:
-    """One that had the number before, and is still open under another: nothing is waited for then."""
-    code = ("import os, select, sys; a, b = os.pipe(); waits = select.epoll(); waits.register(a, 1)\n"
-            "kept = os.dup(a); os.dup2(os.open(sys.argv[1], os.O_RDWR), a); print(a, flush=True); sys.stdin.read()")
-    with subprocess.Popen([sys.executable, "-c", code, pressure], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as process:
-        assert process.stdin and process.stdout
-        number = int(process.stdout.readline())
-        assert number in pressure_triggers._epoll_entries(process.pid, {number})
-        pressure_triggers.write_again(f"{process.pid} {number} {ANY_STALL}\n", [process.pid])
-        with pressure_triggers.Borrowed(process.pid, number, pressure_triggers.CgroupMounts()) as file:
-            assert file.has_trigger()
-        process.stdin.close()
+    monkeypatch.setattr(module, name, fail)
+    with waiting(pressure) as process, waiting(pressure) as other:
+        text = "".join(f"{each.pid} 7 {ANY_STALL}\n" for each in (process, other))
+        said = pressure_triggers.write_again(text, [process.pid])
+        assert f"process {process.pid} is not told of pressure any more" in said and "the kernel says no" in said
+        with pressure_triggers.Borrowed(process.pid, 7, pressure_triggers.CgroupMounts()) as file:
+            assert file.has_trigger() is taken
+        if name != "write":
+            assert pressure_triggers.write_again(text, [process.pid]) == "", "there is nothing to be done"
+            said = pressure_triggers.write_again(text, [other.pid, process.pid])
+            assert str(other.pid) in said
+        else:
+            assert pressure_triggers.write_again(text, [process.pid, other.pid]).startswith("2 processes")
 
 
 def test_mounts_are_read_once_however_many_files_have_such_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -240,17 +173,6 @@ def test_mounts_are_read_once_however_many_files_have_such_a_name(tmp_path: Path
             stack.enter_context((tmp_path / f"{number}.pressure").open("w"))
         assert pressure_triggers.record([os.getpid()]) == ""
     assert len(read) == 1
-
-
-def test_it_takes_its_number_for_a_moment_from_what_is_open_here(pressure: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("kept")
-    with waiting(pressure, number=900) as process, (tmp_path / "file").open() as file:
-        os.dup2(file.fileno(), 900)
-        try:
-            pressure_triggers.write_again(f"{process.pid} 900 {ANY_STALL}\n", [process.pid])
-            assert os.path.sameopenfile(900, file.fileno())
-        finally:
-            os.close(900)
 
 
 def test_where_there_is_one_already_nothing_is_done(pressure: str) -> None:
