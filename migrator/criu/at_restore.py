@@ -34,6 +34,7 @@ EARLY_FILTER = "device-filter.early"  # the same, if not even CRIU may open anot
 NAME, NAME_LIMIT = "container", 64  # in the images directory: what the container is called here; bytes
 GHOSTS, GHOSTS_LIMIT = "ghosts", 16 << 20  # in the images directory: the plan of `ghost_paths`; bytes
 REASON = "at-restore.error"  # in the images directory: why it failed
+WARNING = "at-restore.warning"  # in the images directory: what went without, though it has not failed
 LET_GO = "at-restore.let-go"  # in the images directory: says that LAST was reached by all
 
 _START = ("import sys; sys.path.insert(0, sys.argv[1]); from migrator.criu import at_restore;"
@@ -94,8 +95,17 @@ def main(images: str, mark: str, end: str, stage: str) -> None:
 
 def reason(folder: Path) -> str:
     """Why a restore was given up here, "" if it was not."""
+    return _said(folder / REASON)
+
+
+def warning(folder: Path) -> str:
+    """What a restore went without, "" if nothing."""
+    return _said(folder / WARNING)
+
+
+def _said(path: Path) -> str:
     try:
-        with (folder / REASON).open(errors="replace") as file:
+        with path.open(errors="replace") as file:
             return file.read(2000)
     except OSError:
         return ""
@@ -126,8 +136,13 @@ def early_owners(images: str, init: int) -> None:
 
 def pressure(images: str, init: int) -> None:
     """Have its processes told of pressure again; see `pressure_triggers`."""
-    if record := noted(images, pressure_triggers.RECORD, pressure_triggers.RECORD_LIMIT):
-        pressure_triggers.write_again(record, cgroups.processes(_cgroup(images, init)))
+    record = noted(images, pressure_triggers.RECORD, pressure_triggers.RECORD_LIMIT)
+    if record and (untold := pressure_triggers.write_again(record, cgroups.processes(_cgroup(images, init)))):
+        try:  # contextlib is one more import
+            with open(os.path.join(images, WARNING), "w") as file:
+                file.write(untold)
+        except OSError:
+            pass  # the disk is full, which must not keep it from running
 
 
 def managers(images: str, init: int) -> None:

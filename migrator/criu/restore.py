@@ -128,7 +128,7 @@ def prepare(container: Container, layout: Layout, images: Path,
             if added:
                 container_config.add(container.folder, added, layout.id)
             clear(layout)
-            for name in (at_restore.REASON, at_restore.LET_GO):
+            for name in (at_restore.REASON, at_restore.WARNING, at_restore.LET_GO):
                 (images / name).unlink(missing_ok=True)
             files.root.mkdir(mode=0o755)
             _write(files.config, adapted, 0o600)
@@ -178,6 +178,8 @@ def restore(container: Container, layout: Layout, images: Path, prepared: Prepar
         if container.state != "RUNNING":
             raise RestoreFailed(name=container.name, reason=f"it is {container.state} after the restore",
                                 log=images / "restore.log")
+        if warning := at_restore.warning(images):
+            log.warning(f"{container.name}: {warning}")
     except CommandFailed as error:
         reason = at_restore.reason(images) or criu_dump.reason(images / "restore.log") or error.fields["output"]
         raise RestoreFailed(name=container.name, reason=reason, log=images / "restore.log") from error

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import stat
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,11 @@ from typing import cast
 
 import pytest
 
+from migrator.base import log
 from migrator.config import config_reader, consent, container_config
-from migrator.criu import at_restore, ghost_paths, restore, veths
+from migrator.criu import at_restore, ghost_paths, pressure_triggers, restore, veths
 from migrator.errors.memory import RestoreFailed
-from migrator.host import lxc
+from migrator.host import cgroups, lxc
 from migrator.record import image_folders
 from migrator.record.migration_paths import Layout
 from tests.migrator.criu.ghost_images import made, regular, remap
@@ -51,10 +53,10 @@ def prepare(here: Layout, *, trusted: bool = True) -> restore.Prepared:
 def test_what_an_earlier_attempt_has_said_goes(here: Layout) -> None:
     """Its images are there for another one: that CRIU had let go of what ran then says nothing of what comes."""
     images = here.image_folders()[0]
-    for name in (at_restore.REASON, at_restore.LET_GO):
+    for name in (at_restore.REASON, at_restore.WARNING, at_restore.LET_GO):
         (images / name).write_text("of an earlier one")
     prepare(here)
-    assert not at_restore.has_let_go(images) and at_restore.reason(images) == ""
+    assert not at_restore.has_let_go(images) and at_restore.reason(images) == at_restore.warning(images) == ""
     assert restore.Files.of(here).config.exists()
 
 
@@ -141,3 +143,34 @@ def test_a_bridge_is_no_path(here: Layout, trusted: bool) -> None:
     with pytest.raises(RestoreFailed, match=r"lxc\.net\.0\.link") as refused:
         prepare(here, trusted=trusted)
     assert "identity" not in str(refused.value) and not restore.Files.of(here).config.exists()
+
+
+def restored(here: Layout, monkeypatch: pytest.MonkeyPatch, untold: str) -> list[str]:
+    """What is said once CRIU has restored a container whose processes are `untold` of something."""
+    images, warned = here.image_folders()[0], list[str]()
+
+    def run(*_: object, **__: object) -> None:
+        at_restore.pressure(str(images), 1)
+
+    (images / pressure_triggers.RECORD).write_text("1 7 some 1 2000000\n")
+    monkeypatch.setattr(pressure_triggers, "write_again", lambda *_: untold)
+    monkeypatch.setattr(cgroups, "processes", lambda _: [1])
+    monkeypatch.setattr(at_restore, "_cgroup", lambda *_: "/sys/fs/cgroup/lxc.payload.web")
+    monkeypatch.setattr(restore, "run", run)
+    monkeypatch.setattr(log, "warning", warned.append)
+    container = SimpleNamespace(name="web", state="RUNNING")
+    restore.restore(cast("lxc.Container", container), here, images, restore.Prepared((), (), ()), limit=9, end=math.inf)
+    return warned
+
+
+def test_what_it_went_without_is_said(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the action script writes to its stderr is in CRIU's log, which nobody reads once all went well."""
+    assert restored(here, monkeypatch, "the process 7 is not told") == ["web: the process 7 is not told"]
+    (here.image_folders()[0] / at_restore.WARNING).unlink()
+    assert restored(here, monkeypatch, "") == []
+
+
+def test_a_warning_that_cannot_be_written_is_no_failure(here: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk may be full."""
+    (here.image_folders()[0] / at_restore.WARNING).symlink_to("/dev/full")
+    restored(here, monkeypatch, "the process 7 is not told")
