@@ -59,7 +59,7 @@ def descend(top: str, unseen: Callable[[str], object] = lambda _: None,
     Each is opened from its parent and left through its `..`. Looking up each one's path would take time quadratic in
     the depth; keeping all on the way open, a descriptor for each. And a cgroup cannot be moved (cgroup_kf_syscall_ops
     in the kernel's cgroup.c has no rename). Raises OSError if one cannot be left, because there is no free descriptor.
-    `enter` opens one in another, or raises OSError.
+    `enter` opens one in another, or raises OSError; by the name `..`, the one above, on which something may be mounted.
     """
     way: list[str] = []
     pending: list[list[str]] = []  # in each directory on the way, last one first
@@ -92,7 +92,7 @@ def descend(top: str, unseen: Callable[[str], object] = lambda _: None,
                     if not pending:
                         return
                     way.pop()
-                    left, fd = fd, os.open("..", _FOLDER, dir_fd=fd)
+                    left, fd = fd, enter(fd, "..")
                     os.close(left)
             left, fd = fd, below
             os.close(left)

@@ -31,11 +31,11 @@ def inode(pid: int, path: str) -> int:
 
 
 def folder_of_mount(above: int, path: str) -> int:
-    """One below an open directory; raises OSError also where another mount is in its place or on the way.
+    """One below an open directory, or the one above (`..`); raises OSError also where another mount is in its place.
 
-    Such a mount is not asked: its server may never answer.
+    Such a mount is not asked: its server may never answer. Nor is one that has just been mounted over the one above.
     """
-    return _open(above, path, _FOLDER, _NO_SYMLINKS | _IN_ROOT | _NO_XDEV)
+    return _open(above, path, _FOLDER, _NO_SYMLINKS | _NO_XDEV)
 
 
 def look_up(above: int, path: str) -> None:

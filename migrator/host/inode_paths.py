@@ -44,7 +44,7 @@ def look_up(folder: int, limit: int) -> None:
 
     For the file system of cgroups, in which this takes little time and waits for nobody. What is mounted somewhere in
     it is left out: that may wait, and may have any number of directories. Of these and of files, some `limit` are
-    looked at.
+    looked at. Raises OSError if something is mounted over a directory while that is looked through.
     """
     for _, files, below in deep_folders.descend(f"/proc/self/fd/{folder}", enter=inner_paths.folder_of_mount):
         for name in files[:limit]:
