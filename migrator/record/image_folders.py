@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from migrator.base import log, removal
@@ -18,9 +20,44 @@ FORMER_MEMORY = Path("/dev/shm/migrator")  # noqa: S108 -- looked at before it i
 _MS_NOSUID, _MS_NODEV = 2, 4  # mount(2), linux/mount.h
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8  # umount2(2)
 _GROWTH = 256 << 20  # bytes that a container's memory may always grow between its check and its dump
+LOCK_LIMIT = 5.0  # seconds that others are waited for: a container may be frozen meanwhile
 _LEAST = 1 << 20  # bytes of a tmpfs: 0 would mean unlimited
 _SPARE = 64 << 20  # bytes that have to be free besides, wherever images go (spool.check_space)
 INODES = 50_000  # of a tmpfs, in addition to its size: for `spool.FOLDER_MAX` streams with an index each
+
+
+def provide_images(folders: Sequence[Path], needed: int, room: int | None = None) -> tuple[Path, str]:
+    """Make one of the `folders` as `place_images` and `make_images` do; returns which, and why, in words.
+
+    One program at a time: two that asked at the same moment would be promised the same memory.
+    """
+    with _one_at_a_time():
+        path, why = place_images(folders, needed, room)
+        make_images(path, needed, room)
+    return path, why
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Others here wait meanwhile, but not for long, as this one may be stopped; nor if nothing can be locked."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            RUNTIME.mkdir(mode=0o711, parents=True, exist_ok=True)
+            folder = os.open(RUNTIME, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, folder)
+            _lock(folder)
+        yield
+
+
+def _lock(fd: int) -> None:
+    until = time.monotonic() + LOCK_LIMIT
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return log.verbose(f"{RUNTIME} stays locked by another process: memory is used without waiting for it")
+            time.sleep(0.01)
 
 
 def place_images(folders: Sequence[Path], needed: int, room: int | None = None) -> tuple[Path, str]:

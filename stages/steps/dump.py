@@ -85,9 +85,8 @@ class Dump:
         with contextlib.suppress(OSError):  # a process is just ending: look again once it is frozen
             self._notes()
         room = apart.room()
-        self.images, why = image_folders.place_images(self.standstill.layout.image_folders(), self.facts.memory, room)
+        self.images, why = image_folders.provide_images(self.standstill.layout.image_folders(), self.facts.memory, room)
         log.verbose(f"Images go to {self.images}: {why}")
-        image_folders.make_images(self.images, self.facts.memory, room)
         spool.check_space(self.images, self.facts.memory, what=f"the memory of {self.container.name}")
         frozen = Frozen(self.migration.id, self.container.name, self.container.lxcpath, self.pid, self.cgroup,
                         tuple(self.ports), started=self.init.start if self.init and self.init.pid == self.pid else None)

@@ -39,8 +39,7 @@ def receive_images(service: Service, asked: ImagesTransfer) -> Place:
     folder = here.images()  # of the same dump: when that began, those of an earlier one were dropped
     if folder is None:
         service.refuse_more(migration)
-        folder, why = image_folders.place_images(here.image_folders(), asked.bytes)
-        image_folders.make_images(folder, asked.bytes)
+        folder, why = image_folders.provide_images(here.image_folders(), asked.bytes)
         try:
             spool.check_space(folder, asked.bytes, what=f"the memory of {migration.name}")
         except NoSpace:
