@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import os
 import stat
+import struct
 from collections.abc import Iterator
 
 from migrator.host import inner_paths, inode_paths
@@ -26,6 +27,9 @@ from migrator.preflight.facts.mounts_seen import Mounted
 O_PATH = os.O_PATH
 HANDLE_MAX = 128  # bytes, MAX_HANDLE_SZ
 MOUNTS_MAX = 64  # of one file system on which a file is looked for
+_BTRFS_HANDLE = 0x4D  # FILEID_BTRFS_WITHOUT_PARENT in <linux/exportfs.h>
+_BTRFS_FID = struct.Struct("=QQI")  # struct btrfs_fid in the kernel's fs/btrfs/export.h: inode, subvolume, generation
+_BTRFS_TOP, _ANY = 256, 0  # BTRFS_FIRST_FREE_OBJECTID; the generation that newer kernels do not compare
 LOOKED_UP_MAX = 100_000  # files of cgroups, of which a systemd guest has some thousand
 
 
@@ -103,18 +107,34 @@ def _by_handle(mount: int, handle_type: int, handle: bytes) -> tuple[str, os.sta
         os.close(fd)
 
 
-def _look_up(target: str, mounted: Mounted, inode: int, mount_fd: int) -> None:
+def _top(mount: int, handle_type: int, handle: bytes) -> int:
+    """The top of the subvolume that a file lies in, which may be nested in that of its mount, as a descriptor.
+
+    That of the mount itself if it is not on btrfs, or if the kernel opens a top only for who knows its generation.
+    """
+    if handle_type == _BTRFS_HANDLE and len(handle) >= _BTRFS_FID.size:
+        _, subvolume, _ = _BTRFS_FID.unpack_from(handle)
+        with contextlib.suppress(OSError):
+            fd = _open_by_handle(mount, handle_type, _BTRFS_FID.pack(_BTRFS_TOP, subvolume, _ANY))
+            try:
+                return inner_paths.folder_of_mount(fd, ".")
+            finally:
+                os.close(fd)
+    return os.dup(mount)
+
+
+def _look_up(target: str, mounted: Mounted, inode: int, mount_fd: int, top: int) -> None:
     """Look up by its path a file whose name the kernel has dropped: on btrfs, or in the cgroup file system."""
     if target in mounted.cgroups:
         mounted.cgroups.discard(target)  # once is enough
         inode_paths.look_up(mount_fd, LOOKED_UP_MAX)
-    its = os.fstat(mount_fd).st_dev, inode  # each subvolume has a device number of its own
+    its = os.fstat(top).st_dev, inode  # each subvolume has a device number of its own
     if its in mounted.looked_up:
         return
     mounted.looked_up.add(its)
-    for name in inode_paths.paths(mount_fd, inode):
+    for name in inode_paths.paths(top, inode):
         with contextlib.suppress(OSError):  # it has another name by now, or a mount is over it
-            inner_paths.look_up(mount_fd, name)
+            inner_paths.look_up(top, name)
 
 
 def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: int,
@@ -125,7 +145,8 @@ def _resolve(pid: int, target: str, mounted: Mounted, inode: int, handle_type: i
             stack.callback(os.close, mount_fd)
             path, found = _by_handle(mount_fd, handle_type, handle)
             if path == "/" and not stat.S_ISDIR(found.st_mode):
-                _look_up(target, mounted, inode, mount_fd)
+                stack.callback(os.close, top := _top(mount_fd, handle_type, handle))
+                _look_up(target, mounted, inode, mount_fd, top)
                 path, found = _by_handle(mount_fd, handle_type, handle)
         except OSError:
             return None

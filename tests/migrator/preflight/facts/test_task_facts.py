@@ -312,7 +312,7 @@ def test_what_has_many_names_is_asked_for_once(tmp_path: Path, monkeypatch: pyte
     mounted, folder = mounts_seen.Mounted(), os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for inode in (7, 7, 8):
-            watch_facts._look_up("/", mounted, inode, folder)
+            watch_facts._look_up("/", mounted, inode, folder, folder)
     finally:
         os.close(folder)
     assert asked == [7, 8]
