@@ -46,14 +46,16 @@ def booted(rig: Rig, host: str, name: str) -> str:
     return attach(rig, host, name, "sh", "-c", _BOOTED, check=False).strip()
 
 
-# At a container's console, wait for each prompt and then type what belongs to it.
+# At the console of a container, or a tty of its, wait for each prompt and then type what belongs to it.
 _LOG_IN = """
 import os, pty, select, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    os.execvp("lxc-console", ["lxc-console", "-n", sys.argv[1], "-t", "0"])
+    os.execvp("lxc-console", ["lxc-console", "-n", sys.argv[1], "-t", sys.argv[3]])
 seen = b""
-for said, typed in ((b"login: ", b"root\\n"), (b"Password: ", b"rig\\n"), (sys.argv[2].encode(), b"exit\\n")):
+# At last another login appears: what has not been read when lxc-console ends is lost, and so would be the exit.
+for said, typed in ((b"login: ", b"root\\n"), (b"Password: ", b"rig\\n"), (sys.argv[2].encode(), b"exit\\n"),
+                    (b"login: ", b"")):
     while said not in seen:
         if select.select([terminal], [], [], 2)[0]:
             seen += os.read(terminal, 4096)
@@ -65,6 +67,6 @@ os.kill(pid, 15)
 """
 
 
-def log_in_at_console(rig: Rig, host: str, name: str) -> None:
-    """Log in as root with the password; the test fails if no shell answers."""
-    rig.exec(host, "timeout", "-k", "1", "120", "python3", "-c", _LOG_IN, name, f"root@{name}:~#")
+def log_in_at_console(rig: Rig, host: str, name: str, tty: int = 0) -> None:
+    """Log in as root with the password, at the console or at that tty; the test fails if no shell answers."""
+    rig.exec(host, "timeout", "-k", "1", "120", "python3", "-c", _LOG_IN, name, f"root@{name}:~#", str(tty))
