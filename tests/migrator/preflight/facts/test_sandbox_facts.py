@@ -13,7 +13,7 @@ from migrator.host import proc
 from migrator.host.mountinfo import MountLine, parse_mountinfo
 from migrator.preflight.facts import sandbox_facts, watch_facts
 from migrator.preflight.facts.mounts_seen import Mounted
-from tests.migrator.sandboxes import OWN, RESOLVED
+from tests.migrator.sandboxes import LOGIND, OWN, RESOLVED
 
 
 def line_of(folder: Path) -> MountLine:
@@ -53,3 +53,18 @@ def test_a_service_s_own_tmp_that_holds_something_is_in_use(monkeypatch: pytest.
     found = list(sandbox_facts.found(status, Mounted(parse_mountinfo(OWN)), nested, {"resolved": status}, {}))
     assert {detail: busy for kind, detail, _, busy in found if detail in {"tmpfs /tmp", "tmpfs /var/tmp"}} == {
         "tmpfs /tmp": not empty, "tmpfs /var/tmp": not empty}
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_who_has_credentials_open_is_found_wherever_they_are_mounted(monkeypatch: pytest.MonkeyPatch, empty: bool
+                                                                     ) -> None:
+    """A service with mounts of its own opens them in its own mount of the file system, not in the container's."""
+    monkeypatch.setattr(sandbox_facts, "is_empty", lambda pid, line, lines: empty)
+    status = proc.parse_status(proc.read_text("/proc/self/status"))
+    assert status
+    own, nested = Mounted(parse_mountinfo(OWN)), {"logind": Mounted(parse_mountinfo(LOGIND))}
+    its = next(line for line in nested["logind"].lines if line.target == "/run/credentials/console-getty.service")
+    for held in ({}, {its.id: status}):
+        found = [kind for kind, detail, _, _ in sandbox_facts.found(status, own, nested, {"logind": status}, held)
+                 if detail == its.target]
+        assert found == (["mount-held" if empty else sandbox_facts.CREDENTIALS_HELD] if held else [])
