@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import time
 
 from migrator.base import printable
 from migrator.base.result import Result
@@ -34,6 +35,7 @@ from stages.steps import arguments, examine, prologue
 from stages.steps.options import NamedContainer, TargetOptions
 
 NAME = "prepare-guest"
+LOOKS, PAUSE = 10, 0.2  # how often, and after how many seconds, it is looked again at what was restarted
 HELP = "restart the services that keep a container from being moved (on its host)"
 
 
@@ -75,12 +77,29 @@ def run(options: PrepareOptions) -> Result:
         systemd = live_steps.is_systemd(container.init_pid)
         if do and (todo or (options.for_good and systemd)):
             units.restart(container, todo, for_good=options.for_good)
-            found = _look(container)
+            found = _settled(container)
     return _result(options.container, found, todo, opened, done=do, refused=refused)
 
 
 def _look(container: lxc.Container) -> list[Finding]:
     return examine.look(TargetOptions(), container, None, full=False).findings
+
+
+def _settled(container: lxc.Container) -> list[Finding]:
+    """What is found once services have been restarted.
+
+    One that is just starting has what it will not have a moment later: so an error counts if it is found twice.
+    """
+    found = _look(container)
+    for _ in range(LOOKS):
+        before = {finding for finding in found if _blocks(finding)}
+        if not before:
+            break
+        time.sleep(PAUSE)
+        found = _look(container)
+        if before == {finding for finding in found if _blocks(finding)}:
+            break
+    return found
 
 
 def _blocks(finding: Finding) -> bool:
