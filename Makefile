@@ -10,7 +10,7 @@
 #   make test-mutants  is there a line that could be wrong without a test noticing? (an hour, or more)
 #   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
-#   make deb      the Debian package, for Debian 13 (SUITE=... for another), into build/deb; make test-deb tries it out
+#   make deb      the Debian package, for Debian 13, into build/deb (SUITE=..., ARCH=...); make test-deb tries it out
 #   make bench    how fast it is, as a table (bench/ has more); no test looks at a clock
 #
 # make test ARGS="-k restore -x" hands ARGS to pytest.
@@ -18,6 +18,7 @@
 PYTHON = python3
 ARGS =
 SUITE = trixie
+ARCH =
 BIN = .venv/bin
 PYTEST = $(BIN)/pytest
 # Four tests at a time, as most of them wait for something, each on a rig of its own; and then those that need the
@@ -65,7 +66,7 @@ bench: packages .venv/ready
 	$(BIN)/python -m bench.speeds
 
 deb: rig-packages
-	$(PYTHON) vagrant/deb $(SUITE)
+	$(PYTHON) vagrant/deb $(SUITE) $(ARCH)
 
 # In a new Debian 13, and on the rig's hosts.
 test-deb: packages .venv/ready

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The Debian package of the working tree, built and tried in Debians of their own.
 
-    vagrant/deb [SUITE]     build/deb/SUITE/migrator_VERSION_ARCHITECTURE.deb, for Debian 13 if no other suite is named
+    vagrant/deb [SUITE [ARCHITECTURE]]    build/deb/SUITE/migrator_VERSION_ARCHITECTURE.deb, for Debian 13 and machines
+                                          like this one if none are named; for others in build/deb/SUITE-ARCHITECTURE
 
 Whatever is installed on this machine, the package is built in a root file system that has debian/control's
 Build-Depends and the wheels of debian/*wheels.txt, without a network. Like the roots of `rootfs`, those are made when
@@ -43,6 +44,9 @@ TOOLS = ("ca-certificates", "build-essential", "lintian", "faketime")
 FILES = ("systemd", "docs", "debian")
 """What the package is made from besides the program itself."""
 
+PLATFORMS = {"amd64": "x86_64", "arm64": "aarch64"}
+"""What debian/wheels.txt has wheels for: Debian's names of the architectures, and the kernel's."""
+
 PIP = ("download", "--quiet", "--no-cache-dir", "--no-deps", "--only-binary", ":all:", "--require-hashes")
 
 LAYERS = """set -eu
@@ -62,7 +66,7 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_
 BUILD = """mkdir -p {where}
 tar -x --no-same-owner -f /given/tree.tar -C {where}
 cd {where}
-{under} dpkg-buildpackage -b -us -uc >/given/build.log 2>&1
+{under} dpkg-buildpackage -b -us -uc {options} >/given/build.log 2>&1
 cp ../*.deb ../*.buildinfo ../*.changes /given
 """
 
@@ -75,19 +79,41 @@ def fields(name: str) -> str:
     return ", ".join(word for word in words if word and "${" not in word)
 
 
-def build_root(suite: str = STABLE) -> Path:
-    """Return the root file system that the package is built in; make it first if it is not there."""
+def build_root(suite: str = STABLE, other: str = "") -> Path:
+    """Return the root file system that the package is built in, perhaps for another architecture than this machine's.
+
+    It is made first if it is not there.
+    """
     lists = sorted(DEBIAN.glob("*wheels.txt"))
     wheels = "".join(file.read_text(encoding="utf-8") for file in lists)
     named = " ".join(f"-r /tmp/{file.name}" for file in lists)
-    return ensure("deb-build", suite, (fields("Build-Depends"), wheels), [
+    download = f'chroot "$1" env PIP_CERT=/tmp/ca.crt python3 -m pip {" ".join(PIP)} -d {WHEELS}'
+    return ensure("deb-build", f"{suite}-{other}" if other else suite, suite, (fields("Build-Depends"), wheels), [
         f"--include={','.join(TOOLS)}",
         f"--customize-hook={pip_certificates()}",
         *(f"--customize-hook=copy-in {file} /tmp" for file in lists),
         f"--customize-hook=chroot \"$1\" apt-get satisfy -y -q --no-install-recommends '{fields('Build-Depends')}'",
-        f'--customize-hook=chroot "$1" env PIP_CERT=/tmp/ca.crt python3 -m pip {" ".join(PIP)} -d {WHEELS} {named}',
+        f"--customize-hook={download} {named}",
+        *(foreign(other, download) if other else ()),
         f'--customize-hook=printf "[global]\\nno-index = true\\nfind-links = {WHEELS}\\n" >"$1/etc/pip.conf"',
     ])
+
+
+def foreign(architecture: str, download: str) -> list[str]:
+    """Return what has to be there for a package of another architecture: nothing of it is run, its wheels are built."""
+    machine = PLATFORMS[architecture]
+    libraries = ",".join(f"{library}:{architecture}" for library in ("libgcc-s1", "libpython3-stdlib"))
+    platforms = f"--platform manylinux2014_{machine} --platform manylinux_2_28_{machine}"
+    return [
+        f"--architectures={native()},{architecture}",
+        f"--include={libraries},binutils-{machine.replace('_', '-')}-linux-gnu",
+        f"--customize-hook={download} {platforms} -r /tmp/wheels.txt",
+    ]
+
+
+def native() -> str:
+    """Return Debian's name of this machine's architecture."""
+    return run(["dpkg", "--print-architecture"]).strip()
 
 
 def fresh_root(suite: str = STABLE) -> Path:
@@ -95,16 +121,16 @@ def fresh_root(suite: str = STABLE) -> Path:
     wanted = f"{fields('Depends')}, {fields('Recommends')}"
     # As apt does it by itself, and not while mmdebstrap uses it.
     satisfy = "apt-get satisfy -y -q --download-only -o APT::Install-Recommends=true"
-    return ensure("deb-fresh", suite, (wanted, *DEBIAN_HAS), [
+    return ensure("deb-fresh", suite, suite, (wanted, *DEBIAN_HAS), [
         f"--include={','.join(DEBIAN_HAS)}",
         "--skip=cleanup/apt",
         f"--customize-hook=chroot \"$1\" {satisfy} '{wanted}'",
     ])
 
 
-def ensure(kind: str, suite: str, made_from: tuple[str, ...], options: list[str]) -> Path:
+def ensure(kind: str, name: str, suite: str, made_from: tuple[str, ...], options: list[str]) -> Path:
     """Return a cached root file system; those of other working trees stay until nobody has used them for a day."""
-    root = CACHE / f"{kind}-{suite}-{key(suite, *made_from, *options)}"
+    root = CACHE / f"{kind}-{name}-{key(suite, *made_from, *options)}"
     if not root.is_dir():
         with lock(CACHE / ".lock", timeout=1200) as cache_lock:
             if not root.is_dir():
@@ -140,16 +166,19 @@ def temporary() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix=".", dir=BUILT)
 
 
-def package(suite: str = STABLE) -> Path:
+def package(suite: str = STABLE, architecture: str = "") -> Path:
     """Return the path of the package of the working tree as it is now; build it if that has not been done."""
-    target = BUILT / suite
-    with lock(BUILT / f".{suite}.lock", timeout=1200):
-        made_from = key(digest(source_files()), str(build_root(suite)), BUILD)
+    other = "" if architecture == native() else architecture
+    if other and other not in PLATFORMS:
+        raise RigError(f"there are no wheels for {other}", hint=f"one of {', '.join(PLATFORMS)}")
+    target = BUILT / (f"{suite}-{other}" if other else suite)
+    with lock(BUILT / f".{target.name}.lock", timeout=1200):
+        made_from = key(digest(source_files()), str(build_root(suite, other)), BUILD)
         built = [*target.glob("migrator_*.deb")]
         if len(built) == 1 and (target / MADE_FROM).is_file() and (target / MADE_FROM).read_text() == made_from:
             return built[0]
         with temporary() as folder:
-            made = build(suite, Path(folder))
+            made = build(suite, Path(folder), other=other)
             target.mkdir(parents=True, exist_ok=True)
             for old in target.iterdir():
                 old.unlink()
@@ -160,18 +189,20 @@ def package(suite: str = STABLE) -> Path:
             return target / made.name
 
 
-def build(suite: str, given: Path, *, where: str = "/build/migrator", under: str = "") -> Path:
+def build(suite: str, given: Path, *, other: str = "", where: str = "/build/migrator", under: str = "") -> Path:
     """Build the package into the folder `given`; return its path. Raises RigError.
 
     Neither the folder in which that is done, nor the command `under` which it is done, changes one bit of it.
     """
-    root = build_root(suite)
+    root = build_root(suite, other)
+    # -d: what it is built with is this machine's, and need not be there for the other architecture.
+    options = f"-d --host-arch {other}" if other else ""
     started = time.monotonic()
     with tarfile.open(given / "tree.tar", "w") as tar:
         for name in source_files():
             tar.add(TREE / name, name)
     try:
-        enter(root, given, BUILD.format(where=where, under=under))
+        enter(root, given, BUILD.format(where=where, under=under, options=options))
     except CommandFailed:
         if not (given / "build.log").exists():
             raise
@@ -191,8 +222,8 @@ def source_files() -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Build the package, for the suite that is named."""
-    if len(words) > 1 or any(word.startswith("-") for word in words):
+    """Build the package, for the suite and the architecture that are named."""
+    if len(words) > 2 or any(word.startswith("-") for word in words):
         print((__doc__ or "").strip(), file=sys.stderr)
         return 2
     if os.geteuid():
