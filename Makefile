@@ -8,6 +8,7 @@
 # All of them do their own set-up, on a Debian machine (12 or newer), as root. They also work offline once that is done.
 #
 #   make test-mutants  is there a line that could be wrong without a test noticing? (an hour, or more)
+#   make test-vagrant  the Vagrantfile, booted: emulated virtual machines (a quarter of an hour)
 #   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
 #   make deb      the Debian package, for Debian 13, into build/deb (SUITE=..., ARCH=...); make test-deb tries it out
@@ -36,8 +37,12 @@ RIG_PACKAGES = ca-certificates iproute2 mmdebstrap mount nftables python3 uidmap
 # What the tests need in addition.
 TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps python3-venv shellcheck strace systemd vagrant \
     vagrant-libvirt
+# What boots the Vagrantfile; the last two are part of libvirt-daemon in Debian 12.
+VAGRANT_PACKAGES = dnsmasq-base e2fsprogs iptables libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils rsync \
+    $(if $(shell grep -x 'VERSION_ID="12"' /etc/os-release),,libvirt-daemon-driver-network libvirt-daemon-driver-storage)
 
-.PHONY: demo test test-all test-mutants test-equipment fast bench deb test-deb lint docs clean rig-packages packages
+.PHONY: demo test test-all test-mutants test-equipment test-vagrant fast bench deb test-deb lint docs clean rig-packages
+.PHONY: packages
 .DELETE_ON_ERROR:
 
 demo: rig-packages
@@ -58,6 +63,11 @@ test-equipment: packages .venv/ready
 # Mutants of the code on which the promises depend.
 test-mutants: packages .venv/ready
 	$(MUTANTS)
+
+# Virtual machines with a libvirt of their own. Not part of the others: it takes long, and QEMU.
+test-vagrant: packages .venv/ready
+	@.ci/packages $(VAGRANT_PACKAGES)
+	$(PYTEST) tests/test_vagrant.py $(ARGS)
 
 fast: packages .venv/ready
 	$(PYTEST) --ignore tests/rig $(ARGS)
