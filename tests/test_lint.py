@@ -76,12 +76,13 @@ def test_shell_scripts_are_found() -> None:
     assert names >= {".ci/run", ".ci/packages", "vagrant/provision.sh", "vagrant/riglib/boot.sh"}
 
 
+@pytest.mark.parametrize("folder", ["vagrant", "vagrant/nat"])
 @pytest.mark.parametrize("provider", ["virtualbox", "libvirt"])
-def test_vagrant_validate(provider: str, tmp_path: Path) -> None:
+def test_vagrant_validate(provider: str, folder: str, tmp_path: Path) -> None:
     shutil.copytree(TREE / "vagrant", tmp_path / "tree" / "vagrant", ignore=shutil.ignore_patterns(".vagrant"))
     done = subprocess.run(
         # Whether VirtualBox itself is installed here does not matter to what the file says.
-        ["vagrant", "validate", "--ignore-provider"], cwd=tmp_path / "tree" / "vagrant", stdin=subprocess.DEVNULL,
+        ["vagrant", "validate", "--ignore-provider"], cwd=tmp_path / "tree" / folder, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False,
         env=os.environ | {"VAGRANT_HOME": str(tmp_path / "home"), "VAGRANT_DEFAULT_PROVIDER": provider},
     )

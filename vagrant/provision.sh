@@ -9,16 +9,23 @@
 #   provision.sh ssh                      an sshd for tests: keys only, one fast host key type
 #   provision.sh venv [REQUIREMENT...]    the virtual environment for migrator, with these run-time dependencies in it
 #   provision.sh bridge ADDRESS/LEN [MAC] make lxcbr0; the network card with that MAC becomes its uplink
-#   provision.sh bridge_at_boot ...       the same, now and at every boot
+#   provision.sh cards NAME=MAC...        give the network cards with these MACs these names
+#   provision.sh at_boot PHASE ...        do a phase now and at every boot
 #   provision.sh pool [SIZE]              btrfs on a sparse file, mounted at /pool, now and at every boot
 #   provision.sh keys                     root's key and who may enter, from $RIG_KEY (a private key)
 #   provision.sh migrator DIRECTORY       install migrator from this working tree, without its dependencies
 #   provision.sh all ADDRESS/LEN MAC DIRECTORY          everything, for a real virtual machine
+#   provision.sh behind_nat MACHINE NAT-A NAT-B DIRECTORY NAME=MAC...
+#                                         everything, for one of those of the rig with NATs: hosta, hostb, their routers
+#                                         nata and natb, rendezvous, client
+#   provision.sh meet                     on hosta and hostb: learn from rendezvous where peers meet
 #
 # Each phase is safe to repeat.
 set -eu
 
 VENV=/opt/migrator/venv
+WIRES=/usr/local/lib/migrator-rig/network
+MEET=198.51.100.5
 BRIDGE="forward_delay 0 stp_state 0 mcast_snooping 0"
 
 list() {
@@ -69,7 +76,11 @@ lxc.net.0.flags = up
 lxc.console.path = none
 lxc.tty.max = 0
 CONFIG
-    # lxcbr0 is made by `bridge`, without the DHCP server that lxc-net would start.
+    # lxcbr0 is made by `bridge`, without the DHCP server that lxc-net would start; and has, as it is installed.
+    if [ -d /run/systemd/system ]; then
+        systemctl stop lxc-net
+        systemctl mask -q lxc-net
+    fi
     mkdir -p /etc/default
     echo "USE_LXC_BRIDGE=false" >/etc/default/lxc-net
     for file in /etc/subuid /etc/subgid; do
@@ -126,24 +137,39 @@ bridge() {
     ip link set dev lxcbr0 up
 }
 
-bridge_at_boot() {
+cards() {
+    for pair in "$@"; do
+        name=${pair%%=*}
+        port=$(card "${pair#*=}")
+        [ "$port" = "$name" ] || { ip link set dev "$port" down && ip link set dev "$port" name "$name"; }
+    done
+}
+
+# What vm_network.py has written, after the cards have got their names.
+wires() {
+    cards "$@"
+    sh $WIRES
+}
+
+at_boot() {
     install -m 755 "$0" /usr/local/sbin/migrator-provision
-    cat >/etc/systemd/system/migrator-bridge.service <<UNIT
+    cat >/etc/systemd/system/migrator-network.service <<UNIT
 [Unit]
-Description=lxcbr0 for migrator's two-host rig
-After=network.target networking.service systemd-networkd.service
+Description=The network of migrator's two-host rig
+Wants=network-online.target
+After=network-online.target networking.service systemd-networkd.service
 
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/usr/local/sbin/migrator-provision bridge $*
+ExecStart=/usr/local/sbin/migrator-provision $*
 
 [Install]
 WantedBy=multi-user.target
 UNIT
     systemctl daemon-reload
-    systemctl enable -q migrator-bridge.service
-    systemctl restart migrator-bridge.service
+    systemctl enable -q migrator-network.service
+    systemctl restart migrator-network.service
 }
 
 pool() {
@@ -175,20 +201,85 @@ all() {
     address=$1 mac=$2 tree=$3
     packages
     lxc
+    at_boot bridge "$address" "$mac"
+    host "$tree"
+}
+
+# What hosta and hostb are besides their network.
+host() {
+    sshd
+    pool 8G
+    # The package brings its own list of dependencies.
+    venv "$1"
+}
+
+sshd() {
     ssh
     [ -e /etc/ssh/ssh_host_ed25519_key ] || ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key
     systemctl restart ssh
     [ -z "${RIG_KEY:-}" ] || keys
-    bridge_at_boot "$address" "$mac"
-    pool 8G
-    # The package brings its own list of dependencies.
-    venv "$tree"
+}
+
+behind_nat() {
+    machine=$1 nat_a=$2 nat_b=$3 tree=$4
+    shift 4
+    case $machine in
+    hosta | hostb | rendezvous) packages ;;
+    *)
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -q
+        apt-get install -q -y --no-install-recommends iproute2 iputils-ping nftables procps python3
+        ;;
+    esac
+    case $machine in hosta | hostb) lxc ;; esac
+    mkdir -p "${WIRES%/*}"
+    PYTHONPATH=$tree/vagrant python3 -m riglib.vm_network "$machine" "$nat_a" "$nat_b" >$WIRES.new
+    mv $WIRES.new $WIRES
+    at_boot wires "$@"
+    case $machine in
+    hosta | hostb)
+        host "$tree"
+        install -m 644 "$tree/systemd/migrator-agent.service" /etc/systemd/system/
+        ;;
+    rendezvous)
+        sshd
+        venv "$tree"
+        rendezvous "$tree"
+        ;;
+    esac
+}
+
+# Two addresses, so that a host learns what kind of NAT it is behind.
+rendezvous() {
+    install -m 644 "$1/systemd/migrator-rendezvous.service" /etc/systemd/system/
+    mkdir -p /etc/systemd/system/migrator-rendezvous.service.d
+    cat >/etc/systemd/system/migrator-rendezvous.service.d/rig.conf <<UNIT
+[Unit]
+After=migrator-network.service
+
+[Service]
+Environment=MIGRATOR_RENDEZVOUS_OPTIONS="--listen $MEET:443 --listen 203.0.113.5:443"
+UNIT
+    systemctl daemon-reload
+    systemctl enable -q migrator-rendezvous.service
+    systemctl restart migrator-rendezvous.service
+}
+
+# Through the NAT: rendezvous lets in who has the rig's key.
+meet() {
+    url=$(/usr/bin/ssh -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o ConnectTimeout=20 root@$MEET \
+        "journalctl -u migrator-rendezvous -o cat | grep -o 'wss://[^ ]*' | tail -n 1")
+    [ -n "$url" ] || { echo "provision.sh: no rendezvous runs at $MEET" >&2 && exit 1; }
+    mkdir -p /etc/migrator
+    printf '[rendezvous]\nservers = %s\n' "$url" >/etc/migrator/tunnel.conf
 }
 
 phase=${1:-help}
 [ $# -eq 0 ] || shift
 case $phase in
-list | packages | lxc | ssh | venv | bridge | bridge_at_boot | pool | keys | migrator | all) "$phase" "$@" ;;
+list | packages | lxc | ssh | venv | bridge | cards | wires | at_boot | pool | keys | migrator | all | behind_nat | meet)
+    "$phase" "$@"
+    ;;
 *)
     sed -n '2,/^set -eu/s/^# \{0,1\}//p' "$0"
     [ "$phase" = help ] || exit 2
