@@ -35,8 +35,8 @@ from stages.steps import arguments, examine, prologue
 from stages.steps.options import NamedContainer, TargetOptions
 
 NAME = "prepare-guest"
-LOOKS, PAUSE = 10, 0.2  # how often, and after how many seconds, it is looked again at what was restarted
 HELP = "restart the services that keep a container from being moved (on its host)"
+LOOKS, PAUSE = 10, 0.2  # how often, and after how many seconds, it is looked again at what was restarted
 
 
 @dataclasses.dataclass(frozen=True)

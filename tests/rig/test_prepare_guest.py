@@ -125,6 +125,24 @@ def test_who_is_logged_in_stays_so(rig: Rig, clean_hosts: CleanHosts) -> None:
         assert logged_in(rig, "hostb") == again and len(again) == 1
 
 
+@pytest.mark.nightly  # it is like the one above, of what no session has
+def test_a_lock_that_was_taken_before(guest: Rig) -> None:
+    """By a service, from the systemd-logind of before: prepare-guest has the service restarted as well."""
+    rig = guest
+    rig.put("hosta", f"{POOL}/{NAME}/rootfs/etc/systemd/system/lock.service",
+            "[Service]\nExecStart=systemd-inhibit sleep infinity\n")
+    attach(rig, "hosta", NAME, "systemctl", "daemon-reload")
+    attach(rig, "hosta", NAME, "systemctl", "start", "lock.service")
+    locks = ("systemd-inhibit", "--list", "--no-legend")
+    wait_for(lambda: attach(rig, "hosta", NAME, *locks), "it has the lock")
+    (error,) = prepare(rig, "hosta", "--yes").expect(30).json["findings"]
+    assert error["code"] == "outside-file" and "of lock.service)" in error["message"]
+    assert prepare(rig, "hosta", "--yes").expect(0).json["units"] == ["lock.service"]
+    wait_for(lambda: attach(rig, "hosta", NAME, *locks), "it has the lock again")
+    migrate(rig, NAME, "hosta").expect(0)
+    assert attach(rig, "hostb", NAME, *locks)
+
+
 def test_a_dump_that_fails_leaves_the_guest_as_it_was(guest: Rig) -> None:
     rig = guest
     ignored = ("--ignore", "nested-namespace", "--ignore", "mount-unsupported")
