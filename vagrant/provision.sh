@@ -185,13 +185,14 @@ pool() {
     mountpoint -q /pool || mount /pool
 }
 
-keys() {
+# In a subshell: what is installed later must stay readable for all.
+keys() (
     umask 077
     echo "$RIG_KEY" >/root/.ssh/id_ed25519
     ssh-keygen -y -f /root/.ssh/id_ed25519 >/root/.ssh/id_ed25519.pub
     grep -qsxFf /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys ||
         cat /root/.ssh/id_ed25519.pub >>/root/.ssh/authorized_keys
-}
+)
 
 migrator() {
     $VENV/bin/python -m pip install -q --no-cache-dir --force-reinstall --no-deps --no-build-isolation --no-index "$1"
@@ -224,14 +225,17 @@ behind_nat() {
     machine=$1 nat_a=$2 nat_b=$3 tree=$4
     shift 4
     case $machine in
-    hosta | hostb | rendezvous) packages ;;
+    hosta | hostb)
+        packages
+        lxc
+        ;;
     *)
         export DEBIAN_FRONTEND=noninteractive
         apt-get update -q
-        apt-get install -q -y --no-install-recommends iproute2 iputils-ping nftables procps python3
+        apt-get install -q -y --no-install-recommends ca-certificates iproute2 iputils-ping nftables openssh-server procps \
+            python3 python3-venv
         ;;
     esac
-    case $machine in hosta | hostb) lxc ;; esac
     mkdir -p "${WIRES%/*}"
     PYTHONPATH=$tree/vagrant python3 -m riglib.vm_network "$machine" "$nat_a" "$nat_b" >$WIRES.new
     mv $WIRES.new $WIRES
