@@ -9,6 +9,7 @@
 #
 #   make test-mutants  is there a line that could be wrong without a test noticing? (an hour, or more)
 #   make test-vagrant  the Vagrantfile, booted: emulated virtual machines (a quarter of an hour)
+#   make test-vm  moves between two virtual machines with Debian 13; not part of make test, as it is slow without KVM
 #   make lint     the linters alone          make docs     man pages, shell completions, tables in docs/
 #   make fast     tests without two hosts    make clean    remove what was made here and end the rigs
 #   make deb      the Debian package, for Debian 13, into build/deb (SUITE=..., ARCH=...); make test-deb tries it out
@@ -43,6 +44,10 @@ VAGRANT_PACKAGES = dnsmasq-base e2fsprogs iptables libvirt-daemon libvirt-daemon
 
 .PHONY: demo test test-all test-mutants test-equipment test-vagrant fast bench deb test-deb lint docs clean rig-packages
 .PHONY: packages
+# What the rig of virtual machines needs in addition.
+VM_PACKAGES = e2fsprogs qemu-system-x86 qemu-utils
+
+.PHONY: test-vm vm-packages
 .DELETE_ON_ERROR:
 
 demo: rig-packages
@@ -68,6 +73,12 @@ test-mutants: packages .venv/ready
 test-vagrant: packages .venv/ready
 	@.ci/packages $(VAGRANT_PACKAGES)
 	$(PYTEST) tests/test_vagrant.py $(ARGS)
+
+test-vm: packages vm-packages .venv/ready
+	$(PYTEST) tests/vm $(ARGS)
+
+vm-packages: rig-packages
+	@.ci/packages $(VM_PACKAGES)
 
 fast: packages .venv/ready
 	$(PYTEST) --ignore tests/rig $(ARGS)
@@ -106,6 +117,6 @@ packages:
 	@touch $@
 
 clean:
-	for name in test test-of-rig $(foreach n,0 1 2 3,test-gw$n test-gw$n-nat test-gw$n-of-rig) test-nat demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
+	for name in test test-vm test-of-rig $(foreach n,0 1 2 3,test-gw$n test-gw$n-nat test-gw$n-of-rig) test-nat demo endurance bench; do [ ! -e /run/migrator-rig-$$name ] || MIGRATOR_RIG=$$name vagrant/rig down; done
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -126,23 +126,28 @@ def _children(pid: int) -> list[int]:
 
 
 class Rig:
-    """One instance of the two-host rig."""
+    """One instance of the two-host rig; `options` are for each `rig up`."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, *options: str) -> None:
         self.instance = instance
+        self._options = options
         self._environment = os.environ | {"MIGRATOR_RIG": instance}
 
     # --- the rig itself ---
 
     def up(self, *options: str) -> None:
         """Start it, or bring it up to date with the working tree; remember what hosts look like while they are new."""
-        self._call(["up", *options], limit=UP_LIMIT).expect(0)
+        self._call(["up", *self._options, *options], limit=UP_LIMIT).expect(0)
         for host in LXC_HOSTS:
             self.exec(host, "sh", "-c", scripts.REMEMBER)
 
     def down(self) -> None:
         """Take it down and remove every trace of it."""
         self._call(["down"], limit=2 * EXEC_LIMIT).expect(0)
+
+    def reset(self, host: str) -> None:
+        """Reset a virtual machine in the middle of whatever it does; wait until it has booted."""
+        self._call(["reset", host], limit=UP_LIMIT).expect(0)
 
     def _call(self, arguments: list[str], *, limit: float = EXEC_LIMIT, given: str | None = None) -> Outcome:
         with self._started(arguments, given) as running:

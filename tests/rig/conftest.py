@@ -13,6 +13,7 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -39,13 +40,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 @pytest.fixture(scope="session")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """The two-host rig, with migrator installed from the working tree."""
+    yield from rig_of(tmp_path_factory.getbasetemp())
+
+
+def rig_of(temporary: Path, *options: str) -> Iterator[Rig]:
+    """Start a rig with these options of `rig up`, end it afterwards, and look for what is left; `temporary` is ours."""
     instance = os.environ.get("MIGRATOR_RIG") or "test"
     mark = os.environ[machine.MARK] = secrets.token_hex(8)  # every process that this session starts carries it
-    temporary = tmp_path_factory.getbasetemp()
     before = machine.state(instance, temporary)
     # pytest ends in an orderly way at Ctrl-C; so it shall when a CI system ends it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    made = Rig(instance)
+    made = Rig(instance, *options)
     if os.environ.get("MIGRATOR_RIG_KEEP"):
         made.up()
         made.purge()

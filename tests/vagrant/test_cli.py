@@ -33,7 +33,9 @@ def rig(*arguments: str, instance: str = "nobody") -> subprocess.CompletedProces
         (("up", "--hosts", "mine"), 2, "invalid choice"),
         (("up", "--mbit", "0"), 3, "out of range"),
         (("up", "--nat-a", "cone"), 3, "unknown NAT type"),
-        (("up", "--vm"), 5, "not built yet"),
+        (("up", "--vm", "--hosts", "readme"), 3, "exclude each other"),
+        (("up", "--cpu-b", "Haswell"), 3, "for virtual machines"),
+        (("up", "--kernel-b", "trixie-backports"), 3, "for virtual machines"),
         (("guest", "hosta", "c1", "toaster"), 2, "invalid choice"),
         (("guest", "hosta", "../x", "tick"), 3, "no name for a container"),
         (("copy", "/etc/hostname", "hosta"), 3, "not HOST:PATH"),
@@ -43,6 +45,7 @@ def rig(*arguments: str, instance: str = "nobody") -> subprocess.CompletedProces
         (("exec", "hosta", "--"), 125, "usage"),
         (("exec", "hosta", "--", "true"), 125, "cure: vagrant/rig up"),
         (("exec", "../hosta", "--", "true"), 125, "cure: vagrant/rig up"),
+        (("reset", "hosta"), 3, "no virtual machine"),
         (("status",), 4, ""),
     ],
 )
@@ -52,7 +55,7 @@ def test_what_is_refused(arguments: tuple[str, ...], status: int, said: str) -> 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "up", "exec", "copy", "guest", "probe", "status", "down"])
+@pytest.mark.parametrize("command", ["", "up", "exec", "copy", "guest", "probe", "status", "reset", "down"])
 def test_help(command: str) -> None:
     done = rig(*([command] if command else []), "--help")
     assert done.returncode == 0

@@ -42,11 +42,11 @@ def test_guests_that_are_refused(guest: Guest, said: str) -> None:
 
 
 def test_systemd_needs_a_user_namespace_where_limits_cannot_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guests, "may_raise_limits", lambda: False)
+    monkeypatch.setattr(guests, "may_raise_limits", lambda guest: False)
     check(Guest("hosta", "c1", "systemd", unprivileged=True))
     with pytest.raises(RigError, match="CAP_SYS_RESOURCE"):
         check(Guest("hosta", "c1", "systemd"))
-    monkeypatch.setattr(guests, "may_raise_limits", lambda: True)
+    monkeypatch.setattr(guests, "may_raise_limits", lambda guest: True)
     check(Guest("hosta", "c1", "systemd"))
 
 

@@ -5,31 +5,41 @@ import time
 from pathlib import Path
 from typing import Any
 
-from riglib import by_readme, hosts, install, network, page, paths, rendezvous, rootfs, state
+from riglib import by_readme, deb, hosts, install, machines, network, page, paths, rendezvous, rootfs, state
 from riglib.errors import RigError
+from riglib.machine_image import Booted
 from riglib.nat import Nat
 from riglib.run import say
 
-SHAPING = ("boot.sh", "by_readme.py", "hosts.py", "nat.py", "network.py")
+SHAPING = ("boot.sh", "by_readme.py", "hosts.py", "machines.py", "nat.py", "network.py")
 """The parts of riglib that shape a running rig: when one changes, the rig has to be made anew."""
 
 
-RIG, README = "rig", "readme"
-"""Kinds of hosts: set up by provision.sh for tests, or the way README.md tells its reader to."""
+RIG, README, VM = "rig", "readme", "vm"
+"""Kinds of LXC hosts: set up by provision.sh for tests; the way README.md tells its reader to; virtual machines."""
 
 
-def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None, kind: str = RIG) -> None:
-    """Start the rig, or bring one that already runs with these options up to date."""
+def bring_up(nat_a: Nat, nat_b: Nat, mbit: int | None, kind: str = RIG, *, cpu_b: str = "", kernel_b: str = "") -> None:
+    """Start the rig, or bring one that already runs with these options up to date.
+
+    Of virtual machines, hostb may have another model of CPU or the kernel of another suite.
+    """
     options = {"nat_a": str(nat_a), "nat_b": str(nat_b), "mbit": mbit, "hosts": kind}
     shape = install.digest([f"vagrant/riglib/{name}" for name in SHAPING])
     with state.lock(Path(paths.LOCK)) as lock:
         started = time.monotonic()
         current = state.load()
-        roots = [str(root) for root in rootfs.ensure(lock, by_readme=kind == README)]
-        wanted = {"options": options, "roots": roots, "shape": shape}
+        roots = rootfs.ensure(lock, by_readme=kind == README)
+        booted = {}
+        if kind == VM:
+            options |= {"cpu_b": cpu_b, "kernel_b": kernel_b}
+            booted["hosta"] = machines.ensure(roots[1])
+            booted["hostb"] = machines.ensure(roots[1], suite=kernel_b, cpu=cpu_b)
+        folders = [*roots, *(each.folder for each in booted.values())]
+        wanted = {"options": options, "roots": [str(folder) for folder in folders], "shape": shape}
         if not usable(current, wanted):
             state.clean(hosts.HOSTS)
-            current = build(wanted, network.plan(nat_a, nat_b, by_readme=kind == README))
+            current = build(wanted, network.plan(nat_a, nat_b, by_readme=kind == README), booted)
         update(current)
         say(f"'{paths.INSTANCE}' is up ({time.monotonic() - started:.1f} s)")
 
@@ -46,22 +56,25 @@ def all_hosts(options: dict[str, Any]) -> list[str]:
     return [*hosts.HOSTS, "switch", *second]
 
 
-def build(wanted: dict[str, Any], plan: network.Plan) -> dict[str, Any]:
-    """Start all hosts and connect them; the state says `building` until that is done."""
+def build(wanted: dict[str, Any], plan: network.Plan, booted: dict[str, Booted]) -> dict[str, Any]:
+    """Start all hosts and connect them; the state says `building` until that is done. `booted`: virtual machines."""
+    if booted:
+        machines.check_room(len(booted))
     current = {"phase": "building", "addresses": plan.addresses, **wanted}
     state.save(current)
     options = wanted["options"]
     names = all_hosts(options)
-    of_rig, of_guests, *of_readme = wanted["roots"]
+    of_rig, of_guests, *of_readme = wanted["roots"][: 2 if booted else None]
     for host in names:
         if of_readme and host in by_readme.HOSTS:
             hosts.start(host, of_readme[0], of_guests, disk=by_readme.DISK)
         else:
-            hosts.start(host, of_rig, of_guests)
+            hosts.start(host, of_rig, of_guests, machine=host in booted)
     pids = {host: paths.host_pid(host) for host in names}
     for host in names:
         hosts.wait_booted(host)
-    network.build(plan, pids)
+    network.build(plan, pids, machines=list(booted))
+    machines.start_all(booted, pids, plan)
     if options["mbit"]:
         network.shape(plan, pids, options["mbit"])
     hosts.introduce(plan.addresses, by_readme.ALIASES if of_readme else {})
@@ -83,6 +96,8 @@ def update(current: dict[str, Any]) -> None:
         steps.append(("booted", [], lambda: by_readme.boot(current["addresses"], lan=lan)))
         files = [*by_readme.package_files(), *page.FILES]
         steps.append(("migrator", files, lambda: by_readme.install_migrator(lan=lan)))
+    elif options.get("hosts") == VM:
+        steps.append(("migrator", deb.source_files(), install_package))
     else:
         steps.append(("migrator", install.package_files(), install.install_migrator))
     wanted = {name: install.digest(files) for name, files, _ in steps}
@@ -103,3 +118,9 @@ def update(current: dict[str, Any]) -> None:
         second = [network.RENDEZVOUS_SECOND] if addresses[0] == network.WAN["rendezvous"] else []
         rendezvous.serve([*addresses, *second], restart="migrator" in changed)
     state.save(current)
+
+
+def install_package() -> None:
+    """Install migrator on virtual machines the way their users do: its Debian package."""
+    install.install_migrator([rendezvous.HOST])
+    machines.install()

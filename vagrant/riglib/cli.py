@@ -5,17 +5,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from riglib import nat, network, paths, state
-from riglib.errors import NotBuilt, NotRunning, RigError
+from riglib.errors import NotRunning, RigError
 from riglib.guests import KINDS, POOL, Guest, make, probe
 from riglib.hosts import HOSTS
 from riglib.run import inside
 
 EPILOG = """exit status: 0 done; 2 wrong arguments; 3 the rig failed; 4 the rig or the host is not running;
-5 not built yet; 6 a program that the rig started failed; 7 the rig is held by another process.
+6 a program that the rig started failed; 7 the rig is held by another process.
 `exec` answers with the command's own status (128+N after signal N); 125 when the rig failed, 126 or 127
 when the command cannot be run or found. `probe`: 0 intact, 1 not intact.
 MIGRATOR_RIG=NAME works on a rig of that name, beside the default one."""
@@ -47,7 +47,10 @@ def parser() -> argparse.ArgumentParser:
 def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the commands for the rig and its hosts."""
     up = commands.add_parser("up", help="start the rig, or bring a running one up to date")
-    up.add_argument("--vm", action="store_true", help="two virtual machines instead of namespaces (not built yet)")
+    up.add_argument("--vm", action="store_true", help="hosta and hostb are virtual machines with Debian 13")
+    up.add_argument("--cpu-b", metavar="MODEL", default="", help="with --vm: hostb's model of CPU, as QEMU names it")
+    about = "with --vm: the suite that hostb's kernel is from, such as trixie-backports"
+    up.add_argument("--kernel-b", metavar="SUITE", default="", help=about)
     types = f"{', '.join(nat.KINDS)}; or TYPE,{nat.NO_INPUT_DROP}"
     for side in "ab":
         about = f"the NAT that host{side} is behind: {types}"
@@ -67,6 +70,9 @@ def add_rig_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
     status = commands.add_parser("status", help="show what is running; exit status 4 if the rig is not up")
     status.add_argument("--json", action="store_true")
+
+    again = commands.add_parser("reset", help="reset a virtual machine, and wait until it has booted")
+    again.add_argument("host", metavar="HOST", help="hosta or hostb")
 
     commands.add_parser("down", help="take the rig down and remove every trace of it")
 
@@ -94,10 +100,9 @@ def add_guest_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 def main(arguments: Sequence[str]) -> int:
     """Run one command; every failure becomes one line and an exit status here."""
     options = parser().parse_args(arguments)
-    commands = {"up": up, "copy": copy, "status": status, "guest": make_guest, "probe": probe_guest, "down": down}
     try:
         check_root()
-        return commands[options.command](options)
+        return COMMANDS[options.command](options)
     except RigError as error:
         print(f"rig: {error}" + (f" (cure: {error.hint})" if error.hint else ""), file=sys.stderr)
         return error.status
@@ -114,13 +119,17 @@ def check_root() -> None:
 def up(options: argparse.Namespace) -> int:
     """Start the rig."""
     # Only this command needs the builders.
-    from riglib.bringup import bring_up
+    from riglib.bringup import RIG, VM, bring_up
 
-    if options.vm:
-        raise NotBuilt("the rig of virtual machines is not built yet", hint="leave out --vm: the rig of namespaces")
+    if options.vm and options.hosts != RIG:
+        raise RigError("--vm and --hosts exclude each other", hint="leave out one of them")
+    if (options.cpu_b or options.kernel_b) and not options.vm:
+        raise RigError("--cpu-b and --kernel-b are for virtual machines", hint="--vm")
     if options.mbit is not None:
         network.check_mbit(options.mbit)
-    bring_up(nat.parse(options.nat_a), nat.parse(options.nat_b), options.mbit, options.hosts)
+    nats = (nat.parse(options.nat_a), nat.parse(options.nat_b))
+    kind = VM if options.vm else options.hosts
+    bring_up(*nats, options.mbit, kind, cpu_b=options.cpu_b, kernel_b=options.kernel_b)
     return 0
 
 
@@ -157,6 +166,16 @@ def status(options: argparse.Namespace) -> int:
     return 0 if complete else NotRunning.status
 
 
+def reset(options: argparse.Namespace) -> int:
+    """Reset a virtual machine."""
+    from riglib import machines
+
+    if not paths.machine_pid(options.host):
+        raise RigError(f"{options.host} is no virtual machine", hint="vagrant/rig up --vm")
+    machines.reset(options.host)
+    return 0
+
+
 def make_guest(options: argparse.Namespace) -> int:
     """Make and start a container to move."""
     kind = KINDS[options.kind]
@@ -188,3 +207,14 @@ def down(_options: argparse.Namespace) -> int:
     with state.lock(Path(paths.LOCK), remove=True):
         state.clean(HOSTS)
     return 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": up,
+    "copy": copy,
+    "status": status,
+    "guest": make_guest,
+    "probe": probe_guest,
+    "reset": reset,
+    "down": down,
+}

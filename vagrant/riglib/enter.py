@@ -67,9 +67,16 @@ def main_exec(arguments: list[str]) -> int:
 def execute(host: str, command: list[str]) -> int:
     """Run a command as a child in all namespaces of a host, pass signals on to it, return its exit status."""
     pidfd = os.pidfd_open(paths.host_pid(host))
+    machine = paths.machine_pid(host)
     # The host's cgroup first: what is started here must end with the host, and LXC expects its host's own subtree.
     with open(f"{paths.cgroup(host)}/init.scope/cgroup.procs", "w", encoding="ascii") as procs:
         procs.write("0")
+    if machine:
+        from riglib import machine_exec
+
+        check(libc.setns(pidfd, CLONE_NEWNET))
+        os.close(pidfd)
+        return machine_exec.execute(command)
     environment = ENVIRONMENT | {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     check(libc.setns(pidfd, ALL_NAMESPACES))
     os.close(pidfd)

@@ -18,12 +18,6 @@ class NotRunning(RigError):
     status = 4
 
 
-class NotBuilt(RigError):
-    """A part of the interface that has not been built yet."""
-
-    status = 5
-
-
 class CommandFailed(RigError):
     """A program that the rig started failed."""
 

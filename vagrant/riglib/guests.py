@@ -19,6 +19,9 @@ DEBIAN = "/opt/rig/debian"
 """Where boot.sh shows the cached root file system of Debian guests to each LXC host."""
 IDMAP_BASE = 100000
 NAME_LENGTH = 64
+LIMIT = 600
+"""Seconds for what is done in a host. A guest of systemd boots in three, but in minutes in a virtual machine without
+KVM that shares its processors."""
 FOLDERS = ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "user", "var")
 APPLETS = ("sh", "su", "sleep", "cat", "ls", "ps", "id", "ip", "kill", "mv", "rm", "tail", "ping", "wc", "nc", "head",
            "base64", "md5sum")  # fmt: skip
@@ -52,7 +55,7 @@ class Guest:
         """The root file system, a subvolume of its own."""
         return f"{POOL}/{self.name}/rootfs"
 
-    def run(self, *command: str, text: str = "", file: Path | None = None, timeout: float = 120) -> str:
+    def run(self, *command: str, text: str = "", file: Path | None = None, timeout: float = LIMIT) -> str:
         """Run a program on the guest's host."""
         return inside(self.host, command, text=text, file=file, timeout=timeout)
 
@@ -196,7 +199,7 @@ def make(guest: Guest) -> None:
     guest.run("lxc-start", "-n", guest.name, "-o", f"/var/log/lxc/{guest.name}.log", "-l", "INFO")
     if guest.kind == "redis":
         guest.run("python3", f"{HELPERS}/guests/redis_data.py", "load", guest.address, str(guest.size))
-    guest.run("python3", f"{HELPERS}/guests/probe.py", guest.name, "--quick", "--wait", "60")
+    guest.run("python3", f"{HELPERS}/guests/probe.py", guest.name, "--quick", "--wait", str(LIMIT // 2))
 
 
 def define(guest: Guest) -> None:
@@ -240,7 +243,7 @@ def check(guest: Guest) -> None:
         raise RigError(f"'{guest.name}' is no name for a container", hint="letters, digits, dashes, dots, underscores")
     if guest.kind == "redis" and not guest.address:
         raise RigError("a redis guest needs an address", hint="--ip 10.0.3.100")
-    if KINDS[guest.kind].shipped and not guest.unprivileged and not may_raise_limits():
+    if KINDS[guest.kind].shipped and not guest.unprivileged and not may_raise_limits(guest):
         why = "this machine's root lacks CAP_SYS_RESOURCE: tasks of other users can be moved only in a user namespace"
         raise RigError(why, hint="--unprivileged")
     if guest.address:
@@ -253,9 +256,9 @@ def check(guest: Guest) -> None:
 CAP_SYS_RESOURCE = 24
 
 
-def may_raise_limits() -> bool:
-    """Tell whether CRIU may set the resource limits of tasks that are not root's (prlimit(2))."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
+def may_raise_limits(guest: Guest) -> bool:
+    """Tell whether CRIU may set the resource limits of tasks that are not root's (prlimit(2)) on the guest's host."""
+    status = guest.run("cat", "/proc/self/status")
     return bool(int(status.partition("CapBnd:")[2].split()[0], 16) >> CAP_SYS_RESOURCE & 1)
 
 
@@ -298,4 +301,4 @@ def network_lines(guest: Guest) -> list[str]:
 
 def probe(host: str, arguments: Sequence[str]) -> str:
     """Return what a guest reports about itself, as JSON."""
-    return inside(host, ["python3", f"{HELPERS}/guests/probe.py", *arguments], timeout=200, check=False)
+    return inside(host, ["python3", f"{HELPERS}/guests/probe.py", *arguments], timeout=LIMIT, check=False)

@@ -19,14 +19,17 @@ HOSTS = LXC_HOSTS + PLAIN
 POOL_SIZE = "8G"
 
 
-def start(host: str, root: str, guest_root: str, *, disk: str = "") -> None:
-    """Start one host's boot; `wait_booted` waits for its end. `disk`: the device for containers is left empty."""
+def start(host: str, root: str, guest_root: str, *, disk: str = "", machine: bool = False) -> None:
+    """Start one host's boot; `wait_booted` waits for its end.
+
+    `disk`: the device for containers is left empty. `machine`: a virtual machine runs in it, which has its own.
+    """
     cgroup = Path(paths.cgroup(host))
     cgroup.mkdir(parents=True, exist_ok=True)
     directory = Path(paths.LIB, host)
     directory.mkdir(parents=True, exist_ok=True)
     command = ["sh", f"{paths.VAGRANT}/riglib/boot.sh", host, root, str(directory)]
-    if host in LXC_HOSTS:
+    if host in LXC_HOSTS and not machine:
         command += [POOL_SIZE, guest_root, disk]
     child = os.fork()
     if child == 0:

@@ -5,6 +5,7 @@ import concurrent.futures
 import hashlib
 import tarfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from riglib import paths, rendezvous
@@ -60,7 +61,7 @@ def install_helpers() -> None:
         inside(host, unpack, file=packed)
 
 
-def install_migrator() -> None:
+def install_migrator(hosts: Sequence[str] = MIGRATOR_HOSTS) -> None:
     """Build migrator on the hosts that run it, and install it there."""
     files = package_files()
     if "setup.py" not in files and "pyproject.toml" not in files:
@@ -68,11 +69,11 @@ def install_migrator() -> None:
         return
     started = time.monotonic()
     packed = archive(files, "tree")
-    for host in MIGRATOR_HOSTS:
+    for host in hosts:
         inside(host, ["sh", "-c", "rm -rf /opt/migrator/tree && mkdir -p /opt/migrator/tree"])
         inside(host, ["tar", "-x", "--no-same-owner", "-C", "/opt/migrator/tree"], file=packed)
     install = ["sh", f"{HELPERS}/provision.sh", "migrator", "/opt/migrator/tree"]
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for done in [pool.submit(inside, host, install, timeout=120) for host in MIGRATOR_HOSTS]:
+        for done in [pool.submit(inside, host, install, timeout=120) for host in hosts]:
             done.result()
     say(f"installed migrator in {time.monotonic() - started:.1f} s")

@@ -11,6 +11,7 @@ As soon as one of the LXC hosts is behind a NAT, each has a private lxcbr0, and 
                      client ───┴─── rendezvous                        198.51.100.0/24 and 203.0.113.0/24 outside
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from riglib.errors import RigError
@@ -154,8 +155,8 @@ def outside_lines(address: str, interface: str) -> list[str]:
     return [f"address add {address}/24 dev {interface}", f"route add {other} dev {interface}"]
 
 
-def build(made: Plan, pids: dict[str, int]) -> None:
-    """Make the network inside the running hosts."""
+def build(made: Plan, pids: dict[str, int], machines: Sequence[str] = ()) -> None:
+    """Make the network inside the running hosts; `machines` are those in which machines.py does its part."""
     # A link is created with each end in its namespace: `ip` has to know the other's pid, so it runs in the machine's
     # pid namespace.
     links: dict[str, list[str]] = {}
@@ -165,8 +166,11 @@ def build(made: Plan, pids: dict[str, int]) -> None:
     for host, lines in links.items():
         ip(host, pids, lines)
     for host, lines in made.lines.items():
-        ip(host, pids, lines)
+        if host not in machines:
+            ip(host, pids, lines)
     for host, rules in made.rules.items():
+        if host in machines:
+            continue
         inside(host, ["sysctl", "-q", "net.ipv4.ip_forward=1"])
         inside(host, ["nft", "-f", "-"], text=rules)
 

@@ -53,6 +53,26 @@ def host_pid(host: str) -> int:
         raise NotRunning(f"no host '{host}' is running in the rig '{INSTANCE}'", hint="vagrant/rig up") from None
 
 
+def machine(host: str) -> str:
+    """Return the file that names the QEMU of a host that is a virtual machine; others have none."""
+    return f"{RUN}/{host}.machine"
+
+
+def machine_pid(host: str) -> int:
+    """Return the pid of a machine's QEMU, verified like `host_pid`; 0 if the host is no machine."""
+    try:
+        with open(machine(host), encoding="ascii") as file:
+            pid, start = file.read().split()
+    except OSError:
+        return 0
+    try:
+        if start == start_time(int(pid)):
+            return int(pid)
+    except OSError:
+        pass
+    raise NotRunning(f"the machine of {host} is dead", hint="vagrant/rig up --vm")
+
+
 def start_time(pid: int) -> str:
     """Return when a process started: together with its pid this identifies it for good. A zombie counts as gone."""
     with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:

@@ -72,9 +72,10 @@ def write(file: Path, text: str) -> None:
 
 
 def alive(host: str) -> bool:
-    """Tell whether a host's init runs."""
+    """Tell whether a host's init runs, and its machine if it is one."""
     try:
         paths.host_pid(host)
+        paths.machine_pid(host)
     except RigError:
         return False
     return True
