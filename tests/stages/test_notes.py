@@ -44,7 +44,7 @@ def test_the_destination_takes_as_much() -> None:
 
 def test_too_large_a_record_is_found_before_it_stands_still(dumping: dump.Dump,
                                                             monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folders, "place_images", made)
+    monkeypatch.setattr(image_folders, "provide_images", made)
     monkeypatch.setattr(mount_flags, "record", lambda _: "x" * (LIMIT + 1))
     with pytest.raises(DumpFailed, match=mount_flags.RECORD):
         dumping.prepare()
@@ -58,7 +58,7 @@ def test_a_process_that_ends_meanwhile_is_no_reason(dumping: dump.Dump, monkeypa
     def ends(_: object) -> str:
         raise OSError(errno.EINVAL, "it ends")
 
-    monkeypatch.setattr(image_folders, "place_images", made)
+    monkeypatch.setattr(image_folders, "provide_images", made)
     monkeypatch.setattr(mount_flags, "record", ends)
     with pytest.raises(EOFError):
         dumping.prepare()
