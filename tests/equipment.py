@@ -25,8 +25,8 @@ RECORD = "tests/equipment.digest"
 TESTS = ("tests/vagrant", "tests/rig/test_rig.py", "tests/rig/test_harness.py", "tests/rig/test_told.py")
 # setup.cfg has the packages that are put into the hosts' root file systems.
 MADE_OF = ("vagrant", "setup.cfg", "harness/rig.py", "harness/scripts.py", "tests/equipment.py",
-           "tests/rig/clean_hosts.py", "tests/rig/conftest.py", "tests/rig/machine.py", "tests/rig/told.py",
-           "tests/rig/udp_asker.py", "tests/rig/udp_reflector.py")
+           "tests/rig/clean_hosts.py", "tests/rig/conftest.py", "tests/rig/machine.py", "tests/rig/sessions.py",
+           "tests/rig/told.py", "tests/rig/udp_asker.py", "tests/rig/udp_reflector.py")
 
 
 def is_test(path: Path) -> bool:

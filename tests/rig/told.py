@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What both hosts know, for a test that has failed: it need not be run again to be understood.
 
-`tests/rig/conftest.py` puts it into the report of each test on the rig that fails, before anything is cleaned up.
+`tests/rig/sessions.py` puts it into the report of each test on the rig that fails, before anything is cleaned up.
 """
 
 from __future__ import annotations

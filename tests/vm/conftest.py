@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from harness.rig import Rig
-from tests.rig.conftest import clean_hosts, pytest_runtest_makereport, rig_of
+from tests.rig.sessions import clean_hosts, pytest_runtest_makereport, rig_of
 
 __all__ = ["clean_hosts", "pytest_runtest_makereport", "rig"]
 
