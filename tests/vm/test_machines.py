@@ -128,7 +128,7 @@ def test_machines_are_debian_13_as_it_is(rig: Rig, host: str) -> None:
 SECRETS = """set -e
 cat /etc/machine-id /sys/class/net/eth0/address /etc/ssh/ssh_host_ed25519_key.pub /root/.ssh/id_ed25519.pub
 head -c 16 /dev/urandom | base64
-cat /proc/sys/kernel/random/uuid
+cat /proc/sys/kernel/random/uuid /proc/sys/kernel/random/boot_id
 findmnt -n -o UUID /pool
 """
 
@@ -136,7 +136,7 @@ findmnt -n -o UUID /pool
 def test_machines_are_not_each_other(rig: Rig) -> None:
     """Both come from one that had booted, and would draw the same secrets."""
     told = [rig.sh(host, SECRETS).splitlines() for host in LXC_HOSTS]
-    assert len(told[0]) == len(told[1]) == 7
+    assert len(told[0]) == len(told[1]) == 8
     assert not set(told[0]) & set(told[1])
 
 

@@ -71,6 +71,9 @@ with open("/dev/random", "wb", 0) as random:
 '
 echo "$name" >/etc/hostname
 hostname "$name"
+# They would also be taken for one and the same boot.
+cat /proc/sys/kernel/random/uuid >/run/rig-boot-id
+mount --bind /run/rig-boot-id /proc/sys/kernel/random/boot_id
 rm -f /etc/machine-id /etc/ssh/ssh_host_* /root/.ssh/id_*
 systemd-machine-id-setup >/dev/null 2>&1
 ip link set dev eth0 address "$mac"
