@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.rig import TREE, Rig, wait_for
+from tunnel.tunnel_errors import PeerAbsent
 
 sys.path.insert(0, str(TREE / "vagrant"))
 try:
@@ -70,6 +71,9 @@ class Reader:
         if command.startswith("tail "):  # the container needs a moment, and so does whoever reads
             file = command.split()[1]
             wait_for(lambda: self.rig.sh(HOSTS[host], f"cat {file} 2>/dev/null", check=False), f"something in {file}")
+        if command.startswith("migrator tunnel ping "):  # the other host's agent needs a moment to reach the rendezvous
+            wait_for(lambda: self.rig.exec(HOSTS[host], "sh", "-c", command, check=False).status != PeerAbsent.status,
+                     "the other host waits at the rendezvous")
         outcome = self.rig.exec(HOSTS[host], "sh", "-c", command, check=False, limit=300)
         good = (0, 1) if command.startswith("migrator check ") else (0,)
         assert outcome.status in good, f"{host}# {line}\n{outcome}"
