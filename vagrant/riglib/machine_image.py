@@ -105,14 +105,18 @@ def base(suite: str = STABLE) -> Base:
 def build_base(folder: Path, suite: str, needs: str, locks: tuple[int, ...]) -> None:
     """Make a Debian that boots: kernel, initrd and the file system of its disk."""
     packages = [*PACKAGES, *run(["sh", str(PROVISION), "list"]).split()]
-    sources: list[str] = []
+    inside = 'chroot "$1"'
+    kernel = []
     if suite == STABLE:
         packages.append(KERNEL)
-    else:
-        sources = [f"deb http://deb.debian.org/debian {name} main" for name in (STABLE, suite)]
-        packages.append(f"{KERNEL}/{suite}")
-    inside = 'chroot "$1"'
+    else:  # from the same mirror
+        kernel = [
+            f'sed "s/ {STABLE} / {suite} /" "$1/etc/apt/sources.list" >"$1/etc/apt/sources.list.d/kernel.list"',
+            f"{inside} apt-get update -q >/dev/null",
+            f"{inside} apt-get install -y -q --no-install-recommends {KERNEL}/{suite} >/dev/null",
+        ]
     steps = [
+        *kernel,
         f"copy-in {PROVISION} /tmp",
         *(f"{inside} sh /tmp/provision.sh {phase}" for phase in ("lxc", "ssh")),
         f"{inside} apt-get satisfy -y -q --no-install-recommends '{needs}' >/dev/null",
@@ -131,7 +135,7 @@ def build_base(folder: Path, suite: str, needs: str, locks: tuple[int, ...]) -> 
     left_out = [f"--dpkgopt=path-exclude={path}" for path in rootfs.LEFT_OUT]
     hooks = [f"--customize-hook={step}" for step in steps]
     rootfs.mmdebstrap("--format=directory", *left_out, f"--include={','.join(packages)}", *hooks, STABLE,
-                      str(made.root), *sources, locks=locks)  # fmt: skip
+                      str(made.root), locks=locks)  # fmt: skip
     shutil.copyfile(made.root / "vmlinuz", made.kernel)
     shutil.copyfile(made.root / "initrd.img", made.initrd)
 
