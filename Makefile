@@ -42,12 +42,11 @@ TEST_PACKAGES = btrfs-progs groff-base openssh-client openssh-server procps pyth
 VAGRANT_PACKAGES = dnsmasq-base e2fsprogs iptables libvirt-daemon libvirt-daemon-driver-qemu qemu-system-x86 qemu-utils rsync \
     $(if $(shell grep -x 'VERSION_ID="12"' /etc/os-release),,libvirt-daemon-driver-network libvirt-daemon-driver-storage)
 
-.PHONY: demo test test-all test-mutants test-equipment test-vagrant fast bench deb test-deb lint docs clean rig-packages
-.PHONY: packages
 # What the rig of virtual machines needs in addition.
 VM_PACKAGES = e2fsprogs qemu-system-x86 qemu-utils
 
-.PHONY: test-vm vm-packages
+.PHONY: demo test test-all test-mutants test-equipment test-vagrant test-vm fast bench deb test-deb lint docs clean
+.PHONY: rig-packages packages vm-packages
 .DELETE_ON_ERROR:
 
 demo: rig-packages
